@@ -1,0 +1,60 @@
+# `make` lists what there is. Everything is installed in .venv, once, and again when
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+INSTALLED := $(VENV)/installed
+INSTALLED_DEV := $(VENV)/installed-dev
+INSTALLED_DOCS := $(VENV)/installed-docs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench fmt docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## install atoll and what it needs in .venv
+
+demo: $(INSTALLED)  ## train a small model with a host and three peers, in about three minutes
+	$(BIN)/atoll demo
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(INSTALLED)  ## time the phases of a round, one line of JSON for each
+	$(BIN)/python benchmarks/round.py
+
+fmt: $(INSTALLED_DEV)  ## format, and mend what the linter can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+docs: $(INSTALLED_DOCS)  ## build the documentation as HTML, in docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
+clean:  ## remove what the other targets made, .venv included
+	rm -rf $(VENV) build dist docs/_build demo-run src/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing in $(VENV) (once; takes a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[train,demo,test]'
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP) -e '.[docs]'
+	@touch $@

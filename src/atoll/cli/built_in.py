@@ -1,0 +1,48 @@
+"""The host's built-in member: an agent without a trainer, in a process that ends with the host's.
+
+python -m atoll.cli.built_in DIRECTORY DATASET ADVERTISE
+"""
+
+import asyncio
+import sys
+import threading
+from pathlib import Path
+
+from atoll.cli.show import Lines
+from atoll.config import PeerConfig
+from atoll.data.shards import Dataset
+from atoll.errors import AtollError
+from atoll.events import EventLog
+from atoll.net.transport import TcpTransport
+from atoll.peer.agent import Agent
+from atoll.peer.home import Home
+
+
+async def _keep(directory: Path, dataset: Path, advertise: str) -> None:
+    peer = PeerConfig(directory=str(directory), name="built-in", advertise_host=advertise)
+    home = Home(directory, keep_states=peer.keep_states)
+    log = EventLog(directory / "events.jsonl", show=Lines().show)
+    agent = Agent(home, peer, transport=TcpTransport(home.identity), trains=False, emit=log.emit)
+    agent.serve_dataset(Dataset.open(dataset))
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def wait_for_the_host() -> None:
+        sys.stdin.buffer.read()  # until the host's process is gone
+        loop.call_soon_threadsafe(task.cancel)
+
+    threading.Thread(target=wait_for_the_host, daemon=True).start()
+    try:
+        await agent.run()
+    except asyncio.CancelledError:
+        pass
+    finally:
+        log.close()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(_keep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    except AtollError as error:
+        sys.exit(f"error: {error}\nhint: {error.hint}")

@@ -1,0 +1,161 @@
+"""`atoll host`: serve a run, with its built-in member beside."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.cli.places import cache_directory, run_directory
+from atoll.cli.show import Lines, console, progress
+from atoll.config import RunConfig, load_run_config
+from atoll.data.prepare import prepare
+from atoll.data.shards import Dataset
+from atoll.events import EventLog, Warned
+from atoll.host.service import Host
+from atoll.host.setup import RunDirectory, open_run
+from atoll.net.identity import write_private
+from atoll.net.transport import TcpTransport
+from atoll.peer.home import RunFile, write_run_file
+
+DAY_S = 86_400.0
+
+
+def host(
+    run: Annotated[Path, typer.Argument(help="The run's directory, or its run.toml.")],
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 7777,
+    advertise: Annotated[
+        str, typer.Option(help="Name or address that peers know this machine by; empty: guessed.")
+    ] = "",
+    uses: Annotated[int, typer.Option(help="How many machines may use the invite.")] = 100,
+    days: Annotated[float, typer.Option(help="For how many days the invite is good.")] = 7.0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+    ] = None,
+) -> None:
+    """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; run it again to go on."""
+    directory = run_directory(run)
+    config = load_run_config(directory / "run.toml")
+    dataset = prepare(
+        config,
+        base_directory=directory,
+        directory=cache or cache_directory(),
+        on_progress=progress("preparing the text"),
+    )
+    opened = open_run(directory, config, dataset=dataset.digest)
+    try:
+        service = _Service(opened, config, dataset, advertise=advertise or own_address())
+        asyncio.run(service.serve(listen, port, uses=uses, valid_s=days * DAY_S))
+    finally:
+        opened.close()
+
+
+def own_address() -> str:
+    """Return this machine's address in its network, by asking which one it would use to go out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; an address for documentation
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+class _Service:
+    """The host and its built-in member, for as long as the run is served."""
+
+    def __init__(
+        self, opened: RunDirectory, config: RunConfig, dataset: Dataset, *, advertise: str
+    ) -> None:
+        self._opened = opened
+        self._config = config
+        self._dataset = dataset
+        self._advertise = advertise
+        self._log = EventLog(opened.path / "events.jsonl", show=Lines().show)
+        self._host = Host(
+            opened.journal,
+            authority=opened.authority,
+            transport=TcpTransport(opened.identity),
+            identity=opened.identity,
+            advertise=advertise,
+            emit=self._log.emit,
+        )
+
+    async def serve(self, listen: str, port: int, *, uses: int, valid_s: float) -> None:
+        if self._host.run.is_complete:
+            console.print(f"the run is complete: {self._config.sync.rounds} rounds are committed")
+            return
+        started = asyncio.Event()
+        serving = asyncio.create_task(self._host.serve(host=listen, port=port, started=started))
+        starting = asyncio.create_task(started.wait())
+        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+        keeping = asyncio.create_task(self._keep_built_in()) if started.is_set() else None
+        try:
+            if keeping is not None:
+                self._print_invite(self._host.make_invite(uses=uses, valid_s=valid_s))
+            await serving
+        finally:
+            starting.cancel()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+            if keeping is not None:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+            self._log.close()
+
+    def _print_invite(self, invite: str) -> None:
+        write_private(self._opened.path / "invite.txt", invite.encode() + b"\n")
+        console.print("to take part, on any machine that can reach this one:\n")
+        console.print(f"    atoll join {invite}\n", soft_wrap=True, markup=False)
+
+    async def _keep_built_in(self) -> None:
+        """Run the built-in member in a process of its own, again whenever it ends."""
+        run_file = RunFile(
+            config=self._config,
+            host="127.0.0.1",
+            port=self._host.port,
+            host_id=self._opened.identity.peer_id,
+            built_in=self._opened.built_in.peer_id,
+        )
+        write_run_file(self._opened.path / "built-in", run_file)
+        while True:
+            process = await self._start_built_in()
+            try:
+                code = await process.wait()
+            except asyncio.CancelledError:
+                await _end(process)
+                raise
+            if code == 0:
+                return
+            self._log.emit(Warned(text=f"the built-in member ended with code {code}; starting it"))
+            await asyncio.sleep(1.0)
+
+    async def _start_built_in(self) -> Process:
+        directory = self._opened.path / "built-in"
+        with (directory / "built-in.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "atoll.cli.built_in"),
+                *(str(directory), str(self._dataset.folder), self._advertise),
+                stdin=PIPE,  # its end tells the child that we are gone
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the host
+            )
+
+
+async def _end(process: Process) -> None:
+    """Ask the process to end, and see that it does."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(10.0):
+            await process.wait()
+    except TimeoutError:
+        process.send_signal(signal.SIGKILL)
+        await process.wait()

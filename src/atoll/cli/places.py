@@ -1,0 +1,32 @@
+"""Where things are on this machine, unless the user says otherwise."""
+
+import os
+from pathlib import Path
+
+from atoll.errors import ConfigError
+
+
+def cache_directory() -> Path:
+    """Return where tokenised datasets are kept, for all runs of this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "atoll" / "datasets"
+
+
+def peer_directory(authority: str) -> Path:
+    """Return where this machine's peer of the run with this authority lives."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "atoll" / authority[:16]
+
+
+def run_directory(path: Path) -> Path:
+    """Return the directory of a run that is named by it or by its run.toml.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    directory = path.parent if path.name.endswith(".toml") else path
+    if not (directory / "run.toml").is_file():
+        raise ConfigError(
+            f"no run in {directory}: it has no run.toml", hint="begin one with: atoll new NAME"
+        )
+    return directory

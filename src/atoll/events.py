@@ -1,0 +1,174 @@
+"""Facts that the processes of a run report: a log line, a chart and an assertion are renderings of one.
+
+Each process appends its own to `events.jsonl` in its directory, one JSON object a line, stamped with
+the wall clock for people to read (`at`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from atoll.clock import wall_s
+from atoll.ids import Digest, PeerId, RoundId
+
+
+class HostStarted(Struct, frozen=True, kw_only=True, tag="host_started"):
+    run: str
+    address: str
+    committed: RoundId
+
+
+class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
+    """A peer has a control connection to the host."""
+
+    peer: PeerId
+    name: str
+    device: str
+    reachable: bool
+
+
+class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):
+    peer: PeerId
+    name: str
+    reason: str
+
+
+class RoundPlanned(Struct, frozen=True, kw_only=True, tag="round_planned"):
+    """Also reported when the open round is planned again, for another set of reducers."""
+
+    round: RoundId
+    peers: tuple[PeerId, ...]
+    reducers: tuple[PeerId, ...]
+    reason: str
+
+
+class RoundClosed(Struct, frozen=True, kw_only=True, tag="round_closed"):
+    round: RoundId
+    roster: tuple[PeerId, ...]
+    missing: tuple[PeerId, ...]
+    reason: str
+
+
+class RoundCommitted(Struct, frozen=True, kw_only=True, tag="round_committed"):
+    round: RoundId
+    roster: tuple[PeerId, ...]
+    num_tokens: int
+    mean_loss: float
+    update_bytes: int
+    seconds: float
+
+
+class StateAgreed(Struct, frozen=True, kw_only=True, tag="state_agreed"):
+    round: RoundId
+    digest: Digest
+    peers: tuple[PeerId, ...]
+
+
+class StateDiffers(Struct, frozen=True, kw_only=True, tag="state_differs"):
+    round: RoundId
+    peer: PeerId
+    digest: Digest
+    agreed: Digest
+
+
+class Training(Struct, frozen=True, kw_only=True, tag="training"):
+    """How far a peer is in its inner steps; at most a few times a second."""
+
+    peer: PeerId
+    round: RoundId
+    step: int
+    loss: float
+    tokens_per_s: float
+
+
+class PhaseTimed(Struct, frozen=True, kw_only=True, tag="phase_timed"):
+    """How long one phase of a round took on this peer: snapshot, encode, send, reduce, ..."""
+
+    round: RoundId
+    phase: str
+    seconds: float
+    num_bytes: int = 0
+
+
+class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
+    """A peer has fetched a whole committed state, or replayed updates up to it."""
+
+    round: RoundId
+    how: str
+    num_bytes: int
+    seconds: float
+
+
+class TrainerDied(Struct, frozen=True, kw_only=True, tag="trainer_died"):
+    reason: str
+    in_a_row: int
+
+
+class Warned(Struct, frozen=True, kw_only=True, tag="warned"):
+    """Something a person should know, that the process could deal with by itself."""
+
+    text: str
+
+
+class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
+    reason: str
+
+
+Event: TypeAlias = (
+    HostStarted
+    | PeerJoined
+    | PeerLeft
+    | RoundPlanned
+    | RoundClosed
+    | RoundCommitted
+    | StateAgreed
+    | StateDiffers
+    | Training
+    | PhaseTimed
+    | StateSynced
+    | TrainerDied
+    | Warned
+    | Stopped
+)
+Emit: TypeAlias = Callable[[Event], None]
+
+
+class Stamped(Struct, frozen=True, kw_only=True):
+    """A line of `events.jsonl`."""
+
+    at: float
+    event: Event
+
+
+_decoder = msgspec.json.Decoder(Stamped)
+
+
+class EventLog:
+    """Appends events to a file, and hands each to `show` for the terminal."""
+
+    def __init__(self, path: Path, *, show: Emit) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._show = show
+
+    def emit(self, event: Event) -> None:
+        self._file.write(msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n")
+        self._show(event)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path, *, offset: int = 0) -> tuple[list[Stamped], int]:
+    """Return the whole lines of the file from byte `offset` on, and where the next ones start."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        lines = file.read().split(b"\n")
+    whole, rest = lines[:-1], lines[-1]
+    end = offset + sum(len(line) + 1 for line in lines) - 1 - len(rest)
+    return [_decoder.decode(line) for line in whole if line], end

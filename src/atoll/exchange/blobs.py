@@ -1,0 +1,80 @@
+"""Blobs on disk: immutable files, each named by the digest of its content.
+
+What is here under a name is that content, or it is not here.
+"""
+
+from pathlib import Path
+from threading import get_ident
+
+from atoll.errors import BadBlobError
+from atoll.ids import Buffer, Digest, digest_of
+from atoll.outer.durable import (
+    TEMPORARY,
+    Location,
+    disk_errors,
+    open_directory,
+    publish,
+    remove,
+    write_synced,
+)
+
+
+class BlobStore:
+    """A directory of blobs, of one process; its methods may run in several threads at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        open_directory(directory)
+
+    def put(self, digest: Digest, payload: Buffer) -> None:
+        """Keep a blob: when this returns, it is on the disk.
+
+        Raises:
+            BadBlobError: it is not the one of that digest.
+            RunError: the disk is full, or cannot be written to. Nothing else is lost.
+        """
+        if digest_of(payload) != digest:
+            raise BadBlobError(f"a blob is not the one that was asked for: {digest}")
+        if self.get(digest) is not None:
+            return
+        with disk_errors(self._directory):
+            temporary = self._directory / f"{TEMPORARY}{get_ident()}"  # one per thread
+            try:
+                write_synced(temporary, [payload])
+                publish(temporary, self._path(digest))
+            except OSError:
+                remove(temporary)
+                raise
+
+    def get(self, digest: Digest) -> bytes | None:
+        """Return a blob, or None if it is not here.
+
+        A damaged one is removed and not here: whoever has the blob can send it again, so one
+        flipped bit need not stop a peer.
+        """
+        try:
+            payload = self._path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        if digest_of(payload) == digest:
+            return payload
+        remove(self._path(digest))
+        return None
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether there is such a file; only `get` reads it."""
+        return self._path(digest).exists()
+
+    def locate(self, digest: Digest) -> Location | None:
+        """Return where a blob's bytes are; they may be damaged: who gets them checks."""
+        try:
+            return Location(self._path(digest), 0, self._path(digest).stat().st_size)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, digest: Digest) -> None:
+        """Remove a blob, if it is here."""
+        remove(self._path(digest))
+
+    def _path(self, digest: Digest) -> Path:
+        return self._directory / digest

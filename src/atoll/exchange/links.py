@@ -1,0 +1,145 @@
+"""Asking other members for blobs, and offering them ours: always as the one who dials.
+
+    offer          Offer -> Have                    it has these bytes already
+                   Offer -> Want, Blob + bytes -> Taken
+    fetch          Fetch -> Blob + bytes | Missing
+    fetch_update   FetchUpdate -> Blob + bytes | Missing   (waits at the reducer until it is formed)
+
+A connection serves one request at a time, and is kept for the next one to the same member.
+"""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from atoll.errors import BadBlobError, PeerError, ProtocolError
+from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
+from atoll.net import wire
+from atoll.net.transport import Connection, Transport
+
+DIAL_S = 10.0
+
+
+class Links:
+    """The connections of this member to others, by peer."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
+
+    @asynccontextmanager
+    async def to(self, address: wire.Address) -> AsyncIterator[Connection]:
+        """Lend a connection to this member; it is closed, not kept, when the use of it fails.
+
+        Raises:
+            PeerError: the member cannot be reached.
+        """
+        idle = self._idle[address.peer]
+        connection = (
+            idle.pop()
+            if idle
+            else await self._transport.dial(
+                address.host, address.port, expect=address.peer, timeout_s=DIAL_S
+            )
+        )
+        try:
+            yield connection
+        except BaseException:  # also a cancelled request leaves its answer in the pipe
+            await connection.close()
+            raise
+        idle.append(connection)
+
+    async def close(self) -> None:
+        for connections in self._idle.values():
+            for connection in connections:
+                await connection.close()
+        self._idle.clear()
+
+
+async def offer(
+    connection: Connection, payload: Buffer, *, round_id: RoundId, index: int, digest: Digest
+) -> int:
+    """Bring slice `index` of our contribution to its reducer; return the bytes that this took.
+
+    Raises:
+        PeerError: the reducer is gone, or refuses the slice.
+    """
+    num_bytes = len(payload)
+    await connection.send(
+        wire.Offer(round=round_id, slice=index, digest=digest, num_bytes=num_bytes)
+    )
+    match await connection.receive():
+        case wire.Have():
+            return 0
+        case wire.Want():
+            await connection.send(wire.Blob(digest=digest, num_bytes=num_bytes), payload)
+            answer = await connection.receive()
+            if not isinstance(answer, wire.Taken):
+                raise _unexpected(answer)
+            return num_bytes
+        case answer:
+            raise _unexpected(answer)
+
+
+async def fetch(connection: Connection, digest: Digest) -> bytearray | None:
+    """Return the blob, or None if the member does not have it.
+
+    Raises:
+        PeerError: the member is gone, or what it sent is not that blob.
+    """
+    await connection.send(wire.Fetch(digest=digest))
+    answer = await connection.receive()
+    if isinstance(answer, wire.Missing):
+        return None
+    if not isinstance(answer, wire.Blob) or answer.digest != digest:
+        raise _unexpected(answer)
+    return await _payload(connection, answer)
+
+
+async def fetch_update(
+    connection: Connection, *, round_id: RoundId, roster_version: int, index: int, seconds: float
+) -> tuple[Digest, bytearray] | None:
+    """Return the update of a slice from its reducer, or None if it is not there in time.
+
+    Raises:
+        PeerError: the reducer is gone, or what it sent is damaged.
+    """
+    await connection.send(
+        wire.FetchUpdate(
+            round=round_id, roster_version=roster_version, slice=index, seconds=seconds
+        )
+    )
+    answer = await connection.receive()
+    if isinstance(answer, wire.Missing):
+        return None
+    if not isinstance(answer, wire.Blob):
+        raise _unexpected(answer)
+    return answer.digest, await _payload(connection, answer)
+
+
+async def fetch_from_any(
+    links: Links, sources: Sequence[wire.Address], digest: Digest
+) -> bytearray | None:
+    """Return the blob from the first source that has it, or None if none does."""
+    for source in sources:
+        try:
+            async with links.to(source) as connection:
+                payload = await fetch(connection, digest)
+        except PeerError:
+            continue  # the next one may have it
+        if payload is not None:
+            return payload
+    return None
+
+
+async def _payload(connection: Connection, blob: wire.Blob) -> bytearray:
+    payload = await connection.receive_payload(blob.num_bytes)
+    if digest_of(payload) != blob.digest:
+        raise BadBlobError(f"{connection.peer} sent a damaged blob {blob.digest[:12]}")
+    return payload
+
+
+def _unexpected(answer: wire.Message) -> PeerError:
+    if isinstance(answer, wire.Refused):
+        return PeerError(f"refused: {answer.reason}", hint=answer.hint)
+    return ProtocolError(f"an answer out of place: {type(answer).__name__}")

@@ -1,0 +1,150 @@
+"""A reducer: it takes in the slices that are its own, and forms their updates.
+
+    take     check size, finiteness and scales; tell the host, with the squared norm
+    reduce   total = sum of share * decoded, in roster order, in double; encode once; put on disk
+
+The result is a function of the roster alone. Whoever reduces gets the same bytes, so a second reducer
+can take over, and anyone who has the contributions can check.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from atoll.errors import BadBlobError
+from atoll.exchange.blobs import BlobStore
+from atoll.exchange.codec import CODECS, Codec
+from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
+from atoll.net import wire
+
+MAX_VERSIONS = 2  # of one slice of one contributor: it may have had to train again
+
+
+def reduce_slice(
+    inputs: Sequence[tuple[Buffer, float]], *, codec: Codec, update_codec: Codec, num_values: int
+) -> bytes:
+    """Return the encoded mean of these (encoded slice, share) pairs, added in their order."""
+    total_N = np.zeros(num_values)
+    for payload, share in inputs:
+        codec.accumulate_(total_N, payload, share=share)
+    return update_codec.encode(total_N)
+
+
+class Reducer:
+    """What this member has taken in, and formed, for the open round."""
+
+    def __init__(
+        self,
+        *,
+        slices: Sequence[tuple[int, int]],
+        blobs: BlobStore,
+        tell_host: Callable[[wire.Message], None],
+    ) -> None:
+        self._sizes = [stop - start for start, stop in slices]
+        self._blobs = blobs
+        self._tell_host = tell_host
+        self._changed = asyncio.Event()
+        self.open(RoundId(0), codec="fp32", update_codec="fp32")
+
+    def open(self, round_id: RoundId, *, codec: str, update_codec: str) -> None:
+        """Turn to another round, and forget the one before."""
+        self.round_id = round_id
+        self.codec = CODECS[codec]
+        self._update_codec = CODECS[update_codec]
+        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[bytes, float]]] = {}
+        self._updates: dict[tuple[int, int], Digest] = {}
+        self._notify()
+
+    def expected_bytes(self, index: int) -> int | None:
+        """Return how long an encoded slice is, or None if there is no such slice."""
+        if not 0 <= index < len(self._sizes):
+            return None
+        return self.codec.encoded_bytes(self._sizes[index])
+
+    def has(self, peer: PeerId, index: int, digest: Digest) -> bool:
+        return digest in self._taken.get((peer, index), {})
+
+    def confirm(self, peer: PeerId, index: int, digest: Digest) -> None:
+        """Tell the host (again: it may be another process now) that this slice is here."""
+        norm = self._taken[peer, index][digest][1]
+        self._tell_host(
+            wire.Delivered(
+                round=self.round_id,
+                contributor=peer,
+                slice=index,
+                digest=digest,
+                squared_norm=norm,
+            )
+        )
+
+    async def take(self, peer: PeerId, index: int, digest: Digest, payload: Buffer) -> None:
+        """Keep a slice of a contributor, if it is sound.
+
+        Raises:
+            BadBlobError: it is not the blob that was announced, or does not decode.
+        """
+        round_id, codec = self.round_id, self.codec
+        if digest_of(payload) != digest:
+            raise BadBlobError(f"slice {index} of {peer} is not what it announced")
+        norm = await asyncio.to_thread(codec.check, payload, self._sizes[index])
+        if round_id != self.round_id:
+            return  # it came too late
+        versions = self._taken.setdefault((peer, index), {})
+        if len(versions) >= MAX_VERSIONS:
+            raise BadBlobError(f"{peer} offers slice {index} in a third version")
+        versions[digest] = (bytes(payload), norm)
+        self.confirm(peer, index, digest)
+        self._notify()
+
+    async def reduce(self, job: wire.Reduce) -> None:
+        """Form the update of a slice once all its inputs are here; put it on disk; tell the host.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        if job.round != self.round_id or job.slice >= len(self._sizes):
+            return
+        while not all(self.has(i.peer, job.slice, i.digest) for i in job.inputs):
+            await self._next_change()
+            if job.round != self.round_id:
+                return
+        inputs = [(self._taken[i.peer, job.slice][i.digest][0], i.share) for i in job.inputs]
+        payload = await asyncio.to_thread(
+            reduce_slice,
+            inputs,
+            codec=self.codec,
+            update_codec=self._update_codec,
+            num_values=self._sizes[job.slice],
+        )
+        digest = digest_of(payload)
+        await asyncio.to_thread(self._blobs.put, digest, payload)
+        if job.round != self.round_id:
+            return
+        self._updates[job.roster_version, job.slice] = digest
+        self._tell_host(
+            wire.Reduced(
+                round=job.round,
+                roster_version=job.roster_version,
+                slice=job.slice,
+                digest=digest,
+                num_bytes=len(payload),
+            )
+        )
+        self._notify()
+
+    async def update(self, *, round_id: RoundId, roster_version: int, index: int) -> Digest | None:
+        """Wait for the update of a slice; None if the round is not the open one any more."""
+        while round_id == self.round_id:
+            if digest := self._updates.get((roster_version, index)):
+                return digest
+            await self._next_change()
+        return None
+
+    async def _next_change(self) -> None:
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        # Whoever waits now is woken; whoever comes later waits for the next change.
+        self._changed.set()
+        self._changed = asyncio.Event()

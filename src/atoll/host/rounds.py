@@ -1,0 +1,289 @@
+"""The life of one round, as the host decides it. No clock, socket or log in here.
+
+    COLLECT  peers train and deliver their slices to the reducers
+       |     close: everyone waited for delivered, or the quorum did and the grace time is over
+    REDUCE   the reducers form the updates of this roster, members put them on disk
+       |     commit: all slices are reduced, and enough members hold them
+    committed
+
+What happens on the way is noted by `claim`, `deliver`, `reduce` and `hold`; `decide` says what is
+due. A reducer that is lost is replaced at any point, and its slices are delivered again; a
+contributor that is lost with a slice still missing is left out by closing again. A round is never
+aborted: without contributors it stays open until some come.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil, isfinite, sqrt
+from typing import TypeAlias
+
+from atoll.config import SyncConfig
+from atoll.exchange import plan
+from atoll.ids import Digest, PeerId, RoundId
+from atoll.net import wire
+
+Phase = Enum("Phase", "COLLECT REDUCE")
+MIN_HOLDERS = 2  # on whose disks the updates are before the commit: one may die at any moment
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """An open round. `waited` are the contributors that it waits for, `invited` all that may come."""
+
+    id: RoundId
+    opened_at: float
+    waited: set[PeerId]
+    assignment: tuple[PeerId, ...]  # the reducer of each slice
+    version: int  # of the plan; counts up
+    roster_version: int
+    phase: Phase = Phase.COLLECT
+    invited: set[PeerId] = field(default_factory=set)
+    claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
+    delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
+    completed_at: dict[PeerId, float] = field(default_factory=dict)
+    roster: tuple[wire.Share, ...] = ()
+    reduced: dict[int, wire.Reduced] = field(default_factory=dict)
+    held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
+    complaints: dict[PeerId, set[PeerId]] = field(default_factory=dict)
+    progress_at: float = 0.0  # when something last arrived, in REDUCE
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Take exactly these contributors, now."""
+
+    peers: tuple[PeerId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Give the slices of these reducers to others."""
+
+    reducers: frozenset[PeerId]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Nobody of the roster is left: collect again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    pass
+
+
+Decision: TypeAlias = Wait | Close | Replace | Reopen | Commit
+
+
+def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
+    """Note what the peer says that it delivers; after the close nothing changes any more."""
+    in_roster = any(share.peer == peer for share in rnd.roster)
+    whole = len(contribution.digests) == len(rnd.assignment) and isfinite(contribution.mean_loss)
+    if peer in rnd.invited and whole and not in_roster:
+        rnd.claims[peer] = contribution
+        _note_completion(rnd, peer, now=now)
+
+
+def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float) -> None:
+    """Note that a slice arrived; a reducer speaks only for the slices that are its own."""
+    own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
+    sane = isfinite(message.squared_norm) and message.squared_norm >= 0
+    claimed = rnd.claims.get(message.contributor)
+    settled = (
+        rnd.phase is Phase.REDUCE
+        and claimed
+        and any(share.peer == message.contributor for share in rnd.roster)
+    )
+    if settled and claimed and claimed.digests[message.slice] != message.digest:
+        return  # it trained again; the roster has what it delivered first
+    if own and sane and message.contributor in rnd.invited:
+        rnd.delivered.setdefault(message.contributor, {})[message.slice] = message
+        rnd.progress_at = now
+        _note_completion(rnd, message.contributor, now=now)
+
+
+def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) -> None:
+    """Note that the update of a slice is there, for the newest roster."""
+    own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
+    if own and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+        rnd.reduced[message.slice] = message
+        rnd.progress_at = now
+
+
+def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
+    """Note that the peer has the updates of all slices on disk, for the newest roster."""
+    if message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+        rnd.held[peer] = message.digests
+        rnd.progress_at = now
+
+
+def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
+    """Note that the peer cannot reach the reducer."""
+    rnd.complaints.setdefault(reducer, set()).add(peer)
+
+
+def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
+    """Fix the roster. What was reduced for an earlier one is void."""
+    rnd.phase = Phase.REDUCE
+    rnd.roster = roster
+    rnd.roster_version += 1
+    rnd.reduced = {}
+    rnd.held = {}
+    rnd.progress_at = now
+
+
+def reopen(rnd: Round) -> None:
+    """Go back to collecting: nobody of the roster could be kept."""
+    rnd.phase = Phase.COLLECT
+    rnd.roster = ()
+    rnd.reduced = {}
+    rnd.held = {}
+
+
+def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:
+    """Take over the new reducers, and return the slices that moved: all about them starts again."""
+    moved = tuple(
+        k for k, (old, new) in enumerate(zip(rnd.assignment, assignment, strict=True)) if old != new
+    )
+    for k in moved:
+        rnd.reduced.pop(k, None)
+        for slices in rnd.delivered.values():
+            slices.pop(k, None)
+    rnd.completed_at = {p: at for p, at in rnd.completed_at.items() if is_complete(rnd, p)}
+    rnd.assignment = assignment
+    rnd.version += 1
+    rnd.progress_at = now
+    return moved
+
+
+def is_complete(rnd: Round, peer: PeerId) -> bool:
+    """Return whether every slice that the peer claims is at its reducer."""
+    contribution = rnd.claims.get(peer)
+    if contribution is None:
+        return False
+    arrived = rnd.delivered.get(peer, {})
+    return all(
+        k in arrived and arrived[k].digest == digest
+        for k, digest in enumerate(contribution.digests)
+    )
+
+
+def roster_of(
+    rnd: Round, peers: tuple[PeerId, ...], *, num_tokens: Mapping[PeerId, int], policy: SyncConfig
+) -> tuple[wire.Share, ...]:
+    """Return the roster of these contributors; weights come from leases and measured norms."""
+    norms = {
+        peer: sqrt(sum(message.squared_norm for message in rnd.delivered[peer].values()))
+        for peer in peers
+    }
+    tokens = {peer: num_tokens[peer] for peer in peers}
+    shares = plan.shares(tokens, norms, clip_to_median=policy.clip_to_median)
+    return tuple(
+        wire.Share(peer=peer, share=share, num_tokens=tokens[peer])
+        for peer, share in shares.items()
+    )
+
+
+def decide(
+    rnd: Round,
+    *,
+    now: float,
+    connected: frozenset[PeerId],
+    away: frozenset[PeerId],
+    able: frozenset[PeerId],
+    policy: SyncConfig,
+) -> Decision:
+    """Return what is due.
+
+    `away` may come back; `able` are the connected members at the newest committed state, which can
+    put updates on disk.
+    """
+    lost = frozenset(rnd.assignment) - connected
+    if lost:
+        return Replace(lost, f"{len(lost)} of the reducers are gone")
+    if shunned := _shunned(rnd, connected):
+        return Replace(shunned, "a reducer cannot be reached by those who have yet to deliver")
+    if rnd.phase is Phase.COLLECT:
+        return _decide_close(rnd, now=now, connected=connected, away=away, policy=policy)
+    return _decide_commit(rnd, now=now, connected=connected, able=able, policy=policy)
+
+
+def _decide_close(
+    rnd: Round,
+    *,
+    now: float,
+    connected: frozenset[PeerId],
+    away: frozenset[PeerId],
+    policy: SyncConfig,
+) -> Decision:
+    complete = set(rnd.completed_at)
+    waited = (rnd.waited & (connected | away)) or (rnd.invited & connected)
+    missing = waited - complete
+    peers = tuple(sorted(complete))
+    if complete and not missing:
+        return Close(peers, "all delivered")
+    quorum = max(1, ceil(policy.quorum * len(waited)))
+    if len(complete) < quorum:
+        return Wait(f"{len(complete)} delivered, {quorum} are needed")
+    quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
+    # The others get a share of the time that this very round took so far; whoever has lost its
+    # connection has to train anew and will not make it in that time, so it gets the least.
+    took_s = quorum_at - rnd.opened_at if missing & connected else 0.0
+    close_at = quorum_at + policy.grace_floor_s + policy.grace_factor * took_s
+    if now >= close_at:
+        return Close(peers, f"the grace time is over, {len(missing)} missing")
+    return Wait(f"waiting for {len(missing)} of {len(waited)}")
+
+
+def _decide_commit(
+    rnd: Round,
+    *,
+    now: float,
+    connected: frozenset[PeerId],
+    able: frozenset[PeerId],
+    policy: SyncConfig,
+) -> Decision:
+    if len(rnd.reduced) == len(rnd.assignment):
+        digests = tuple(rnd.reduced[k].digest for k in range(len(rnd.assignment)))
+        holders = [peer for peer, held in rnd.held.items() if held == digests]
+        if len(holders) >= max(1, min(MIN_HOLDERS, len(able))):
+            return Commit()
+    stalled_s = now - rnd.progress_at
+    short = {share.peer for share in rnd.roster if not is_complete(rnd, share.peer)}
+    given_up = short if stalled_s > policy.silent_s else short - connected
+    if given_up and stalled_s > policy.grace_floor_s:
+        kept = tuple(s.peer for s in rnd.roster if s.peer not in given_up)
+        if not kept:
+            return Reopen("every contributor was lost before its slices were reduced")
+        return Close(kept, f"{len(given_up)} contributors were lost before the reduction")
+    slow = frozenset(peer for k, peer in enumerate(rnd.assignment) if k not in rnd.reduced)
+    if stalled_s > policy.silent_s and slow and not short:
+        return Replace(slow, "a reducer does not deliver")
+    return Wait("reducing" if slow else "waiting until the updates are on disk")
+
+
+def _shunned(rnd: Round, connected: frozenset[PeerId]) -> frozenset[PeerId]:
+    """Return the reducers that everyone who still has to deliver complains about."""
+    unfinished = {peer for peer in rnd.claims if peer in connected and not is_complete(rnd, peer)}
+    return frozenset(
+        reducer
+        for reducer, complainers in rnd.complaints.items()
+        if unfinished and unfinished <= complainers and reducer in rnd.assignment
+    )
+
+
+def _note_completion(rnd: Round, peer: PeerId, *, now: float) -> None:
+    if not is_complete(rnd, peer):
+        rnd.completed_at.pop(peer, None)
+    elif peer not in rnd.completed_at:
+        rnd.completed_at[peer] = now

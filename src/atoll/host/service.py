@@ -1,0 +1,321 @@
+"""The host on real sockets: it hears members, asks `run.py` what to do, and does that.
+
+    listener -> stranger: enrolment        journal (fsync)  <- Append
+             -> member:   Hello, messages  -> run.on_...()  -> Send, Drop, Report
+
+All handlers run in one event loop, one after the other, so there are no locks; each member has a
+queue of its own, so none waits for another's line.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+from atoll.clock import wall_s
+from atoll.config import RunConfig, canonical, run_digest
+from atoll.errors import PeerError, RunError
+from atoll.events import Emit, HostStarted, Stopped
+from atoll.host import run as decisions
+from atoll.host.admission import Admission, judge_hello, judge_protocol
+from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
+from atoll.host.journal import Journal
+from atoll.host.membership import Member
+from atoll.host.run import Run
+from atoll.ids import Digest, PeerId, RoundId, peer_id_of
+from atoll.model.shapes import num_parameters
+from atoll.net import wire
+from atoll.net.authority import Authority
+from atoll.net.identity import Identity
+from atoll.net.invite import Invite, new_token, token_digest
+from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record
+from atoll.net.transport import Connection, Transport
+from atoll.outer.layout import slice_bounds
+
+TICK_S = 0.1
+HELLO_S = 10.0  # for a member to say what it wants
+PROBE_S = 5.0  # for a member that says it listens to answer
+FAREWELL_S = 15.0  # for the members of a complete run to fetch what they still lack
+MAX_QUEUED = 20_000  # messages to one member; it does not read, so it goes
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class Session:
+    """The control connection of one member."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.outbox: asyncio.Queue[wire.Message] = asyncio.Queue(MAX_QUEUED)
+        self.ended = asyncio.Event()
+        self.reason = "its connection ended"
+
+
+class Host:
+    """Serves one run from its journal. `advertise` is the host name that members know us by."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        authority: Authority,
+        transport: Transport,
+        identity: Identity,
+        advertise: str,
+        emit: Emit,
+    ) -> None:
+        history = [entry.record for entry in journal.entries]
+        config = decisions.config_of(history)
+        self.run: Run = decisions.replay(history, num_slices=_num_slices(config))
+        self.port = 0
+        self._run_digest: Digest = run_digest(config)
+        self._admission = Admission.replay(history)
+        self._journal = journal
+        self._commits: dict[RoundId, Entry] = {}
+        self._note(journal.entries)
+        self._authority = authority
+        self._transport = transport
+        self._identity = identity
+        self._advertise = advertise
+        self._emit = emit
+        self._sessions: dict[PeerId, Session] = {}
+        self._failure: asyncio.Future[None] | None = None
+
+    async def serve(self, *, host: str, port: int, started: asyncio.Event) -> None:
+        """Serve until the run is complete, or this task is cancelled.
+
+        Raises:
+            RunError: the port is taken, or the journal cannot be written any more.
+        """
+        self._failure = asyncio.get_running_loop().create_future()
+        listener = await self._transport.listen(self._serve, host=host, port=port)
+        self.port = listener.port
+        self._emit(
+            HostStarted(
+                run=self.run.config.name,
+                address=f"{self._advertise}:{self.port}",
+                committed=self.run.committed,
+            )
+        )
+        started.set()
+        ticking = asyncio.create_task(self._tick())
+        try:
+            await asyncio.wait((ticking, self._failure), return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
+            await ticking
+            await self._farewell()
+        except asyncio.CancelledError:
+            self._tell_all(wire.Stop(reason="the host stops; it may come back", complete=False))
+            await asyncio.sleep(TICK_S)
+            raise
+        finally:
+            ticking.cancel()
+            await listener.close()
+
+    def make_invite(self, *, uses: int, valid_s: float) -> str:
+        """Return the line that a newcomer pastes; it works from now on."""
+        token = new_token()
+        invite = Invite(
+            host=self._advertise, port=self.port, authority=self._authority.digest, token=token
+        )
+        made = InviteMade(token=token_digest(token), uses=uses, expires_at=wall_s() + valid_s)
+        self._append((made,))
+        return invite.format()
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            if connection.peer is None:
+                await self._enrol(connection)
+            else:
+                await self._converse(connection, connection.peer)
+        except RunError as error:
+            # The journal is the run: without it the host must not go on.
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(error)
+
+    async def _enrol(self, connection: Connection) -> None:
+        """Answer a stranger: say who signs here; sign its key if its token is good."""
+        while True:
+            match await connection.receive():
+                case wire.GetAuthority(protocol=protocol):
+                    if refused := judge_protocol(protocol):
+                        await connection.send(refused)
+                        return
+                    await connection.send(wire.Authority(certificate=self._authority.certificate))
+                case wire.Enrol(token=token, public_key=key, name=name):
+                    await connection.send(self._admit(token, key, name))
+                    return
+                case message:
+                    raise PeerError(f"a stranger sent {type(message).__name__}")
+
+    def _admit(self, token: str, public_key: bytes, name: str) -> wire.Message:
+        peer, digest = peer_id_of(public_key), token_digest(token)
+        if refused := self._admission.judge(digest, peer, now_s=wall_s()):
+            return refused
+        if peer not in self._admission.members:
+            self._append(
+                (Admitted(peer=peer, public_key=public_key.hex(), name=name, token=digest),)
+            )
+        return wire.Enrolled(
+            certificate=self._authority.sign_member(public_key, name),
+            run_config=canonical(self.run.config),
+            host=self._identity.peer_id,
+            built_in=self.run.built_in,
+        )
+
+    async def _converse(self, connection: Connection, peer: PeerId) -> None:
+        async with asyncio.timeout(HELLO_S):
+            hello = await connection.receive()
+        if not isinstance(hello, wire.Hello):
+            raise PeerError(f"{peer} began with {type(hello).__name__}")
+        if refused := self._judge(peer, hello):
+            await connection.send(refused)
+            return
+        session = Session(connection)
+        if (older := self._sessions.get(peer)) is not None:
+            older.ended.set()
+            self._do(decisions.on_lost(self.run, peer, "it connected anew", now=self._now()))
+        self._sessions[peer] = session
+        member = Member(
+            peer=peer,
+            name=hello.name,
+            device=hello.device,
+            trains=hello.trains,
+            built_in=peer == self.run.built_in,
+        )
+        try:
+            self._do(decisions.on_hello(self.run, member, hello, now=self._now()))
+            await self._serve_session(session, peer, hello)
+        finally:
+            if self._sessions.get(peer) is session:
+                del self._sessions[peer]
+                self._do(decisions.on_lost(self.run, peer, session.reason, now=self._now()))
+
+    def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
+        if peer not in self._admission.members:
+            return wire.Refused(reason="you are no member of this run", hint="join with an invite")
+        sync = self.run.config.sync
+        return judge_hello(hello, run=self._run_digest, codecs={sync.codec, sync.update_codec})
+
+    async def _serve_session(self, session: Session, peer: PeerId, hello: wire.Hello) -> None:
+        """Read and write until the connection ends, or the run says that it should."""
+        tasks = [
+            asyncio.create_task(self._read(session, peer)),
+            asyncio.create_task(self._write(session)),
+            asyncio.create_task(session.ended.wait()),
+        ]
+        probing = asyncio.create_task(self._probe(session, peer, hello))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if (error := task.exception()) is not None:
+                    session.reason = str(error)
+                    if not isinstance(error, PeerError):
+                        raise error
+        finally:
+            for task in (*tasks, probing):
+                task.cancel()
+            await asyncio.gather(*tasks, probing, return_exceptions=True)
+
+    async def _read(self, session: Session, peer: PeerId) -> None:
+        while True:
+            message = await session.connection.receive()
+            self._do(decisions.on_message(self.run, peer, message, now=self._now()))
+
+    async def _write(self, session: Session) -> None:
+        while True:
+            await session.connection.send(await session.outbox.get())
+
+    async def _probe(self, session: Session, peer: PeerId, hello: wire.Hello) -> None:
+        """Find out whether others can reach the member, by dialling it."""
+        seen = session.connection.remote_host
+        host = hello.listen_host or (self._advertise if seen in LOOPBACK else seen)
+        address: wire.Address | None = None
+        if peer == self.run.built_in:
+            address = wire.Address(peer=peer, host=self._advertise, port=hello.listen_port)
+        elif hello.listen_port:
+            with suppress(PeerError):
+                probe = await self._transport.dial(
+                    host, hello.listen_port, expect=peer, timeout_s=PROBE_S
+                )
+                address = wire.Address(peer=peer, host=host, port=hello.listen_port)
+                await probe.close()
+        self._do(decisions.on_probed(self.run, peer, address, now=self._now()))
+
+    # --- effects --------------------------------------------------------------------------------
+
+    def _do(self, effects: Iterable[Effect]) -> None:
+        """Carry out the effects in their order.
+
+        Raises:
+            RunError: a record could not be made durable; nothing that follows it was done.
+        """
+        for effect in effects:
+            match effect:
+                case Append(records=records):
+                    self._append(records)
+                case Send(peer=peer, message=message):
+                    self._send(peer, message)
+                case SendCommits(peer=peer, after=after):
+                    for round_id in range(after + 1, self.run.committed + 1):
+                        self._send(peer, self._commits[RoundId(round_id)].to_commit())
+                case Drop(peer=peer, reason=reason):
+                    if (session := self._sessions.get(peer)) is not None:
+                        session.reason = reason
+                        session.ended.set()
+                case Report(event=event):
+                    self._emit(event)
+
+    def _append(self, records: tuple[Record, ...]) -> None:
+        self._note(self._journal.append(records))
+        for record in records:
+            self._admission.note(record)
+
+    def _note(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            record = entry.record
+            if isinstance(record, Committed):
+                self._commits[record.round] = entry
+
+    def _send(self, peer: PeerId, message: wire.Message) -> None:
+        session = self._sessions.get(peer)
+        if session is None:
+            return
+        try:
+            session.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            session.reason = "it does not read what we send"
+            session.ended.set()
+
+    def _tell_all(self, message: wire.Message) -> None:
+        for peer in self._sessions:
+            self._send(peer, message)
+
+    # --- time -----------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Let time pass for the run until it is complete."""
+        beat_at = 0.0
+        while not self.run.is_complete:
+            self._do(decisions.on_tick(self.run, now=self._now()))
+            if self._now() >= beat_at:
+                self._tell_all(wire.Heartbeat())
+                beat_at = self._now() + self.run.config.sync.heartbeat_s
+            await asyncio.sleep(TICK_S)
+
+    async def _farewell(self) -> None:
+        """Tell the members that the run is complete, and give them time to go."""
+        self._tell_all(wire.Stop(reason="the run is complete", complete=True))
+        self._emit(Stopped(reason="the run is complete"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                while set(self._sessions) - {self.run.built_in}:
+                    await asyncio.sleep(TICK_S)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _num_slices(config: RunConfig) -> int:
+    return len(slice_bounds(num_parameters(config.model)))

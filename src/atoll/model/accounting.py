@@ -1,0 +1,58 @@
+"""What a model costs: parameters, floating-point operations, and bytes of memory on a peer."""
+
+from typing import NamedTuple
+
+from atoll.config import ModelConfig
+from atoll.model.shapes import num_parameters
+
+FP32_BYTES = 4
+
+
+class ParameterCounts(NamedTuple):
+    """`embedding` includes an untied head: both grow with the vocabulary, not with the depth."""
+
+    total: int
+    embedding: int
+
+    @property
+    def non_embedding(self) -> int:
+        return self.total - self.embedding
+
+
+class PeerBytes(NamedTuple):
+    """Memory that follows from the number of parameters alone. Activations come on top."""
+
+    agent: int
+    trainer: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCounts:
+    tables = 1 if config.tied_embeddings else 2
+    return ParameterCounts(
+        total=num_parameters(config), embedding=tables * config.vocab_size * config.width
+    )
+
+
+def flops_per_token(config: ModelConfig, *, sequence_length: int) -> int:
+    """Return the floating-point operations that training takes for one token.
+
+    6 N + 12 L D T (PaLM, arXiv 2204.02311, appendix B): forward and backward take 6 for each of the
+    N weights that a token is multiplied with (the head is one of them; the embedding is a lookup,
+    and the norms do not count), and 12 for each layer, channel and position that it attends to. As
+    is usual where utilisation is reported, what the causal mask saves is not subtracted.
+    """
+    counts = count_parameters(config)
+    norms = (2 * config.num_layers + 1) * config.width
+    num_weights = counts.non_embedding - norms + config.vocab_size * config.width
+    attention = 12 * config.num_layers * config.width * sequence_length
+    return 6 * num_weights + attention
+
+
+def peer_bytes(config: ModelConfig) -> PeerBytes:
+    """Return the bytes that a peer holds in fp32, besides activations and exchange buffers.
+
+    Agent: global parameters, outer momentum, snapshot. Trainer: weights, gradients, Adam's two
+    moments.
+    """
+    vector_bytes = num_parameters(config) * FP32_BYTES
+    return PeerBytes(agent=3 * vector_bytes, trainer=4 * vector_bytes)

@@ -1,0 +1,64 @@
+"""The parameters of a model, listed without building it: names, shapes, and how each begins.
+
+The order is the canonical one of every flat vector in atoll, and equals
+`Llama(config).named_parameters()`. Needs no torch, so that a host can lay out 10 B parameters.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from atoll.config import ModelConfig
+
+Init = Literal["ones"] | float
+
+
+class ParameterSpec(NamedTuple):
+    """One tensor. It begins as ones, or as noise around zero with `init` as standard deviation."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: Init
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
+
+
+def parameter_specs(config: ModelConfig) -> tuple[ParameterSpec, ...]:
+    """Return all parameters in canonical order."""
+    vocab_shape = (config.vocab_size, config.width)
+    specs = [ParameterSpec("embedding.weight", vocab_shape, config.init_std)]
+    for index in range(config.num_layers):
+        specs.extend(_layer_specs(config, index))
+    specs.append(ParameterSpec("norm.weight", (config.width,), "ones"))
+    if not config.tied_embeddings:
+        specs.append(ParameterSpec("head.weight", vocab_shape, config.init_std))
+    return tuple(specs)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Return how many values a flat vector of the model holds; a tied embedding counts once."""
+    return sum(spec.num_values for spec in parameter_specs(config))
+
+
+def _layer_specs(config: ModelConfig, index: int) -> Iterator[ParameterSpec]:
+    width, ffn_width = config.width, config.ffn_width
+    kv_width = config.num_kv_heads * config.head_width
+    std = config.init_std
+    # Each layer adds to the residual stream twice. Scaled down by the root of the number of
+    # additions, their sum begins with the variance of one (GPT-2, section 2.3).
+    output_std = std / math.sqrt(2 * config.num_layers)
+    tensors: tuple[tuple[str, tuple[int, ...], Init], ...] = (
+        ("attention_norm", (width,), "ones"),
+        ("attention.q", (width, width), std),
+        ("attention.k", (kv_width, width), std),
+        ("attention.v", (kv_width, width), std),
+        ("attention.out", (width, width), output_std),
+        ("ffn_norm", (width,), "ones"),
+        ("ffn.gate", (ffn_width, width), std),
+        ("ffn.up", (ffn_width, width), std),
+        ("ffn.down", (width, ffn_width), output_std),
+    )
+    for name, shape, init in tensors:
+        yield ParameterSpec(f"layers.{index}.{name}.weight", shape, init)

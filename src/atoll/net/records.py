@@ -1,0 +1,164 @@
+"""The records of a run's journal, and the chain that they form: what the host writes and peers read.
+
+    record --canonical JSON--> body;  hash = BLAKE3(previous hash | seq | body);  signature = host(hash)
+
+So a peer that is told of a commit can check that the host signed it, at that place in the chain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from atoll.errors import ProtocolError
+from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
+from atoll.net import wire
+from atoll.net.identity import verify
+
+NO_HASH = Digest("0" * 64)  # what the first record has as its previous
+
+
+class Genesis(Struct, frozen=True, kw_only=True, tag_field="kind", tag="genesis"):
+    """The first record: what the run is, and who signs the others."""
+
+    run: Digest
+    config: str  # canonical JSON
+    dataset: Digest
+    authority: Digest
+    public_key: str  # hex; the host signs each record with its private part
+    built_in: PeerId
+    built_in_key: str  # hex
+    at: float
+
+
+class InviteMade(Struct, frozen=True, kw_only=True, tag_field="kind", tag="invite_made"):
+    token: Digest
+    uses: int
+    expires_at: float  # by the host's wall clock
+
+
+class Admitted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="admitted"):
+    peer: PeerId
+    public_key: str  # hex
+    name: str
+    token: Digest
+
+
+class Planned(Struct, frozen=True, kw_only=True, tag_field="kind", tag="planned"):
+    """A round is open, and waits for these contributors."""
+
+    round: RoundId
+    peers: tuple[PeerId, ...]
+
+
+class Leased(Struct, frozen=True, kw_only=True, tag_field="kind", tag="leased"):
+    peer: PeerId
+    leases: tuple[Lease, ...]
+
+
+class Released(Struct, frozen=True, kw_only=True, tag_field="kind", tag="released"):
+    peer: PeerId
+    leases: tuple[LeaseId, ...]
+    reason: str
+
+
+class RosterEntry(Struct, frozen=True, kw_only=True):
+    peer: PeerId
+    share: float
+    num_tokens: int
+    num_steps: int
+    mean_loss: float
+    leases: tuple[LeaseId, ...]
+    contribution: Digest  # of the digests of its encoded slices, in order
+
+
+class SliceUpdate(Struct, frozen=True, kw_only=True):
+    digest: Digest
+    num_bytes: int
+
+
+class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="committed"):
+    """A round is final: these contributors, these updates."""
+
+    round: RoundId
+    fragment: int
+    codec: str
+    update_codec: str
+    roster: tuple[RosterEntry, ...]
+    updates: tuple[SliceUpdate, ...]
+
+
+class Agreed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agreed"):
+    """The state after `round`, as reported by most members."""
+
+    round: RoundId
+    state: Digest
+    peers: tuple[PeerId, ...]
+
+
+Record: TypeAlias = (
+    Genesis | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed
+)
+_decoder = msgspec.json.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    return msgspec.json.encode(record, order="sorted")
+
+
+def decode(body: bytes) -> Record:
+    return _decoder.decode(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record in its place in the chain."""
+
+    seq: int
+    previous: Digest
+    body: bytes
+    hash: Digest
+    signature: bytes
+
+    @property
+    def record(self) -> Record:
+        return decode(self.body)
+
+    def to_commit(self) -> wire.Commit:
+        """Return the message that announces this record to the members."""
+        return wire.Commit(
+            seq=self.seq,
+            previous=self.previous,
+            body=self.body,
+            hash=self.hash,
+            signature=self.signature,
+        )
+
+
+def contribution_digest(slices: Sequence[Digest]) -> Digest:
+    """Return the name of a contribution: the digest of its slices' digests, in order."""
+    return digest_of(*[bytes.fromhex(digest) for digest in slices])
+
+
+def entry_hash(*, seq: int, previous: Digest, body: bytes) -> Digest:
+    return digest_of(bytes.fromhex(previous), seq.to_bytes(8, "little"), body)
+
+
+def committed(message: wire.Commit, *, public_key: bytes) -> Committed:
+    """Return the commit that the host announces.
+
+    Raises:
+        ProtocolError: the host of this run did not sign it, or it is no commit.
+    """
+    digest = entry_hash(seq=message.seq, previous=message.previous, body=message.body)
+    if digest != message.hash or not verify(public_key, bytes.fromhex(digest), message.signature):
+        raise ProtocolError("a commit that the host of this run did not sign")
+    try:
+        record = decode(message.body)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a journal record: {error}") from error
+    if not isinstance(record, Committed):
+        raise ProtocolError(f"a {type(record).__name__} record, where a commit was due")
+    return record

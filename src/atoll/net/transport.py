@@ -1,0 +1,200 @@
+"""The seam between the protocol and the network: tests and the simulator bring their own.
+
+    Transport.dial / .listen --> Connection: send, receive, receive_payload, close
+
+`TcpTransport` is the real one: TCP and TLS 1.3 on asyncio. Its errors name address and port.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+from atoll.errors import ConnectionLost, PeerError, RunError
+from atoll.ids import Buffer, PeerId
+from atoll.net.connection import Stream, TcpConnection
+from atoll.net.identity import Identity
+from atoll.net.listener import Limits, TcpListener
+from atoll.net.rate import RateLimit
+from atoll.net.tls import client_context, server_context
+from atoll.net.wire import Message
+
+_BACKLOG = 1024  # a host that starts again is dialled by all its peers at once
+
+
+class Connection(Protocol):
+    """Two members talk. Every wait takes its deadline from the caller (`asyncio.timeout`).
+
+    `peer` is who the other side proved to be; None: a stranger, or, to one who enrols, the host.
+    """
+
+    peer: PeerId | None
+    remote_host: str
+
+    async def send(self, message: Message, payload: Buffer = b"") -> None: ...
+
+    async def receive(self) -> Message: ...
+
+    async def receive_payload(self, num_bytes: int) -> bytearray: ...
+
+    async def close(self) -> None: ...
+
+
+class Listener(Protocol):
+    port: int
+
+    async def close(self) -> None: ...
+
+
+Serve: TypeAlias = Callable[[Connection], Awaitable[None]]
+
+
+class Transport(Protocol):
+    async def dial(
+        self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
+    ) -> Connection:
+        """Return a connection to the member that listens there (`expect` None: to any member).
+
+        Raises:
+            ConnectionLost: nobody is there, or nobody answers in time.
+            PeerError: somebody else than expected is there.
+        """
+        ...
+
+    async def listen(self, serve: Serve, *, host: str, port: int) -> Listener:
+        """Serve each connection in a task of its own, until the listener is closed.
+
+        A connection ends when `serve` returns or raises a PeerError. Port 0 is any free one.
+
+        Raises:
+            RunError: the port is taken, or the address is not one of this machine.
+        """
+        ...
+
+
+class TcpTransport:
+    """A `Transport` over TCP with TLS 1.3, for a member, or (None) for a stranger who enrols."""
+
+    def __init__(self, identity: Identity | None, limits: Limits | None = None) -> None:
+        self._identity = identity
+        self._limits = limits or Limits()
+        self._client = client_context(identity)
+        self._upload = RateLimit(self._limits.upload_bytes_per_s)
+        self._download = RateLimit(self._limits.download_bytes_per_s)
+
+    async def dial(
+        self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
+    ) -> TcpConnection:
+        where = f"{host}:{port}"
+        stream = Stream(download=self._download)
+        try:
+            async with asyncio.timeout(timeout_s):
+                connected = await _connected(host, port, timeout_s=timeout_s)
+                await asyncio.get_running_loop().create_connection(
+                    lambda: stream,
+                    sock=connected,
+                    ssl=self._client,
+                    server_hostname="",  # no name goes over the wire; the key is compared below
+                )
+        except (OSError, UnicodeError) as error:
+            raise _dial_error(where, error) from error
+        connection = self._connection(stream)
+        if expect is not None and connection.peer != expect:
+            await connection.close()
+            message = f"{where} is peer {connection.peer}, not {expect}"
+            raise PeerError(message, hint="has another member taken over its address?")
+        return connection
+
+    async def listen(self, serve: Serve, *, host: str, port: int) -> TcpListener:
+        assert self._identity is not None, "a stranger listens nowhere"
+        context = server_context(self._identity)
+
+        async def answer(accepted: socket.socket) -> TcpConnection:
+            stream = Stream(download=self._download)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: stream,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=self._limits.handshake_s,
+            )
+            return self._connection(stream)
+
+        return TcpListener(_listening(host, port), answer=answer, serve=serve, limits=self._limits)
+
+    def _connection(self, stream: Stream) -> TcpConnection:
+        try:
+            return TcpConnection(stream, upload=self._upload)
+        except PeerError:
+            stream.transport.abort()
+            raise
+
+
+async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket:
+    """Return a socket that is connected to the first address of the host that answers.
+
+    Each address has an equal share of the time. (asyncio can do that by itself, but up to
+    Python 3.11 it leaves the sockets open that did not connect.)
+    """
+    loop = asyncio.get_running_loop()
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError("no address")
+    for family, kind, protocol, _, address in addresses:
+        connecting = socket.socket(family, kind, protocol)
+        connecting.settimeout(0)
+        try:
+            async with asyncio.timeout(timeout_s / len(addresses)):
+                await loop.sock_connect(connecting, address)
+        except OSError as error:
+            connecting.close()
+            failure = error
+        except asyncio.CancelledError:
+            connecting.close()
+            raise
+        else:
+            return connecting
+    raise failure
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on this address, or raise RunError."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # A host that starts again need not wait until the system has forgotten old connections.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            hint = "stop the process that listens there, or choose another port"
+            raise RunError(f"port {port} is taken on {host}", hint=hint) from error
+        hint = "listen on 0.0.0.0 (every address of this machine), on a port above 1023"
+        raise RunError(f"cannot listen on {host}:{port}: {_reason(error)}", hint=hint) from error
+    return listening
+
+
+def _dial_error(where: str, error: OSError | UnicodeError) -> PeerError:
+    """Return what a failed dial means, and what a person can do about it."""
+    if isinstance(error, TimeoutError):
+        hint = "is the port open in the firewall there, and forwarded by its router?"
+        return ConnectionLost(f"{where} does not answer in time", hint=hint)
+    if isinstance(error, socket.gaierror | UnicodeError):
+        hint = "check the spelling, and that this machine is online"
+        return ConnectionLost(f"{where}: the name has no address", hint=hint)
+    if isinstance(error, ConnectionRefusedError):
+        hint = "is the process there running, and is this its port?"
+        return ConnectionLost(f"nothing listens on {where}", hint=hint)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "ask the host of your run for a new invite, if its address has changed"
+        return PeerError(f"{where} is no member of this run", hint=hint)
+    if isinstance(error, ssl.SSLError | ConnectionAbortedError | ConnectionResetError):
+        hint = "something else than atoll may listen there, or the host may be overloaded"
+        return ConnectionLost(f"{where} did not complete the TLS 1.3 handshake", hint=hint)
+    hint = "check the address, and that this machine is online"
+    return ConnectionLost(f"{where} cannot be reached: {_reason(error)}", hint=hint)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,360 @@
+"""Every message that crosses the network, and the only code that knows its bytes.
+
+A message is a msgpack map with its tag under "t". Blobs do not travel inside: a message with `num_bytes`
+announces so many raw bytes that follow it, so that no decoder ever holds a slice.
+
+    enrolment   GetAuthority -> Authority, Enrol -> Enrolled           (no certificate yet)
+    control     Hello -> Welcome, then both talk as they like           (peer <-> host)
+    blobs       Offer -> Want | Have -> bytes -> Taken; Fetch | FetchUpdate -> Blob + bytes | Missing
+    anywhere    Refused: the other side will not, says why, and closes
+
+To change one, add a field with a default. Renaming, retyping or reusing a tag takes a new PROTOCOL.
+`tests/golden/wire` holds the bytes of each message.
+"""
+
+from typing import Annotated, Final, TypeAlias
+
+from msgspec import Meta, Struct, msgpack
+
+from atoll.errors import ProtocolError
+from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId
+from atoll.units import KIB, MIB
+
+PROTOCOL: Final = 1
+MAX_MESSAGE_BYTES: Final = 4 * MIB  # a roster of thousands fits
+MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
+MAX_BLOB_BYTES: Final = 2**31
+
+U16 = Annotated[int, Meta(ge=0, lt=2**16)]
+U32 = Annotated[int, Meta(ge=0, lt=2**32)]
+U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Text = Annotated[str, Meta(max_length=1000)]
+BlobBytes = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
+
+
+class Address(Struct, frozen=True, kw_only=True):
+    """Where a member that others can reach listens."""
+
+    peer: PeerId
+    host: Text
+    port: U16
+
+
+# --- enrolment -----------------------------------------------------------------------------------
+
+
+class GetAuthority(Struct, frozen=True, kw_only=True, tag_field="t", tag="get_authority"):
+    """Newcomer to host, first message: who signs here? No secret is sent before the answer is checked."""
+
+    protocol: int
+
+
+class Authority(Struct, frozen=True, kw_only=True, tag_field="t", tag="authority"):
+    certificate: bytes  # DER; its digest is in the invite, and it signed the host's own
+
+
+class Enrol(Struct, frozen=True, kw_only=True, tag_field="t", tag="enrol"):
+    token: Text
+    public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    name: Text
+
+
+class Enrolled(Struct, frozen=True, kw_only=True, tag_field="t", tag="enrolled"):
+    certificate: bytes  # DER
+    run_config: bytes  # canonical JSON
+    host: PeerId
+    built_in: PeerId
+
+
+class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
+    """The other side will not go on. `final`: asking again is of no use."""
+
+    reason: Text
+    hint: Text = ""
+    final: bool = True
+
+
+# --- control: peer to host -----------------------------------------------------------------------
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
+    """The first message on a control connection.
+
+    `round` and `state` say which committed state the peer holds (0 and the initial state: none yet);
+    `trained` names the leases whose work is in its local weights and was not committed yet.
+    """
+
+    protocol: int
+    run: Digest
+    name: Text
+    device: Text
+    trains: bool
+    listen_host: Text  # empty: the address that the host sees
+    listen_port: U16  # 0: it listens nowhere
+    codecs: tuple[str, ...]
+    round: RoundId
+    state: Digest
+    trained: tuple[LeaseId, ...] = ()
+
+
+class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
+    """The peer has taken the outer step of `round`, and its state has this digest."""
+
+    round: RoundId
+    state: Digest
+
+
+class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):
+    """What a peer offers to a round; `digests` names its encoded slices, in order."""
+
+    round: RoundId
+    leases: tuple[LeaseId, ...]
+    num_steps: U32
+    mean_loss: float
+    digests: tuple[Digest, ...]
+
+
+class Delivered(Struct, frozen=True, kw_only=True, tag_field="t", tag="delivered"):
+    """Reducer to host: this slice of that contributor is here, whole and decodable."""
+
+    round: RoundId
+    contributor: PeerId
+    slice: U32
+    digest: Digest
+    squared_norm: float
+
+
+class Reduced(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduced"):
+    """Reducer to host: the update of this slice, for this roster, is on disk here."""
+
+    round: RoundId
+    roster_version: U32
+    slice: U32
+    digest: Digest
+    num_bytes: BlobBytes
+
+
+class Held(Struct, frozen=True, kw_only=True, tag_field="t", tag="held"):
+    """Member to host: the updates of all slices, for this roster, are on disk here."""
+
+    round: RoundId
+    roster_version: U32
+    digests: tuple[Digest, ...]
+
+
+class Unreachable(Struct, frozen=True, kw_only=True, tag_field="t", tag="unreachable"):
+    """Member to host: I cannot reach this reducer."""
+
+    round: RoundId
+    reducer: PeerId
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="t", tag="heartbeat"):
+    """Both ways: I am alive. From a peer, with how its training goes."""
+
+    round: RoundId = RoundId(0)
+    step: U32 = 0
+    loss: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
+    """Peer to host: I go, for good or for now; my leases are free."""
+
+    reason: Text
+
+
+# --- control: host to peer -----------------------------------------------------------------------
+
+
+class Welcome(Struct, frozen=True, kw_only=True, tag_field="t", tag="welcome"):
+    """The host's answer to Hello, followed by the commits after `base_round`.
+
+    `base_round` is the peer's own round, or, if it is too far behind or its state is not the agreed
+    one, an agreed round whose state (`base_state`) it must fetch first.
+    """
+
+    committed: RoundId
+    base_round: RoundId
+    base_state: Digest
+    dataset: Digest
+    held: tuple[Lease, ...]
+    reset: bool  # drop the local work: some of its leases went back to the pool
+    sources: tuple[Address, ...]
+
+
+class Reduction(Struct, frozen=True, kw_only=True):
+    """Who reduces the slices `start` to `stop - 1` of a round."""
+
+    reducer: Address
+    start: U32
+    stop: U32
+
+
+class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
+    """A round to contribute to. A later `version` replaces an earlier one of the same round.
+
+    `leases` are all that the peer holds now; those not trained on yet are its work.
+    """
+
+    round: RoundId
+    version: U32
+    fragment: U32
+    first_step: U63
+    codec: str
+    update_codec: str
+    reductions: tuple[Reduction, ...]
+    leases: tuple[Lease, ...]
+    sources: tuple[Address, ...]
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """One line of a roster: `share` of the mean is this peer's; all shares add up to 1."""
+
+    peer: PeerId
+    share: float
+    num_tokens: U63
+
+
+class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):
+    """Host to members: these contributors are in; fetch the updates from the plan's reducers."""
+
+    round: RoundId
+    roster_version: U32
+    roster: tuple[Share, ...]
+
+
+class ReduceInput(Struct, frozen=True, kw_only=True):
+    peer: PeerId
+    share: float
+    digest: Digest
+
+
+class Reduce(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduce"):
+    """Host to a reducer: form the update of this slice from exactly these blobs, in this order."""
+
+    round: RoundId
+    roster_version: U32
+    slice: U32
+    inputs: tuple[ReduceInput, ...]
+
+
+class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
+    """Host to members: a journal record. Its hash covers its place in the chain; the host signed it."""
+
+    seq: U63
+    previous: Digest
+    body: bytes  # canonical JSON of a journal record
+    hash: Digest
+    signature: bytes
+
+
+class Resync(Struct, frozen=True, kw_only=True, tag_field="t", tag="resync"):
+    """Host to a peer: your state is not the agreed one; fetch that before you contribute."""
+
+    round: RoundId
+    state: Digest
+
+
+class Stop(Struct, frozen=True, kw_only=True, tag_field="t", tag="stop"):
+    """Host to peers: the run is over (`complete`), or the host goes away on purpose."""
+
+    reason: Text
+    complete: bool
+
+
+# --- blobs ---------------------------------------------------------------------------------------
+
+
+class Offer(Struct, frozen=True, kw_only=True, tag_field="t", tag="offer"):
+    """Contributor to reducer: this is my slice. On Want, the bytes follow."""
+
+    round: RoundId
+    slice: U32
+    digest: Digest
+    num_bytes: BlobBytes
+
+
+class Want(Struct, frozen=True, kw_only=True, tag_field="t", tag="want"): ...
+
+
+class Have(Struct, frozen=True, kw_only=True, tag_field="t", tag="have"): ...
+
+
+class Taken(Struct, frozen=True, kw_only=True, tag_field="t", tag="taken"): ...
+
+
+class Fetch(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch"):
+    digest: Digest
+
+
+class FetchUpdate(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch_update"):
+    """Member to reducer: the update of this slice, as soon as it is there; wait so long at most."""
+
+    round: RoundId
+    roster_version: U32
+    slice: U32
+    seconds: Annotated[float, Meta(ge=0, le=60)]
+
+
+class Blob(Struct, frozen=True, kw_only=True, tag_field="t", tag="blob"):
+    digest: Digest
+    num_bytes: BlobBytes
+
+
+class Missing(Struct, frozen=True, kw_only=True, tag_field="t", tag="missing"): ...
+
+
+Message: TypeAlias = (
+    GetAuthority
+    | Authority
+    | Enrol
+    | Enrolled
+    | Refused
+    | Hello
+    | AtState
+    | Contribution
+    | Delivered
+    | Reduced
+    | Held
+    | Unreachable
+    | Heartbeat
+    | Leaving
+    | Welcome
+    | Plan
+    | Closed
+    | Reduce
+    | Commit
+    | Resync
+    | Stop
+    | Offer
+    | Want
+    | Have
+    | Taken
+    | Fetch
+    | FetchUpdate
+    | Blob
+    | Missing
+)
+
+_decoder: msgpack.Decoder[Message] = msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    return msgpack.encode(message)
+
+
+def decode(
+    frame: bytes | bytearray | memoryview, *, limit_bytes: int = MAX_MESSAGE_BYTES
+) -> Message:
+    """Parse bytes from another machine, which may be anything at all.
+
+    Raises:
+        ProtocolError: they are not exactly one message of this protocol.
+    """
+    if len(frame) > limit_bytes:
+        raise ProtocolError(f"{len(frame)} bytes, where a message has {limit_bytes} at most")
+    try:
+        return _decoder.decode(frame)
+    except (ValueError, RecursionError) as error:  # bad types or UTF-8, and deep nesting
+        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error}") from error

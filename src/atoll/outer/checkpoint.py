@@ -1,0 +1,276 @@
+"""The committed states that a peer keeps on disk, to resume from and to hand to joiners.
+
+    000012/state.safetensors     a header, then momentum and params: the chunks of the manifest
+    000012/manifest.json
+
+The header carries the digest of the manifest, so no damage to either file goes unseen.
+
+Shapes: N values.
+"""
+
+import os
+import tempfile
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from threading import Lock
+
+import msgspec
+
+from atoll.errors import BadBlobError, DamagedError, RunError
+from atoll.ids import Buffer, Digest, RoundId, digest_of
+from atoll.outer.durable import (
+    TEMPORARY,
+    Location,
+    disk_errors,
+    open_directory,
+    publish,
+    remove,
+    sync_directory,
+    write_synced,
+)
+from atoll.outer.manifest import StateManifest, bytes_of, parse_manifest
+from atoll.outer.state import PeerState
+
+IN_USE_S = 60.0  # a state that was located so recently is not pruned: somebody may be fetching it
+STATE_FILE = "state.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+class StateStore:
+    """A directory with one folder per state, of one process. `locate` may run beside `save`."""
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._locations: dict[RoundId, dict[Digest, Location]] = {}
+        self._used_at: dict[RoundId, float] = {}
+        open_directory(directory)
+        for round in self.rounds():
+            with suppress(DamagedError):  # nothing of it is served; `load_` is where it matters
+                self._index(self._manifest(round))
+
+    def rounds(self) -> tuple[RoundId, ...]:
+        """Return the rounds whose states are here, oldest first."""
+        names = [path.name for path in self._directory.iterdir()]
+        return tuple(sorted(RoundId(int(name)) for name in names if name.isdecimal()))
+
+    def save(self, state: PeerState, manifest: StateManifest, *, now: float) -> None:
+        """Write a state to the disk, and drop old ones.
+
+        Raises:
+            RunError: the disk is full, or cannot be written to. The states saved before are intact.
+        """
+        assert (manifest.round, manifest.num_values) == (state.round, state.num_values)
+        with disk_errors(self._directory):
+            if manifest.digest not in self._locations.get(manifest.round, ()):
+                self._write(state, manifest)
+            self._prune(now)
+
+    def load_(self, state: PeerState, *, round: RoundId, run: Digest) -> None:
+        """Read a state into `state`, which holds nothing of use if that fails.
+
+        Raises:
+            DamagedError: the files are not what was saved.
+            RunError: they belong to another run.
+        """
+        manifest = self._manifest(round)
+        folder = self._folder(round)
+        if manifest.run != run:
+            raise RunError(
+                f"{folder} belongs to another run: {manifest.run}",
+                hint="use another directory for this run",
+            )
+        assert manifest.num_values == state.num_values
+        if not _read_(state, manifest, folder / STATE_FILE):
+            raise _damaged(folder / STATE_FILE)
+        state.round = round
+
+    def locate(self, digest: Digest, *, now: float) -> Location | None:
+        """Return where the bytes of this chunk or manifest are, if they are here.
+
+        The folder may be pruned before they are read, and may be damaged: who gets them checks.
+        """
+        for round, locations in list(self._locations.items()):
+            if digest in locations:
+                self._used_at[round] = now
+                return locations[digest]
+        return None
+
+    def begin_receive(
+        self, manifest_bytes: Buffer, *, expect: Digest, run: Digest, num_values: int
+    ) -> "StateReceiver":
+        """Return a receiver for the chunks of the state named `expect`.
+
+        Raises:
+            BadBlobError: the bytes are not its manifest, or not one of this run.
+            RunError: the disk is full, or cannot be written to.
+        """
+        if digest_of(manifest_bytes) != expect:
+            raise BadBlobError("the manifest of a state is not the one that was asked for")
+        manifest = parse_manifest(manifest_bytes)
+        if (manifest.run, manifest.num_values) != (run, num_values):
+            raise BadBlobError("the manifest of a state is one of another run")
+        with disk_errors(self._directory):
+            return StateReceiver(self, manifest, self._temporary_folder())
+
+    def _write(self, state: PeerState, manifest: StateManifest) -> None:
+        folder = self._temporary_folder()
+        try:
+            parts = (_header(manifest), *bytes_of(state, 0, manifest.state_bytes))
+            write_synced(folder / STATE_FILE, parts)
+            self._publish(folder, manifest)
+        except OSError:
+            remove(folder)
+            raise
+
+    def _publish(self, folder: Path, manifest: StateManifest) -> None:
+        """Give a folder that has its state file the name of its round."""
+        write_synced(folder / MANIFEST_FILE, [manifest.encoded()])
+        sync_directory(folder)
+        self._discard(manifest.round)  # a state that the others did not agree to
+        publish(folder, self._folder(manifest.round))
+        self._index(manifest)
+
+    def _prune(self, now: float) -> None:
+        for round in self.rounds()[: -self._keep]:
+            if now - self._used_at.get(round, -inf) > IN_USE_S:
+                self._discard(round)
+
+    def _discard(self, round: RoundId) -> None:
+        self._locations.pop(round, None)
+        self._used_at.pop(round, None)
+        folder = self._folder(round)
+        if folder.exists():
+            # Renamed first: a crash in the middle leaves no folder that looks like a state.
+            remove(folder.replace(self._temporary_folder()))
+
+    def _manifest(self, round: RoundId) -> StateManifest:
+        """Return the manifest of a state whose two files belong together."""
+        folder = self._folder(round)
+        try:
+            manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes())
+        except (OSError, BadBlobError) as error:
+            raise _damaged(folder / MANIFEST_FILE) from error
+        if manifest.round != round:
+            raise _damaged(folder / MANIFEST_FILE)
+        if not _begins_with(folder / STATE_FILE, _header(manifest)):
+            raise _damaged(folder / STATE_FILE)
+        return manifest
+
+    def _index(self, manifest: StateManifest) -> None:
+        folder = self._folder(manifest.round)
+        data_start = len(_header(manifest))
+        encoded = manifest.encoded()
+        locations = {digest_of(encoded): Location(folder / MANIFEST_FILE, 0, len(encoded))}
+        for index, digest in enumerate(manifest.chunks):
+            start, stop = manifest.bounds(index)
+            locations[digest] = Location(folder / STATE_FILE, data_start + start, stop - start)
+        self._locations[manifest.round] = locations
+
+    def _folder(self, round: RoundId) -> Path:
+        return self._directory / f"{round:06}"
+
+    def _temporary_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._directory))
+
+
+class StateReceiver:
+    """A state that arrives chunk by chunk, in any order, and then is one of the store's."""
+
+    def __init__(self, store: StateStore, manifest: StateManifest, folder: Path) -> None:
+        self.manifest = manifest
+        self._store = store
+        self._folder = folder
+        self._missing = set(range(len(manifest.chunks)))
+        self._lock = Lock()  # chunks may come from several threads
+        self._file = (folder / STATE_FILE).open("xb", buffering=0)
+        header = _header(manifest)
+        self._data_start = len(header)
+        self._write(0, header)
+
+    def missing(self) -> list[int]:
+        """Return the chunks that are still to come; `manifest.chunks` has their digests."""
+        return sorted(self._missing)
+
+    def put(self, index: int, chunk: Buffer) -> None:
+        """Keep a chunk.
+
+        Raises:
+            BadBlobError: it is not the one that the manifest names.
+            RunError: the disk is full, or cannot be written to.
+        """
+        if digest_of(chunk) != self.manifest.chunks[index]:
+            raise BadBlobError(f"chunk {index} of a state is not the one that was asked for")
+        start, _ = self.manifest.bounds(index)
+        with self._lock, disk_errors(self._folder):
+            self._write(self._data_start + start, chunk)
+            self._missing.discard(index)
+
+    def finish_(self, state: PeerState) -> None:
+        """Make the whole state one of the store's, and read it into `state`.
+
+        Raises:
+            RunError: the disk is full, or cannot be written to.
+        """
+        assert not self._missing
+        with disk_errors(self._folder):
+            os.fsync(self._file.fileno())
+            self._store._publish(self._folder, self.manifest)
+        self.close()
+        self._store.load_(state, round=self.manifest.round, run=self.manifest.run)
+
+    def close(self) -> None:
+        """Give up what is not finished."""
+        self._file.close()
+        remove(self._folder)
+
+    def _write(self, offset: int, content: Buffer) -> None:
+        self._file.seek(offset)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+
+def _read_(state: PeerState, manifest: StateManifest, path: Path) -> bool:
+    """Read all chunks into `state`; return whether they, and no more, were there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(len(_header(manifest)))
+            for index, digest in enumerate(manifest.chunks):
+                parts = bytes_of(state, *manifest.bounds(index))
+                num_read = sum(file.readinto(part) for part in parts)
+                if num_read != sum(map(len, parts)) or digest_of(*parts) != digest:
+                    return False
+            return not file.read(1)
+    except OSError:  # a sector that cannot be read is damage, too
+        return False
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
+
+
+def _header(manifest: StateManifest) -> bytes:
+    """Return how a safetensors file begins that holds the state and the name of its manifest."""
+    border = manifest.state_bytes // 2
+    tensor = {"dtype": "F32", "shape": [manifest.num_values]}
+    entries = {
+        "__metadata__": {"manifest": manifest.digest},
+        "momentum": {**tensor, "data_offsets": [0, border]},
+        "params": {**tensor, "data_offsets": [border, 2 * border]},
+    }
+    text = msgspec.json.encode(entries)
+    text += b" " * (-len(text) % 8)  # the data is aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def _damaged(path: Path) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged",
+        hint=f"delete the folder {path.parent}: the state will be fetched from other peers",
+    )

@@ -1,0 +1,80 @@
+"""Files that are there whole or not at all, whenever the power goes.
+
+write beside --> fsync --> rename --> fsync the directory
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from atoll.errors import RunError
+from atoll.ids import Buffer
+
+TEMPORARY = ".tmp-"  # a name that begins like this was left behind by a crash
+
+
+class Location(NamedTuple):
+    """Where the bytes of a blob lie."""
+
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+def write_synced(path: Path, parts: Iterable[Buffer]) -> None:
+    """Write the parts, one after the other, to a file and on to the disk."""
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder, whose content is on the disk, its name."""
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def open_directory(directory: Path) -> None:
+    """Make a directory if needed, and remove what a crash has left in it."""
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(f"{TEMPORARY}*"):
+            remove(leftover)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that says what the operator can do.
+
+    Raises:
+        RunError: the disk is full or broken, or the path may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}",
+            hint="free some space there, or see who may write there, and start again: "
+            "what was saved before is intact",
+        ) from error

@@ -1,0 +1,288 @@
+"""The life of a peer's agent: come in, catch up, take part in round after round, leave.
+
+    open the directory -> listen, dial the host -> dataset, state, trainer -> rounds -> leave
+
+The agent is asyncio and numpy; torch runs in the trainer's process. Everything it holds can be made
+again from its directory and from other members, so it may be killed at any moment.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from atoll.config import PeerConfig
+from atoll.data.shards import Dataset
+from atoll.errors import BadUpdateError, PeerError
+from atoll.events import Emit, Stopped
+from atoll.exchange.codec import CODECS
+from atoll.exchange.links import Links
+from atoll.exchange.serve import BlobServer
+from atoll.exchange.statesync import fetch_dataset
+from atoll.exchange.tasks import together
+from atoll.ids import Digest, RoundId
+from atoll.net import wire
+from atoll.net.transport import Transport
+from atoll.peer.board import Board
+from atoll.peer.home import Home
+from atoll.peer.link import HostLink
+from atoll.peer.member import Member, StateDiffers, initial_state, num_values
+from atoll.peer.round import finish_round, run_round
+from atoll.peer.training import Training
+from atoll.train.shared import SharedVectors, vectors_path
+
+NO_STATE = Digest("0" * 64)
+RETRY_S = 1.0
+
+
+class Agent:
+    def __init__(
+        self, home: Home, peer: PeerConfig, *, transport: Transport, trains: bool, emit: Emit
+    ) -> None:
+        self._home = home
+        self._peer = peer
+        self._transport = transport
+        self._emit = emit
+        self._board = Board()
+        run_file = home.run_file
+        self._link = HostLink(
+            transport=transport,
+            host=(run_file.host, run_file.port, run_file.host_id),
+            public_key=home.host_key,
+            board=self._board,
+            emit=emit,
+        )
+        self._member = _member(
+            home,
+            peer,
+            trains=trains,
+            link=self._link,
+            board=self._board,
+            transport=transport,
+            emit=emit,
+        )
+        self._device = ""
+        self._port = 0
+        self._dataset: Dataset | None = None
+        self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
+        self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Take part until the run is complete, or this task is cancelled.
+
+        Raises:
+            ConfigError: the host turned us away for good.
+            RunError: this machine cannot go on; what is on its disk is intact.
+        """
+        member, sync = self._member, self._home.config.sync
+        server = BlobServer(reducer=member.reducer, locate=self._locators())
+        listener = await self._transport.listen(
+            server.serve, host=self._peer.listen_host, port=self._peer.listen_port
+        )
+        self._port = listener.port
+        connecting = self._link.run(
+            hello=self._hello,
+            heartbeat=self._heartbeat,
+            every_s=sync.heartbeat_s,
+            silent_s=sync.silent_s,
+            handle=self._hear,
+        )
+        try:
+            await together(self._live_and_stop(), connecting, self._reduce())
+        except RunComplete:
+            self._emit(Stopped(reason="the run is complete"))
+        finally:
+            await listener.close()
+            await self._close()
+
+    # --- the life -------------------------------------------------------------------------------
+
+    async def _live_and_stop(self) -> None:
+        await self._live()
+        await self._member.saved()
+        raise RunComplete
+
+    async def _live(self) -> None:
+        member = self._member
+        await self._board.wait_for(lambda: self._board.dataset)
+        await self._prepare()
+        while not self._is_over():
+            try:
+                await self._next()
+            except StateDiffers:
+                pass  # the loop begins with fetching the right one
+            except BadUpdateError as error:
+                member.warn(f"our own parameters are not fit to be shared: {error}")
+                self._board.reset = True
+                if member.training is not None:
+                    member.training.note_bad_work(error)
+            except PeerError as error:
+                member.warn(f"cannot catch up yet: {error}")
+                self._lost_state = True
+                await self._link.reconnect()
+                await asyncio.sleep(RETRY_S)
+
+    async def _next(self) -> None:
+        """Do what comes next: another state, a commit that we missed, or a round."""
+        member, board = self._member, self._board
+        following = RoundId(member.state.round + 1)
+        if member.differs():
+            await member.sync()
+            self._lost_state = False
+            return
+        await board.wait_for(
+            lambda: (
+                member.differs()
+                or following in board.commits
+                or member.plan_of(following)
+                or (board.stop is not None and board.stop.complete)
+                or None
+            )
+        )
+        if following in board.commits:
+            await finish_round(board.commits[following], member)  # of a round that we missed
+        elif member.plan_of(following) is not None:
+            await run_round(following, member)
+
+    async def _prepare(self) -> None:
+        """Get the dataset and start the trainer, if we train."""
+        member = self._member
+        if member.training is None:
+            member.report_state()
+            return
+        assert self._board.dataset is not None
+        cache = Path(self._peer.cache_directory)
+        while self._dataset is None:
+            try:
+                self._dataset = await fetch_dataset(
+                    self._board.dataset, sources=member.sources(), links=member.links, cache=cache
+                )
+            except PeerError as error:
+                member.warn(f"waiting for the dataset: {error}")
+                await asyncio.sleep(RETRY_S)
+                await self._link.reconnect()  # the host may know other sources by now
+        if member.differs():
+            await member.sync()
+        inner = self._home.inner_path(member.state.round)
+        self._device = await member.training.start(self._dataset.folder, inner=inner)
+        member.is_prepared = True
+        await self._link.reconnect()  # a new Hello: now with the device, and ready
+
+    def _is_over(self) -> bool:
+        stop = self._board.stop
+        complete = stop is not None and stop.complete
+        return complete and self._member.state.round >= self._home.config.sync.rounds
+
+    # --- what the host hears and says -----------------------------------------------------------
+
+    def _hello(self) -> wire.Hello:
+        member = self._member
+        training = member.training
+        lost = self._lost_state
+        return wire.Hello(
+            protocol=wire.PROTOCOL,
+            run=self._home.run,
+            name=self._peer.name,
+            device=self._device,
+            trains=training is not None,
+            listen_host=self._peer.advertise_host,
+            listen_port=self._port,
+            codecs=tuple(sorted(CODECS)),
+            round=RoundId(0) if lost else member.state.round,
+            state=NO_STATE if lost else member.state_digest,
+            trained=() if training is None else training.work.touched(),
+        )
+
+    def _heartbeat(self) -> wire.Heartbeat:
+        training = self._member.training
+        step = None if training is None else training.newest
+        if step is None:
+            return wire.Heartbeat()
+        return wire.Heartbeat(
+            round=RoundId(self._member.state.round + 1),
+            step=step.step + 1,
+            loss=step.loss,
+            tokens_per_s=step.num_tokens / step.seconds if step.seconds else 0.0,
+        )
+
+    def _hear(self, message: wire.Message) -> None:
+        self._member.hear(message)
+        if isinstance(message, wire.Reduce):
+            self._reductions.put_nowait(message)
+
+    async def _reduce(self) -> None:
+        """Form the updates that the host asks of us, as their inputs arrive."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                job = await self._reductions.get()
+                group.create_task(self._member.reducer.reduce(job))
+
+    # --- beginning and end ----------------------------------------------------------------------
+
+    def _locators(self) -> list[Callable[[Digest], tuple[Path, int, int] | None]]:
+        loop = asyncio.get_running_loop()
+
+        def in_states(digest: Digest) -> tuple[Path, int, int] | None:
+            return self._home.states.locate(digest, now=loop.time())
+
+        def in_dataset(digest: Digest) -> tuple[Path, int, int] | None:
+            if self._dataset is None:
+                return None
+            path = dict(self._dataset.blobs()).get(digest)
+            return None if path is None else (path, 0, path.stat().st_size)
+
+        return [self._home.blobs.locate, in_states, in_dataset]
+
+    def serve_dataset(self, dataset: Dataset) -> None:
+        """Serve this dataset to joiners, though we do not train on it ourselves."""
+        self._dataset = dataset
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye to the host: our leases are free at once."""
+        await self._link.leave(reason)
+
+    async def _close(self) -> None:
+        await self._member.links.close()
+        if self._member.training is not None:
+            await self._member.training.stop()
+        self._home.close()
+
+
+class RunComplete(Exception):
+    """The last round is committed, and its state is on our disk."""
+
+
+def _member(
+    home: Home,
+    peer: PeerConfig,
+    *,
+    trains: bool,
+    link: HostLink,
+    board: Board,
+    transport: Transport,
+    emit: Emit,
+) -> Member:
+    size = num_values(home)
+    training = None
+    if trains:
+        vectors = SharedVectors.create(vectors_path(home.directory, size), size)
+        params_N = vectors.global_N
+        training = Training(
+            home.config,
+            peer,
+            vectors=vectors,
+            log_path=home.directory / "trainer.log",
+            emit=emit,
+        )
+    else:
+        params_N = np.zeros(size, dtype=np.float32)
+    return Member(
+        home,
+        state=initial_state(home, params_N),
+        training=training,
+        link=link,
+        board=board,
+        links=Links(transport),
+        emit=emit,
+    )

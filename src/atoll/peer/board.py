@@ -1,0 +1,63 @@
+"""What the host has said, newest first, for all tasks of an agent to look at and to wait on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from atoll.ids import Digest, Lease, RoundId
+from atoll.net import wire
+from atoll.net.records import Committed
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Board:
+    """Written by the host link alone; `session` counts the connections to the host."""
+
+    session: int = 0
+    plan: wire.Plan | None = None
+    closed: wire.Closed | None = None
+    commits: dict[RoundId, Committed] = field(default_factory=dict)
+    leases: tuple[Lease, ...] = ()
+    sources: tuple[wire.Address, ...] = ()
+    dataset: Digest | None = None
+    base: tuple[RoundId, Digest] | None = None  # a state that must be fetched before anything else
+    reset: bool = False  # the local work is void
+    stop: wire.Stop | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def notify(self) -> None:
+        """Wake everyone who waits: something has changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait_for(self, look: Callable[[], T | None]) -> T:
+        """Return the first thing other than None that `look` finds, now or after a change."""
+        while (found := look()) is None:
+            await self._changed.wait()
+        return found
+
+    async def follow(
+        self, key: Callable[[], T | None], act: Callable[[T], Awaitable[None]]
+    ) -> None:
+        """Run `act` for the newest key, and afresh whenever that changes. It never returns."""
+        while True:
+            current = await self.wait_for(key)
+            acting = asyncio.ensure_future(act(current))
+            changing = asyncio.ensure_future(self._wait_until_not(key, current))
+            try:
+                await asyncio.wait((acting, changing), return_when=asyncio.FIRST_COMPLETED)
+                if acting.done():
+                    acting.result()
+                    await changing
+            finally:
+                for task in (acting, changing):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+
+    async def _wait_until_not(self, key: Callable[[], T | None], old: T) -> None:
+        await self.wait_for(lambda: None if key() == old else True)

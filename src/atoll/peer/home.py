@@ -1,0 +1,152 @@
+"""The directory of one peer, and what it remembers from one start to the next.
+
+run.json        what the run is, and where its host     identity.pem   our key and certificate
+states/000012/  the last committed states               blobs/         updates of the last rounds
+commits/000012  the commits that name those updates     inner/000012   the inner optimizer
+events.jsonl    what happened                           trainer.log    what the trainer printed
+"""
+
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+from msgspec import Struct
+
+from atoll.config import RunConfig, run_digest
+from atoll.errors import DamagedError, ProtocolError, RunError
+from atoll.exchange.blobs import BlobStore
+from atoll.ids import Digest, PeerId, RoundId
+from atoll.net import records, wire
+from atoll.net.identity import Identity, public_key_of
+from atoll.outer.checkpoint import StateStore
+from atoll.outer.durable import disk_errors, publish, write_synced
+
+KEEP_ROUNDS = 9  # of updates: as many as the host lets a peer replay, and one
+
+
+class RunFile(Struct, frozen=True, kw_only=True):
+    """What enrolment told us."""
+
+    config: RunConfig
+    host: str
+    port: int
+    host_id: PeerId
+    built_in: PeerId
+
+
+class Home:
+    """The opened directory: one process at a time."""
+
+    def __init__(self, directory: Path, *, keep_states: int) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(directory / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another process uses {directory}",
+                hint="stop it first, or give this peer a directory of its own with --dir",
+            ) from None
+        self.identity = Identity.load(directory)
+        self.run_file = read_run_file(directory)
+        self.run: Digest = run_digest(self.run_file.config)
+        self.host_key = public_key_of(self.identity.authority)
+        self.states = StateStore(directory / "states", keep=keep_states)
+        self.blobs = BlobStore(directory / "blobs")
+        self._commits = directory / "commits"
+        self._commits.mkdir(exist_ok=True)
+        (directory / "inner").mkdir(exist_ok=True)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run_file.config
+
+    def commits(self) -> dict[RoundId, records.Committed]:
+        """Return the commits whose updates are kept.
+
+        Raises:
+            DamagedError: one is not what was written.
+        """
+        kept: dict[RoundId, records.Committed] = {}
+        for path in sorted(self._commits.iterdir()):
+            if not path.name.isdecimal():
+                path.unlink()  # half-written when a process was killed
+                continue
+            try:
+                message = wire.decode(path.read_bytes())
+                assert isinstance(message, wire.Commit)
+                record = records.committed(message, public_key=self.host_key)
+            except (ProtocolError, AssertionError) as error:
+                raise DamagedError(f"{path} is damaged", hint="delete that file") from error
+            kept[record.round] = record
+        return kept
+
+    def keep_commit(self, message: wire.Commit) -> None:
+        """Remember a commit, so that its updates can be told from those of rounds long past.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        record = records.committed(message, public_key=self.host_key)
+        path = self._commits / f"{record.round:06}"
+        with disk_errors(self._commits):
+            write_synced(path.with_suffix(".new"), [wire.encode(message)])
+            publish(path.with_suffix(".new"), path)
+
+    def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Committed]) -> None:
+        """Drop the commits before `oldest`, and the updates that only they name.
+
+        Updates of a round that is still open are named by no commit, and stay.
+        """
+        dropped = {round_id: kept.pop(round_id) for round_id in list(kept) if round_id < oldest}
+        still_named = {u.digest for record in kept.values() for u in record.updates}
+        for round_id, record in dropped.items():
+            for update in record.updates:
+                if update.digest not in still_named:
+                    self.blobs.remove(update.digest)
+            (self._commits / f"{round_id:06}").unlink(missing_ok=True)
+
+    def inner_path(self, round_id: RoundId) -> Path:
+        """Return where the inner optimizer's state after the merge of that round is kept."""
+        return self.directory / "inner" / f"{round_id:06}.safetensors"
+
+    def forget_inner_before(self, round_id: RoundId) -> None:
+        for path in (self.directory / "inner").iterdir():
+            if path < self.inner_path(round_id):
+                path.unlink()
+
+    def close(self) -> None:
+        self._lock.release()
+
+
+def write_run_file(directory: Path, run_file: RunFile) -> None:
+    """Remember what enrolment told us.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "run.json"
+    with disk_errors(directory):
+        write_synced(path.with_suffix(".new"), [msgspec.json.encode(run_file)])
+        publish(path.with_suffix(".new"), path)
+
+
+def read_run_file(directory: Path) -> RunFile:
+    """Return what enrolment told us.
+
+    Raises:
+        RunError: there is no such file, or it is damaged.
+    """
+    path = directory / "run.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunFile)
+    except FileNotFoundError:
+        raise RunError(
+            f"{directory} belongs to no run", hint="join one with the invite that its host printed"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise DamagedError(
+            f"{path} is damaged: {error}", hint="delete the directory and join again with an invite"
+        ) from error

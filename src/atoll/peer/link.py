@@ -1,0 +1,167 @@
+"""The control connection to the host: kept for as long as the agent lives, dialled anew when lost.
+
+    dial -> Hello -> Welcome -> (heartbeats, messages both ways) -> lost -> dial ...
+
+What the host says goes to the board. What we say while it is away is dropped: after the next Hello both
+sides tell each other all that still matters.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
+from atoll.events import Emit, Warned
+from atoll.ids import PeerId
+from atoll.net import wire
+from atoll.net.records import committed
+from atoll.net.transport import Connection, Transport
+from atoll.peer.board import Board
+
+DIAL_S = 10.0
+RETRY_S = (
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+)  # between attempts; a restarted host has its peers back in seconds
+
+
+class HostLink:
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        host: tuple[str, int, PeerId],
+        public_key: bytes,
+        board: Board,
+        emit: Emit,
+    ) -> None:
+        self._transport = transport
+        self._host, self._port, self._host_id = host
+        self._public_key = public_key
+        self._board = board
+        self._emit = emit
+        self._outbox: asyncio.Queue[wire.Message] | None = None
+        self._connection: Connection | None = None
+
+    def send(self, message: wire.Message) -> None:
+        """Tell the host, if it is there now."""
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    async def run(
+        self,
+        *,
+        hello: Callable[[], wire.Hello],
+        heartbeat: Callable[[], wire.Heartbeat],
+        every_s: float,
+        silent_s: float,
+        handle: Callable[[wire.Message], None],
+    ) -> None:
+        """Keep the connection. `handle` gets what is not for the board.
+
+        Raises:
+            ConfigError: the host turned us away for good.
+        """
+        failures = 0
+        while self._board.stop is None or not self._board.stop.complete:
+            try:
+                async with asyncio.timeout(DIAL_S):
+                    self._connection = await self._transport.dial(
+                        self._host, self._port, expect=self._host_id, timeout_s=DIAL_S
+                    )
+                    await self._connection.send(hello())
+                failures = 0
+                await self._converse(
+                    self._connection,
+                    heartbeat=heartbeat,
+                    every_s=every_s,
+                    silent_s=silent_s,
+                    handle=handle,
+                )
+            except* (PeerError, TimeoutError) as errors:
+                if failures == 0:
+                    reason = "; ".join(str(error) for error in errors.exceptions)
+                    self._emit(Warned(text=f"no connection to the host, trying again ({reason})"))
+            finally:
+                self._outbox = None
+                if self._connection is not None:
+                    await self._connection.close()
+                    self._connection = None
+            await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            failures += 1
+
+    async def reconnect(self) -> None:
+        """End the connection, so that a new Hello says how things are now."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye, if the host is there to hear it."""
+        if self._connection is not None:
+            with suppress(PeerError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await self._connection.send(wire.Leaving(reason=reason))
+
+    async def _converse(
+        self,
+        connection: Connection,
+        *,
+        heartbeat: Callable[[], wire.Heartbeat],
+        every_s: float,
+        silent_s: float,
+        handle: Callable[[wire.Message], None],
+    ) -> None:
+        outbox = self._outbox = asyncio.Queue()
+
+        async def write() -> None:
+            while True:
+                await connection.send(await outbox.get())
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(every_s)
+                outbox.put_nowait(heartbeat())
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            group.create_task(beat())
+            while True:
+                async with asyncio.timeout(silent_s):
+                    message = await connection.receive()
+                self._note(message)
+                handle(message)
+                self._board.notify()
+
+    def _note(self, message: wire.Message) -> None:
+        board = self._board
+        match message:
+            case wire.Welcome():
+                board.session += 1
+                board.plan = board.closed = None
+                board.leases, board.sources = message.held, message.sources
+                board.dataset = message.dataset
+                board.base = (message.base_round, message.base_state)
+                board.reset = board.reset or message.reset
+            case wire.Plan():
+                board.plan, board.leases = message, message.leases
+                board.sources = message.sources
+            case wire.Closed():
+                board.closed = message
+            case wire.Commit():
+                record = committed(message, public_key=self._public_key)
+                board.commits[record.round] = record
+            case wire.Resync():
+                board.base = (message.round, message.state)
+            case wire.Stop():
+                board.stop = message
+            case wire.Refused(reason=reason, hint=hint, final=final):
+                if final:
+                    raise ConfigError(f"the host turned us away: {reason}", hint=hint)
+                raise ConnectionLost(reason, hint=hint)
+            case wire.Heartbeat() | wire.Reduce():
+                pass
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not for a peer")

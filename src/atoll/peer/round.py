@@ -1,0 +1,216 @@
+"""One round of DiLoCo (arXiv 2311.08105, algorithm 1), as one peer lives it.
+
+    H inner steps -> pseudo-gradient -> encode, deliver -> (the host closes) -> fetch the mean
+    -> (the host commits) -> outer step -> merge
+
+Nothing here decides anything: the plan, the roster and the commit come from the host, and whatever
+of them changes on the way (a reducer is replaced, the host restarts) starts the part again that it
+concerns.
+"""
+
+import asyncio
+from contextlib import suppress
+
+from atoll.errors import BadBlobError, ConnectionLost, PeerError
+from atoll.exchange.codec import CODECS
+from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_to_self
+from atoll.exchange.links import fetch_from_any, fetch_update
+from atoll.exchange.tasks import running, together
+from atoll.ids import Digest, RoundId
+from atoll.net import wire
+from atoll.net.records import Committed
+from atoll.peer.member import Member
+
+RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
+WAIT_S = 20.0  # for an update, in one request
+PARALLEL_FETCHES = 4
+TRIES = 10  # to fetch a blob that members should have: they may just be starting
+
+
+async def run_round(round_id: RoundId, member: Member) -> None:
+    """Train, contribute, and take the outer step of one round.
+
+    Raises:
+        StateDiffers: the host has another state for us; nothing has changed but the local weights.
+        BadUpdateError: our own parameters are not fit to be shared.
+    """
+    async with running(gather_updates(round_id, member)):
+        if await member.train(until=round_id):
+            async with running(contribute(round_id, member)):
+                await member.commit_of(round_id)
+        commit = await member.commit_of(round_id)
+    await finish_round(commit, member)
+
+
+async def finish_round(commit: Committed, member: Member) -> None:
+    """Take the outer step of a commit, and let the trainer go on from there."""
+    await fetch_updates(commit, member)
+    await member.take_outer_step(commit)
+    await member.merge(commit)
+
+
+async def contribute(round_id: RoundId, member: Member) -> None:
+    """Encode our contribution, and keep it where the plan wants it until the round is over."""
+    plan = await member.board.wait_for(lambda: member.plan_of(round_id))
+    contribution = EncodedContribution(round_id, len(member.slices))
+    delivered_to: dict[int, tuple[int, str]] = {}  # slice -> session and reducer that has it
+    announced = 0
+
+    async def encode() -> tuple[Digest, ...]:
+        with member.timed("encode", round_id):
+            return await contribution.encode(
+                CODECS[plan.codec],
+                global_N=member.state.params_N,
+                local_N=member.snapshot_N,
+                slices=member.slices,
+            )
+
+    async def announce(session: int) -> None:
+        nonlocal announced
+        digests = await asyncio.shield(encoding)
+        if announced != session:
+            member.announce(round_id, digests)
+            announced = session
+
+    async def deliver(key: tuple[int, wire.Plan]) -> None:
+        session, plan = key
+        await together(
+            announce(session),
+            *(
+                _deliver_run(reduction, session, contribution, delivered_to, member)
+                for reduction in plan.reductions
+            ),
+        )
+
+    encoding = asyncio.ensure_future(encode())
+    try:
+        await member.board.follow(lambda: member.plan_key(round_id), deliver)
+    finally:
+        encoding.cancel()
+        with suppress(asyncio.CancelledError):
+            await encoding
+
+
+async def _deliver_run(
+    reduction: wire.Reduction,
+    session: int,
+    contribution: EncodedContribution,
+    delivered_to: dict[int, tuple[int, str]],
+    member: Member,
+) -> None:
+    """Bring a run of slices to its reducer, however often that takes."""
+    here = (session, reduction.reducer.peer)
+
+    def note(index: int, num_bytes: int) -> None:
+        delivered_to[index] = here
+        member.count_sent(num_bytes)
+
+    while todo := [
+        k for k in range(reduction.start, reduction.stop) if delivered_to.get(k) != here
+    ]:
+        try:
+            if reduction.reducer.peer == member.peer_id:
+                await deliver_to_self(
+                    todo,
+                    contribution=contribution,
+                    reducer=member.reducer,
+                    peer=member.peer_id,
+                    delivered=note,
+                )
+            else:
+                await deliver_to(
+                    reduction.reducer,
+                    todo,
+                    contribution=contribution,
+                    links=member.links,
+                    delivered=note,
+                )
+        except PeerError as error:
+            if isinstance(error, ConnectionLost):
+                member.complain(contribution.round_id, reduction.reducer.peer)
+            await asyncio.sleep(RETRY_S)
+
+
+async def gather_updates(round_id: RoundId, member: Member) -> None:
+    """Once the round is closed, put its updates on disk as they are formed, and tell the host."""
+
+    async def gather(key: tuple[int, wire.Plan, wire.Closed]) -> None:
+        _, plan, closed = key
+        digests: dict[int, Digest] = {}
+        with member.timed("update", round_id):
+            await together(
+                *(_gather_run(r, plan, closed, digests, member) for r in plan.reductions)
+            )
+        member.tell_held(round_id, closed.roster_version, digests)
+
+    await member.board.follow(lambda: member.closed_key(round_id), gather)
+
+
+async def _gather_run(
+    reduction: wire.Reduction,
+    plan: wire.Plan,
+    closed: wire.Closed,
+    digests: dict[int, Digest],
+    member: Member,
+) -> None:
+    """Get a run of updates from its reducer, however often that takes."""
+    codec = CODECS[plan.update_codec]
+    for index in range(reduction.start, reduction.stop):
+        if reduction.reducer.peer == member.peer_id:
+            digest = await member.reducer.update(
+                round_id=plan.round, roster_version=closed.roster_version, index=index
+            )
+            if digest is not None:
+                digests[index] = digest
+            continue
+        while index not in digests:
+            try:
+                async with member.links.to(reduction.reducer) as connection:
+                    found = await fetch_update(
+                        connection,
+                        round_id=plan.round,
+                        roster_version=closed.roster_version,
+                        index=index,
+                        seconds=WAIT_S,
+                    )
+                if found is None:
+                    continue
+                digest, payload = found
+                start, stop = member.slices[index]
+                await asyncio.to_thread(codec.check, payload, stop - start)
+            except PeerError as error:
+                if isinstance(error, ConnectionLost | BadBlobError):
+                    member.complain(plan.round, reduction.reducer.peer)
+                await asyncio.sleep(RETRY_S)
+                continue
+            await asyncio.to_thread(member.blobs.put, digest, payload)
+            member.count_received(len(payload))
+            digests[index] = digest
+
+
+async def fetch_updates(commit: Committed, member: Member) -> None:
+    """Make sure that all updates of a commit are on our disk, from whoever has them.
+
+    Raises:
+        PeerError: nobody has one of them any more.
+    """
+    todo = [
+        update.digest
+        for update in commit.updates
+        if await asyncio.to_thread(member.blobs.get, update.digest) is None
+    ]
+
+    async def drain() -> None:
+        while todo:
+            digest = todo.pop()
+            for _ in range(TRIES):
+                payload = await fetch_from_any(member.links, member.sources(), digest)
+                if payload is not None:
+                    break
+                await asyncio.sleep(RETRY_S)
+            else:
+                raise PeerError(f"no member has the update {digest[:12]} any more")
+            await asyncio.to_thread(member.blobs.put, digest, payload)
+            member.count_received(len(payload))
+
+    await together(*(drain() for _ in range(PARALLEL_FETCHES)))

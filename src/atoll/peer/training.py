@@ -1,0 +1,186 @@
+"""The trainer of a peer, kept alive: started from the agent's own state, and again when it dies.
+
+A trainer that dies takes the local work with it, not the peer: the leases are still ours, and are
+trained on once more. After three deaths in a row there is something that only a person can mend.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from atoll.config import PeerConfig, RunConfig
+from atoll.errors import AtollError, DamagedError, RunError
+from atoll.events import Emit, TrainerDied as TrainerDeath
+from atoll.net import wire
+from atoll.peer.work import LocalWork
+from atoll.train.channel import Stepped, Train
+from atoll.train.launch import Trainer, TrainerDied
+from atoll.train.shared import SharedVectors
+
+MAX_DEATHS = 3
+
+
+class Training:
+    """`work` says what the trainer's weights contain; `newest` how its last inner step went."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        peer: PeerConfig,
+        *,
+        vectors: SharedVectors,
+        log_path: Path,
+        emit: Emit,
+    ) -> None:
+        self.vectors = vectors
+        self.work = LocalWork()
+        self.newest: Stepped | None = None
+        self._config = config
+        self._peer = peer
+        self._log_path = log_path
+        self._emit = emit
+        self._dataset: Path | None = None
+        self._trainer: Trainer | None = None
+        self._deaths = 0
+        self._loss_sum = 0.0
+        self._loss_tokens = 0
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss per token over the local work."""
+        return self._loss_sum / max(1, self._loss_tokens)
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._trainer is None else self._trainer.pid
+
+    async def start(self, dataset: Path, *, inner: Path) -> str:
+        """Start the trainer from the global weights, with this inner optimizer if it is there.
+
+        Returns the device. `inner` is only there if it belongs to exactly these weights.
+
+        Raises:
+            RunError: it died three times in a row.
+        """
+        self._dataset = dataset
+        trainer = await self._alive()
+        if inner.exists():
+            try:
+                await trainer.load(inner)
+            except RunError as error:
+                raise DamagedError(
+                    str(error), hint=f"delete {inner}: the inner optimizer then starts afresh"
+                ) from error
+            except TrainerDied as death:
+                self._note(death)
+        return trainer.started.device
+
+    async def train(self, plan: wire.Plan, *, until: Callable[[], Awaitable[Any]]) -> bool:
+        """Do what is left of our work; return whether it is whole. It ends early when `until` does.
+
+        Raises:
+            RunError: the trainer died three times in a row.
+        """
+        ending = asyncio.ensure_future(until())
+        try:
+            while self.work.left() and not ending.done():
+                await self._train_once(plan, ending)
+        finally:
+            ending.cancel()
+        return self.work.is_whole
+
+    async def _train_once(self, plan: wire.Plan, ending: "asyncio.Future[Any]") -> None:
+        try:
+            trainer = await self._alive()
+            steps_done = self.work.consumed // self._config.inner.batch_sequences
+            order = Train(first_step=plan.first_step + steps_done, spans=self.work.left())
+            training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
+            try:
+                await asyncio.wait((training, ending), return_when=asyncio.FIRST_COMPLETED)
+                trainer.halt()
+                done = await training
+            finally:
+                training.cancel()
+        except TrainerDied as death:
+            self._note(death)
+            return
+        self._deaths = 0
+        self.work.consume(done.num_samples)
+        self._loss_sum += done.mean_loss * done.num_tokens
+        self._loss_tokens += done.num_tokens
+
+    async def merge(self, how: Literal["replace", "carry"]) -> None:
+        """Let the trainer take over the new global weights."""
+        if how == "replace":
+            self._forget_work()
+        try:
+            trainer = self._trainer
+            if trainer is not None:
+                await trainer.merge(how)
+        except TrainerDied as death:
+            self._note(death)
+
+    async def save(self, path: Path) -> None:
+        """Keep the inner optimizer's state.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        try:
+            if self._trainer is not None:
+                await self._trainer.save(path)
+        except TrainerDied as death:
+            self._note(death)
+
+    async def stop(self) -> None:
+        if self._trainer is not None:
+            await self._trainer.stop()
+        self.vectors.unlink()
+
+    async def _alive(self) -> Trainer:
+        """Return the trainer, started anew from the global weights if it is gone."""
+        while self._trainer is None:
+            assert self._dataset is not None
+            try:
+                self._trainer = await Trainer.start(
+                    self._config,
+                    self._peer,
+                    vectors=self.vectors,
+                    dataset=self._dataset,
+                    log_path=self._log_path,
+                )
+            except TrainerDied as death:
+                self._note(death)
+        return self._trainer
+
+    def _note(self, death: TrainerDied) -> None:
+        """Count a death, and what went with it.
+
+        Raises:
+            RunError: it was one too many.
+        """
+        self._trainer = None
+        self._forget_work()
+        self._deaths += 1
+        self._emit(TrainerDeath(reason=str(death), in_a_row=self._deaths))
+        if self._deaths >= MAX_DEATHS:
+            raise RunError(
+                f"the trainer died {MAX_DEATHS} times in a row, the last time: {death}",
+                hint=death.hint or f"its log: {self._log_path}",
+            ) from death
+
+    def note_bad_work(self, error: AtollError) -> None:
+        """Count local work that must not be shared as a death: the trainer went astray.
+
+        Raises:
+            RunError: it was one too many.
+        """
+        self._note(TrainerDied(str(error), hint=error.hint))
+
+    def _note_step(self, step: Stepped) -> None:
+        self.newest = step
+
+    def _forget_work(self) -> None:
+        self.work.clear()
+        self._loss_sum, self._loss_tokens = 0.0, 0

@@ -1,0 +1,250 @@
+"""What an agent and its trainer say to each other, and the bytes of it.
+
+    agent                                trainer
+      |   (starts it; port and token on its standard input)
+      | <------------- Attach(token) ------ |
+      | -- Setup -------------------------> | <- Started
+      | -- Train(first_step, spans) ------> | <- Stepped, ..., Trained    weights to snapshot_N
+      | -- Merge(how) --------------------> | <- Merged                   weights from global_N
+      | -- Save(path) / Load(path) -------> | <- Saved / Loaded / Declined
+      | -- Quit --------------------------> |
+
+One answer for each command, in order. While it trains, *any* message ends the work at the next step
+boundary; `Halt` does nothing else and has no answer, so one that comes too late is harmless.
+
+A frame is four bytes of length (big-endian) and a msgpack map with its tag under "t", over a TCP
+connection on the loopback interface: the one kind of pipe that every system can poll.
+"""
+
+import asyncio
+import select
+import socket
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+
+from msgspec import Meta, Struct, json, msgpack
+
+from atoll.config import PeerConfig, RunConfig
+from atoll.errors import ConnectionLost, ProtocolError
+from atoll.train.work import Span
+from atoll.units import MIB
+
+MAX_FRAME_BYTES: Final = 4 * MIB
+NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class Address(Struct, frozen=True, kw_only=True):
+    """Where the agent waits for its trainer: one line of JSON on the trainer's standard input."""
+
+    port: int
+    token: str
+
+
+# --- agent to trainer ----------------------------------------------------------------------------
+
+
+class Setup(Struct, frozen=True, kw_only=True, tag_field="t", tag="setup"):
+    config: RunConfig
+    peer: PeerConfig
+    vectors: str  # the file of SharedVectors
+    dataset: str  # the directory of the dataset
+
+
+class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
+    """Train on these samples, in this order; the first inner step is `first_step` of the run."""
+
+    first_step: NotNegative
+    spans: tuple[Span, ...]
+
+
+class Halt(Struct, frozen=True, kw_only=True, tag_field="t", tag="halt"): ...
+
+
+class Merge(Struct, frozen=True, kw_only=True, tag_field="t", tag="merge"):
+    """Take over the new global weights; the moments of the optimizer stay in both cases.
+
+    replace: local = global_N. carry: local = global_N + (local - snapshot_N).
+    """
+
+    how: Literal["replace", "carry"]
+
+
+class Save(Struct, frozen=True, kw_only=True, tag_field="t", tag="save"):
+    """Write the state of the inner optimizer to this file. Weights are the agent's to keep."""
+
+    path: str
+
+
+class Load(Struct, frozen=True, kw_only=True, tag_field="t", tag="load"):
+    path: str
+
+
+class Quit(Struct, frozen=True, kw_only=True, tag_field="t", tag="quit"): ...
+
+
+# --- trainer to agent ----------------------------------------------------------------------------
+
+
+class Attach(Struct, frozen=True, kw_only=True, tag_field="t", tag="attach"):
+    token: str
+
+
+class Started(Struct, frozen=True, kw_only=True, tag_field="t", tag="started"):
+    """The model is on the device, with the weights of global_N and a fresh optimizer."""
+
+    device: str
+    threads: int
+
+
+class Stepped(Struct, frozen=True, kw_only=True, tag_field="t", tag="stepped"):
+    step: int
+    loss: float
+    num_tokens: int
+    seconds: float
+    grad_norm: float
+
+
+class Trained(Struct, frozen=True, kw_only=True, tag_field="t", tag="trained"):
+    """The local weights are in snapshot_N. The work is the first `num_samples` of the spans."""
+
+    num_steps: int
+    num_samples: int
+    num_tokens: int
+    mean_loss: float  # per token; 0 where there was none
+    halted: bool
+
+
+class Merged(Struct, frozen=True, kw_only=True, tag_field="t", tag="merged"): ...
+
+
+class Saved(Struct, frozen=True, kw_only=True, tag_field="t", tag="saved"): ...
+
+
+class Loaded(Struct, frozen=True, kw_only=True, tag_field="t", tag="loaded"): ...
+
+
+class Declined(Struct, frozen=True, kw_only=True, tag_field="t", tag="declined"):
+    """A `Save` or `Load` was not possible; nothing changed, and the trainer serves on."""
+
+    reason: str
+    hint: str
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
+    """The last message of a trainer that cannot go on."""
+
+    reason: str
+    hint: str
+
+
+ToTrainer: TypeAlias = Setup | Train | Halt | Merge | Save | Load | Quit
+Answer: TypeAlias = Started | Trained | Merged | Saved | Loaded | Declined
+FromTrainer: TypeAlias = Attach | Stepped | Answer | Failed
+
+_to_trainer: msgpack.Decoder[ToTrainer] = msgpack.Decoder(ToTrainer)
+_from_trainer: msgpack.Decoder[FromTrainer] = msgpack.Decoder(FromTrainer)
+_Message = TypeVar("_Message")
+
+
+def frame(message: ToTrainer | FromTrainer) -> bytes:
+    """Return the bytes of a message, its length included."""
+    payload = msgpack.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"{len(payload)} bytes, where a message has {MAX_FRAME_BYTES} at most")
+    return len(payload).to_bytes(4) + payload
+
+
+async def receive(reader: asyncio.StreamReader) -> FromTrainer:
+    """Return the trainer's next message.
+
+    Raises:
+        ConnectionLost: there will be none.
+        ProtocolError: it is none of this channel.
+    """
+    try:
+        num_bytes = _checked(int.from_bytes(await reader.readexactly(4)))
+        payload = await reader.readexactly(num_bytes)
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise ConnectionLost("the trainer has closed the connection") from error
+    return _decoded(payload, _from_trainer)
+
+
+class Channel:
+    """The trainer's end: blocking, for one thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    @classmethod
+    def connect(cls, address: Address) -> "Channel":
+        try:
+            connection = socket.create_connection(("127.0.0.1", address.port))
+            # A small answer goes out at once (Nagle would hold it back for an earlier one).
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            raise ConnectionLost("the agent is gone") from error
+        channel = cls(connection)
+        channel.send(Attach(token=address.token))
+        return channel
+
+    def send(self, message: FromTrainer) -> None:
+        """Send a message.
+
+        Raises:
+            ConnectionLost: the agent is gone.
+        """
+        try:
+            self._connection.sendall(frame(message))
+        except OSError as error:
+            raise ConnectionLost("the agent is gone") from error
+
+    def receive(self) -> ToTrainer:
+        """Wait for the agent's next message.
+
+        Raises:
+            ConnectionLost: the agent is gone.
+            ProtocolError: it is none of this channel.
+        """
+        num_bytes = _checked(int.from_bytes(self._read(4)))
+        return _decoded(self._read(num_bytes), _to_trainer)
+
+    def has_news(self) -> bool:
+        """Return whether a message, or the end of the connection, is there to be received."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return bool(readable)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _read(self, num_bytes: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < num_bytes:
+            try:
+                part = self._connection.recv(num_bytes - len(parts))
+            except OSError as error:
+                raise ConnectionLost("the agent is gone") from error
+            if not part:
+                raise ConnectionLost("the agent is gone")
+            parts += part
+        return bytes(parts)
+
+
+def write_address(address: Address) -> bytes:
+    """Return the line for the trainer's standard input."""
+    return json.encode(address) + b"\n"
+
+
+def read_address(line: bytes) -> Address:
+    return json.decode(line, type=Address)
+
+
+def _checked(num_bytes: int) -> int:
+    if num_bytes > MAX_FRAME_BYTES:
+        raise ProtocolError(f"{num_bytes} bytes, where a message has {MAX_FRAME_BYTES} at most")
+    return num_bytes
+
+
+def _decoded(payload: bytes, decoder: "msgpack.Decoder[_Message]") -> _Message:
+    try:
+        return decoder.decode(payload)
+    except (ValueError, RecursionError) as error:  # bad types or UTF-8, and deep nesting
+        raise ProtocolError(f"not a message between agent and trainer: {error}") from error

@@ -1,0 +1,139 @@
+"""AdamW, and its state on disk.
+
+    state file    safetensors; "exp_avg.NAME" and "exp_avg_sq.NAME" for each parameter, fp32;
+                  metadata: the number of steps, and the digest of all of it
+
+Adam's moments are worth keeping: a fresh state has to warm up again (see `schedule`). The weights
+are not in the file; the agent has them.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from blake3 import blake3
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from atoll.config import InnerConfig
+from atoll.errors import DamagedError, RunError
+
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # torch's names for the means of g and g^2
+Tensors = dict[str, NDArray[np.float32]]
+
+
+def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.AdamW:
+    """Return an AdamW with a fresh state; its learning rate is set anew at every step.
+
+    Matrices decay, the embedding among them: where it is tied it is the output matrix as well, and
+    decay bounds the logits. The gains of norms do not: their natural value is one, not zero.
+    """
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,  # one pass over the weights, on CPUs too
+    )
+
+
+def save_optimizer(
+    path: Path, optimizer: torch.optim.AdamW, *, model: nn.Module, num_steps: int
+) -> None:
+    """Write the state after `num_steps` steps: the whole file, or none (an older one then stays).
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    tensors: Tensors = {
+        f"{moment}.{name}": optimizer.state[parameter][moment].cpu().numpy()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+    metadata = {"num_steps": str(num_steps), "digest": _digest(tensors, num_steps)}
+    beside = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, beside, metadata=metadata)
+        _flush(beside)
+        beside.replace(path)
+        if os.name == "posix":  # elsewhere a directory cannot be opened, and need not be
+            _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise RunError(
+            f"the optimizer's state cannot be written: {path}: {error}",
+            hint="is the disk full, or the directory read-only?",
+        ) from error
+
+
+def load_optimizer_(path: Path, optimizer: torch.optim.AdamW, *, model: nn.Module) -> int:
+    """Give the optimizer the state in the file, and return after how many steps it was saved.
+
+    Raises:
+        DamagedError: the file is not what `save_optimizer` wrote for such a model. The optimizer is
+            as it was before.
+    """
+    tensors, num_steps = _read(path)
+    parameters = dict(model.named_parameters())
+    expected = {f"{m}.{name}": tuple(p.shape) for name, p in parameters.items() for m in MOMENTS}
+    if num_steps > 0 and {name: t.shape for name, t in tensors.items()} != expected:
+        raise _damaged(path, "it belongs to another model")
+    optimizer.state.clear()
+    if num_steps == 0:
+        return 0
+    for name, parameter in parameters.items():
+        moments = {
+            m: torch.from_numpy(tensors[f"{m}.{name}"]).to(parameter.device) for m in MOMENTS
+        }
+        step = torch.tensor(float(num_steps), device=parameter.device)
+        optimizer.state[parameter] = {"step": step, **moments}
+    return num_steps
+
+
+def _read(path: Path) -> tuple[Tensors, int]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        num_steps = int(metadata["num_steps"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if metadata.get("digest") != _digest(tensors, num_steps):
+        raise _damaged(path, "its content has changed")
+    return tensors, num_steps
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"not a state of the optimizer: {path}: {why}",
+        hint="delete the file; the optimizer then starts afresh and warms up",
+    )
+
+
+def _digest(tensors: Tensors, num_steps: int) -> str:
+    hasher = blake3(str(num_steps).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        hasher.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        hasher.update(tensor.data.cast("B"))
+    return hasher.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

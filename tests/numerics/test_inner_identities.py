@@ -1,0 +1,118 @@
+"""Stopping, cutting and merging must not change what the inner loop computes."""
+
+import numpy as np
+import pytest
+import torch
+
+from atoll.config import (
+    DataConfig,
+    InnerConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    SyncConfig,
+    TokenizerConfig,
+)
+from atoll.data.batches import Batches
+from atoll.data.prepare import prepare
+from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.shapes import num_parameters
+from atoll.train.baseline import initial_model
+from atoll.train.inner import InnerLoop
+from atoll.train.optim import load_optimizer_, save_optimizer
+from atoll.train.work import cut_into_steps
+
+H = 4
+
+CONFIG = RunConfig(
+    name="inner",
+    model=ModelConfig(
+        vocab_size=300,
+        num_layers=2,
+        width=32,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_width=64,
+        tied_embeddings=True,
+    ),
+    data=DataConfig(
+        sources=(SourceConfig(kind="path", name="text.txt"),),
+        tokenizer=TokenizerConfig(vocab_size=300),
+        sequence_length=24,
+    ),
+    inner=InnerConfig(lr=3e-3, batch_sequences=6, warmup_steps=2, z_loss=2e-4),
+    sync=SyncConfig(rounds=2, inner_steps=H),
+)
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("inner")
+    text = " ".join(f"the island {k} is {k * k} miles from the atoll" for k in range(900))
+    (directory / "text.txt").write_text(text)
+    dataset = prepare(
+        CONFIG, base_directory=directory, directory=directory, on_progress=lambda *_: None
+    )
+    return Batches(dataset, seed=CONFIG.seed)
+
+
+def fresh_loop(batches, *, micro_batch=0):
+    torch.set_num_threads(2)
+    model = initial_model(CONFIG, device=torch.device("cpu"))
+    return InnerLoop(model, batches, CONFIG, micro_batch=micro_batch)
+
+
+def train(loop, *, first_step, num_steps):
+    """Take the steps on the run's samples in order; return their losses."""
+    size = CONFIG.inner.batch_sequences
+    spans = [(first_step * size, (first_step + num_steps) * size)]
+    steps = cut_into_steps(spans, batch_sequences=size)
+    return [loop.step(s, step=k).loss for k, s in enumerate(steps, start=first_step)]
+
+
+def weights(loop):
+    out_N = np.empty(num_parameters(CONFIG.model), np.float32)
+    store_flat_(loop.model, out_N)
+    return out_N
+
+
+def test_the_same_inputs_give_the_same_bits(batches):
+    one, other = fresh_loop(batches), fresh_loop(batches)
+    losses = train(one, first_step=0, num_steps=2 * H)
+    assert losses == train(other, first_step=0, num_steps=2 * H)
+    assert losses[-1] < losses[0], "it must have learnt something, or equality says little"
+    assert weights(one).tobytes() == weights(other).tobytes()
+
+
+def test_merging_the_unchanged_weights_changes_nothing(batches):
+    whole, halves = fresh_loop(batches), fresh_loop(batches)
+    train(whole, first_step=0, num_steps=2 * H)
+    train(halves, first_step=0, num_steps=H)
+    load_flat_(halves.model, weights(halves))
+    train(halves, first_step=H, num_steps=H)
+    assert weights(whole).tobytes() == weights(halves).tobytes()
+
+
+def test_interrupted_and_resumed_is_never_interrupted(batches, tmp_path):
+    whole, first = fresh_loop(batches), fresh_loop(batches)
+    expected = train(whole, first_step=0, num_steps=2 * H)
+    train(first, first_step=0, num_steps=H)
+    path = tmp_path / "optimizer.safetensors"
+    save_optimizer(path, first.optimizer, model=first.model, num_steps=first.steps_since_fresh)
+    second = fresh_loop(batches)
+    load_flat_(second.model, weights(first))
+    second.steps_since_fresh = load_optimizer_(path, second.optimizer, model=second.model)
+    assert train(second, first_step=H, num_steps=H) == expected[H:]
+    assert weights(whole).tobytes() == weights(second).tobytes()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_a_micro_batch_changes_no_more_than_the_order_of_sums(batches, micro_batch):
+    whole, cut = fresh_loop(batches), fresh_loop(batches, micro_batch=micro_batch)
+    losses = train(whole, first_step=0, num_steps=H)
+    assert train(cut, first_step=0, num_steps=H) == pytest.approx(losses, rel=1e-5)
+    gradients = [
+        torch.cat([p.grad.flatten() for p in loop.model.parameters()]) for loop in (whole, cut)
+    ]
+    difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert difference < 1e-3

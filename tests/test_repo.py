@@ -1,0 +1,175 @@
+"""The habits of this repository, and its budgets: what a tool that reads one file does not see."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+import atoll
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "atoll").rglob("*.py"))
+PAGES = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("docs/decisions/*")))
+TEXTS = [
+    path
+    for folder in ("src", "tests", "docs", "configs", "benchmarks", ".ci")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in {".py", ".md", ".toml", ".sh", ""}
+    and path.is_file()
+    and path != Path(__file__)
+    and "_build" not in path.parts
+] + [ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("*.md")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
+MAX_SOURCE_LINES = 12_000  # all of src/
+VAGUE = re.compile(r"(Manager|Helper|Handler|Utils?|Base)$")
+TERMS = (
+    "run, host, peer, agent, trainer, inner step, round, fragment, slice, reducer, contribution,"
+    " update, commit, lease, journal, roster, blob, state, member, plan, share"
+).split(", ")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    """Yield each node of these kinds in src/, with its place for a person to find."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, kinds):
+                yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+
+
+def matches(pattern: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in TEXTS
+        for number, line in enumerate(lines_of(path), start=1)
+        if re.search(pattern, line)
+    ]
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+def test_files_are_short():
+    lengths = {str(path.relative_to(ROOT)): len(lines_of(path)) for path in SOURCES}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
+    assert sum(lengths.values()) <= MAX_SOURCE_LINES
+
+
+def test_functions_are_short():
+    too_long = [
+        place
+        for place, node in nodes(ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert too_long == []
+
+
+def test_names_say_what_a_thing_is():
+    classes = [
+        f"{place}: {node.name}"
+        for place, node in nodes(ast.ClassDef)
+        if isinstance(node, ast.ClassDef) and VAGUE.search(node.name)
+    ]
+    modules = [path for path in SOURCES if re.fullmatch("utils?|common|helpers?|base", path.stem)]
+    assert (classes, modules) == ([], [])
+
+
+# --- habits --------------------------------------------------------------------------------------
+
+
+def test_only_the_command_line_prints():
+    prints = [
+        place
+        for place, node in nodes(ast.Call)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+        and not place.startswith("src/atoll/cli/")
+    ]
+    assert prints == []
+
+
+def test_nothing_is_left_for_later():
+    assert matches(r"\b(TODO|FIXME|XXX)\b") == []
+
+
+def test_no_path_of_one_machine_is_in_a_file():
+    assert matches(r"(?<![\w.])/(work|root|farm|Users)/|/home/[a-z]+/") == []
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert silent == []
+
+
+# --- documentation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_glossary_has_the_term(term: str):
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert re.search(rf"(?m)^- \*\*{term}\*\*:", glossary)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file(page: Path):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not re.match(r"https?://|mailto:", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    names = [path.relative_to(ROOT / "docs") for path in sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [str(name.with_suffix("")) for name in names if "_build" not in name.parts]
+    assert [page for page in pages if page != "index" and page not in index] == []
+
+
+def test_decisions_are_numbered_without_a_gap():
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+    assert numbers == [number for number, _ in zip(count(1), numbers, strict=False)]
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"(?m)^## (\S+)", changelog)
+    assert newest
+    assert newest[1] == PROJECT["version"] == atoll.__version__
+
+
+# --- dependencies --------------------------------------------------------------------------------
+
+
+def names_of(requirements: list[str]) -> list[str]:
+    return [re.split(r"[^\w-]", requirement)[0] for requirement in requirements]
+
+
+def test_every_dependency_has_a_reason():
+    reasons = (ROOT / "docs" / "decisions" / "0002-dependencies.md").read_text(encoding="utf-8")
+    extras = PROJECT["optional-dependencies"]
+    needed = [*PROJECT["dependencies"], *extras["train"], *extras["demo"], *extras["huggingface"]]
+    assert [name for name in names_of(needed) if f"**{name}**" not in reasons] == []
+
+
+def test_every_dependency_that_make_installs_has_one_version():
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = re.findall(r"(?m)^([\w-]+)==", constraints)
+    groups = [group for name, group in PROJECT["optional-dependencies"].items()]
+    installed = {*names_of(PROJECT["dependencies"]), *(n for g in groups for n in names_of(g))}
+    assert installed - {"datasets"} == set(pinned)
+    assert len(pinned) == len(set(pinned))

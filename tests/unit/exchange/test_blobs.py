@@ -1,0 +1,101 @@
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from atoll.errors import BadBlobError, RunError
+from atoll.exchange.blobs import BlobStore
+from atoll.ids import digest_of
+
+PAYLOAD = bytes(range(256)) * 8
+DIGEST = digest_of(PAYLOAD)
+
+
+@contextmanager
+def disk_full_after(num_bytes):
+    """Let every file that grows beyond `num_bytes` fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_blob_is_here_under_its_name_also_after_a_restart(tmp_path):
+    store = BlobStore(tmp_path / "blobs")
+    assert not store.has(DIGEST)
+    assert store.get(DIGEST) is None
+    assert store.locate(DIGEST) is None
+    store.put(DIGEST, bytearray(PAYLOAD))
+    store.put(DIGEST, PAYLOAD)
+    for opened in (store, BlobStore(tmp_path / "blobs")):
+        assert opened.has(DIGEST)
+        assert opened.get(DIGEST) == PAYLOAD
+        path, offset, num_bytes = opened.locate(DIGEST)
+        assert path.read_bytes()[offset : offset + num_bytes] == PAYLOAD
+
+
+def test_bytes_of_another_name_are_refused(tmp_path):
+    store = BlobStore(tmp_path)
+    with pytest.raises(BadBlobError, match=DIGEST):
+        store.put(DIGEST, PAYLOAD[:-1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_blob_is_not_here(tmp_path):
+    store = BlobStore(tmp_path)
+    store.put(DIGEST, PAYLOAD)
+    store.locate(DIGEST).path.write_bytes(b"x" + PAYLOAD[1:])
+    assert store.get(DIGEST) is None
+    assert not store.has(DIGEST)
+
+
+def test_a_damaged_blob_is_mended_by_putting_it_again(tmp_path):
+    store = BlobStore(tmp_path)
+    store.put(DIGEST, PAYLOAD)
+    store.locate(DIGEST).path.write_bytes(b"x" + PAYLOAD[1:])
+    store.put(DIGEST, PAYLOAD)
+    assert store.get(DIGEST) == PAYLOAD
+
+
+def test_only_the_blob_that_is_removed_goes(tmp_path):
+    store = BlobStore(tmp_path)
+    for payload in (b"a", b"b"):
+        store.put(digest_of(payload), payload)
+    store.remove(digest_of(b"a"))
+    store.remove(DIGEST)
+    assert [payload for payload in (b"a", b"b") if store.has(digest_of(payload))] == [b"b"]
+
+
+def test_what_a_crash_left_is_removed(tmp_path):
+    (tmp_path / ".tmp-1").write_bytes(b"half")
+    BlobStore(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_blobs_that_are_there(tmp_path):
+    store = BlobStore(tmp_path)
+    store.put(DIGEST, PAYLOAD)
+    large = bytes(10_000)
+    with disk_full_after(5000), pytest.raises(RunError, match="cannot write") as caught:
+        store.put(digest_of(large), large)
+    assert "free some space" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == [DIGEST]
+    assert store.get(DIGEST) == PAYLOAD
+
+
+def test_a_place_that_is_no_directory_is_said_so(tmp_path):
+    (tmp_path / "blobs").write_bytes(b"")
+    with pytest.raises(RunError, match="blobs"):
+        BlobStore(tmp_path / "blobs")
+
+
+def test_many_threads_may_put_at_once(tmp_path):
+    store = BlobStore(tmp_path)
+    payloads = [bytes([index % 5]) * 1000 for index in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda payload: store.put(digest_of(payload), payload), payloads))
+    assert {store.get(digest_of(payload)) for payload in payloads} == set(payloads)
+    assert len(list(tmp_path.iterdir())) == 5

@@ -1,0 +1,158 @@
+"""What every codec must hold, whatever its bytes look like."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+
+from atoll.errors import BadBlobError, BadUpdateError
+from atoll.exchange.codec import CODECS
+from atoll.exchange.values import LARGEST
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "codec"
+TINY = 2.0**-126  # the smallest normal fp32
+
+codecs = st.sampled_from(list(CODECS.values()))
+vectors = arrays(np.float64, st.integers(1, 300), elements=st.floats(-LARGEST, LARGEST))
+
+
+def golden_values():
+    """Exact in double: blocks of zeros and of subnormals, signs, ties, both ends of the range."""
+    values = [0.0] * 128 + [i * 2.0**-149 for i in range(128)]
+    values += [(i * 7919 % 1001 - 500) * 2.0 ** (i % 37 - 18) for i in range(300)]
+    return np.array(
+        [*values, 1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40] + [0.0] * 82 + [LARGEST, -LARGEST]
+    )
+
+
+def error_bounds(name, x_N):
+    """Return the largest error that the codec may make on each value."""
+    if name == "int8":
+        starts = np.arange(0, len(x_N), 128)
+        scale_K = np.maximum(np.maximum.reduceat(np.abs(x_N), starts) / 127, TINY)
+        return np.repeat(scale_K, 128)[: len(x_N)] / 2 * (1 + 1e-5)
+    half_ulp = {"fp64": 0.0, "fp32": 2.0**-24, "bf16": 2.0**-8}[name]
+    return half_ulp * np.maximum(np.abs(x_N), TINY)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_bytes_on_the_wire_do_not_change(name):
+    # For a new codec, write what `encode` gives here to the file, and look at it.
+    assert CODECS[name].encode(golden_values()) == (GOLDEN / f"{name}.bin").read_bytes()
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(CODECS)), vectors)
+@example("int8", np.array([1.9e-43]))
+@example("int8", np.full(129, LARGEST))
+@example("bf16", np.array([1 + 2.0**-8 + 2.0**-40, 1.5e-45, LARGEST]))
+def test_the_error_is_bounded(name, x_N):
+    codec = CODECS[name]
+    payload = codec.encode(x_N)
+    assert len(payload) == codec.encoded_bytes(len(x_N))
+    decoded_N = codec.decode(payload, len(x_N))
+    assert decoded_N.dtype == np.float64
+    assert (np.abs(decoded_N - x_N) <= error_bounds(name, x_N)).all()
+    assert codec.check(payload, len(x_N)) == pytest.approx(np.sum(decoded_N**2), rel=1e-9)
+
+
+@settings(deadline=None)
+@given(codecs, vectors)
+def test_negation_is_exact(codec, x_N):
+    positive_N, negative_N = (codec.decode(codec.encode(v), len(x_N)) for v in (x_N, -x_N))
+    assert np.array_equal(positive_N, -negative_N)
+
+
+@settings(deadline=None)
+@given(codecs, vectors)
+def test_what_was_decoded_encodes_without_another_error(codec, x_N):
+    decoded_N = codec.decode(codec.encode(x_N), len(x_N))
+    again_N = codec.decode(codec.encode(np.clip(decoded_N, -LARGEST, LARGEST)), len(x_N))
+    assert np.allclose(again_N, decoded_N, rtol=1e-6, atol=TINY)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -3.4e38, 1e300])
+def test_refuses_what_would_poison_the_mean(codec, bad):
+    with pytest.raises(BadUpdateError, match="1 of 3 values") as caught:
+        codec.encode(np.array([1.0, bad, 0.0]))
+    assert "learning rate" in caught.value.hint
+
+
+@settings(deadline=None)
+@given(codecs, vectors, st.floats(0, 1))
+def test_accumulate_adds_the_share_of_the_decoded_value(codec, x_N, share):
+    payload = codec.encode(x_N)
+    total_N = np.linspace(-1, 1, len(x_N))
+    expected_N = total_N + share * codec.decode(payload, len(x_N))
+    codec.accumulate_(total_N, payload, share=share)
+    assert np.array_equal(total_N, expected_N)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_a_sum_is_not_fused_with_its_product(codec):
+    # Full mantissas: a fused multiply-add rounds once where this rounds twice.
+    rng = np.random.default_rng(0)
+    total_N, x_N, share = rng.standard_normal(1000), rng.standard_normal(1000), 1 / 3
+    payload = codec.encode(x_N)
+    product_N = share * codec.decode(payload, 1000)
+    expected_N = total_N + product_N
+    codec.accumulate_(total_N, payload, share=share)
+    assert np.array_equal(total_N, expected_N)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_reads_any_buffer_at_any_alignment(codec, kind):
+    x_N = np.linspace(-3, 3, 200)
+    payload = codec.encode(x_N)
+    received = memoryview(b"\0" + payload)[1:] if kind is memoryview else kind(payload)
+    expected_N = codec.decode(payload, 200)
+    assert codec.check(received, 200) == codec.check(payload, 200)
+    assert np.array_equal(codec.decode(received, 200), expected_N)
+    total_N = np.zeros(200)
+    codec.accumulate_(total_N, received, share=1.0)
+    assert np.array_equal(total_N, expected_N)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_another_size_is_a_bad_blob(codec):
+    payload = codec.encode(np.ones(200))
+    for wrong in (payload[:-1], payload + b"\0", b""):
+        with pytest.raises(BadBlobError, match="bytes instead of"):
+            codec.check(wrong, 200)
+        with pytest.raises(BadBlobError):
+            codec.decode(wrong, 200)
+        with pytest.raises(BadBlobError):
+            codec.accumulate_(np.zeros(200), wrong, share=1.0)
+
+
+@settings(deadline=None)
+@given(codecs, st.integers(1, 300), st.data())
+def test_any_bytes_are_a_bad_blob_or_finite_values(codec, num_values, data):
+    size = codec.encoded_bytes(num_values)
+    payload = data.draw(st.binary(min_size=size, max_size=size))
+    with suppress(BadBlobError):
+        assert np.isfinite(codec.check(payload, num_values))
+        assert (np.abs(codec.decode(payload, num_values)) <= LARGEST * (1 + 1e-6)).all()
+
+
+@settings(deadline=None)
+@given(codecs, vectors, st.data())
+def test_a_damaged_payload_is_a_bad_blob_or_finite_values(codec, x_N, data):
+    payload = bytearray(codec.encode(x_N))
+    payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    with suppress(BadBlobError):
+        assert np.isfinite(codec.check(payload, len(x_N)))
+        assert np.isfinite(codec.decode(payload, len(x_N))).all()
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_an_empty_vector_has_an_empty_payload(codec):
+    payload = codec.encode(np.zeros(0))
+    assert payload == b""
+    assert codec.check(payload, 0) == 0.0
+    assert len(codec.decode(payload, 0)) == 0

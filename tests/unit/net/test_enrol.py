@@ -1,0 +1,177 @@
+"""A newcomer and a host, over real sockets; the host's side is written out here."""
+
+import asyncio
+
+import pytest
+
+from atoll.errors import AtollError, ConfigError, ConnectionLost, ProtocolError
+from atoll.net import wire
+from atoll.net.authority import Authority
+from atoll.net.enrol import enrol
+from atoll.net.identity import Identity, verify
+from atoll.net.invite import Invite, new_token
+from atoll.net.transport import TcpTransport
+
+TOKEN = new_token()
+
+
+class Host:
+    """Answers a newcomer as it should; a test replaces the answer that it is about."""
+
+    def __init__(self, authority: Authority, identity: Identity):
+        self.authority = authority
+        self.identity = identity
+        self.tokens = []
+        self.answers = {wire.GetAuthority: self.vouch, wire.Enrol: self.sign}
+
+    def vouch(self, request):
+        assert request.protocol == wire.PROTOCOL
+        return wire.Authority(certificate=self.authority.certificate)
+
+    def sign(self, request):
+        return wire.Enrolled(
+            certificate=self.authority.sign_member(request.public_key, request.name),
+            run_config=b"{}",
+            host=self.identity.peer_id,
+            built_in=self.identity.peer_id,
+        )
+
+    async def serve(self, connection):
+        assert connection.peer is None
+        while True:
+            request = await connection.receive()
+            if isinstance(request, wire.Enrol):
+                self.tokens.append(request.token)
+            await connection.send(self.answers[type(request)](request))
+
+
+@pytest.fixture
+def host(authority, anna):
+    return Host(authority, anna)
+
+
+def enrol_with(host, newcomer, *, invited_by=None, timeout_s=5.0):
+    """Return what `enrol` returns; the invite names the authority `invited_by`."""
+
+    async def scenario():
+        listener = await TcpTransport(host.identity).listen(host.serve, host="127.0.0.1", port=0)
+        invite = Invite(
+            host="127.0.0.1",
+            port=listener.port,
+            authority=(invited_by or host.authority).digest,
+            token=TOKEN,
+        )
+        try:
+            return await enrol(invite, newcomer, "zoe", timeout_s=timeout_s)
+        finally:
+            await listener.close()
+
+    return asyncio.run(scenario())
+
+
+def test_a_newcomer_becomes_a_member(host, anna, authority):
+    newcomer = Identity.create()
+    enrolled = enrol_with(host, newcomer)
+    assert host.tokens == [TOKEN]
+    assert enrolled.host == anna.peer_id
+    assert newcomer.certificate == enrolled.certificate
+    assert newcomer.authority == authority.certificate
+
+    async def scenario():
+        seen = []
+
+        async def serve(connection):
+            seen.append(connection.peer)
+            await connection.receive()
+
+        listener = await TcpTransport(anna).listen(serve, host="127.0.0.1", port=0)
+        connection = await TcpTransport(newcomer).dial(
+            "127.0.0.1", listener.port, expect=enrolled.host, timeout_s=5
+        )
+        await connection.send(wire.Want())
+        await connection.close()
+        await listener.close()
+        assert seen == [newcomer.peer_id]
+
+    asyncio.run(scenario())
+
+
+def refused(host, error, **how) -> AtollError:
+    """Return the error, after a check that the newcomer is still one."""
+    newcomer = Identity.create()
+    with pytest.raises(error) as caught:
+        enrol_with(host, newcomer, **how)
+    assert newcomer.certificate == newcomer.authority == b""
+    return caught.value
+
+
+def test_the_host_of_another_run_learns_no_token(host, other_authority):
+    error = refused(host, ConfigError, invited_by=other_authority)
+    assert "not the host of this invite" in str(error)
+    assert error.hint
+    assert host.tokens == []
+
+
+def test_one_who_shows_the_right_authority_but_has_no_key_of_it_learns_no_token(authority, eve):
+    impostor = Host(authority, eve)  # the authority's certificate is public
+    error = refused(impostor, ConfigError)
+    assert "another authority" in str(error)
+    assert impostor.tokens == []
+
+
+def test_a_refusal_is_told_with_its_hint(host):
+    host.answers[wire.Enrol] = lambda _: wire.Refused(reason="used up", hint="ask for another")
+    error = refused(host, ConfigError)
+    assert (str(error), error.hint) == ("used up", "ask for another")
+    host.answers[wire.GetAuthority] = lambda _: wire.Refused(reason="protocol 2", hint="update")
+    error = refused(host, ConfigError)
+    assert (str(error), error.hint) == ("protocol 2", "update")
+
+
+def test_a_certificate_for_another_key_or_by_another_authority_is_refused(
+    host, other_authority, ben
+):
+    def for_another_key(request):
+        return wire.Enrolled(
+            certificate=ben.certificate, run_config=b"", host=ben.peer_id, built_in=ben.peer_id
+        )
+
+    def by_another_authority(request):
+        certificate = other_authority.sign_member(request.public_key, "zoe")
+        return wire.Enrolled(
+            certificate=certificate, run_config=b"", host=ben.peer_id, built_in=ben.peer_id
+        )
+
+    for answer in (for_another_key, by_another_authority):
+        host.answers[wire.Enrol] = answer
+        refused(host, ProtocolError)
+
+
+def test_a_host_that_names_another_host_is_refused(host, ben):
+    host.answers[wire.Enrol] = lambda request: wire.Enrolled(
+        certificate=host.authority.sign_member(request.public_key, "zoe"),
+        run_config=b"",
+        host=ben.peer_id,
+        built_in=ben.peer_id,
+    )
+    assert "another host" in str(refused(host, ProtocolError))
+
+
+@pytest.mark.parametrize("kind", [wire.GetAuthority, wire.Enrol])
+def test_an_answer_that_is_none_is_a_protocol_error(host, kind):
+    host.answers[kind] = lambda _: wire.Want()
+    assert "Want" in str(refused(host, ProtocolError))
+
+
+def test_a_host_that_falls_silent_is_given_up(host):
+    async def silent(connection):
+        await asyncio.Event().wait()
+
+    host.serve = silent
+    error = refused(host, ConnectionLost, timeout_s=0.2)
+    assert "does not answer" in str(error)
+    assert error.hint
+
+
+def test_the_member_and_the_authority_have_different_keys(host):
+    assert not verify(host.identity.public_key, b"x", host.authority.sign(b"x"))

@@ -1,0 +1,260 @@
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.numpy import load_file
+
+from atoll.errors import BadBlobError, DamagedError, RunError
+from atoll.ids import RoundId, digest_of
+from atoll.outer.checkpoint import StateStore
+from atoll.outer.manifest import CHUNK_BYTES, manifest_of
+from atoll.outer.state import PeerState
+
+RUN = digest_of(b"run")
+TWO_CHUNKS = CHUNK_BYTES // 8 + 1000
+
+
+def state_of(round, num_values=10):
+    rng = np.random.default_rng(round)
+    params_N, momentum_N = rng.standard_normal((2, num_values)).astype(np.float32)
+    return PeerState(RoundId(round), params_N, momentum_N)
+
+
+def blank(state):
+    return PeerState.initial(np.zeros_like(state.params_N))
+
+
+def save(store, state, now=0.0):
+    manifest = manifest_of(state, run=RUN)
+    store.save(state, manifest, now=now)
+    return manifest
+
+
+def assert_equal(state, other):
+    assert state.round == other.round
+    assert state.params_N.tobytes() == other.params_N.tobytes()
+    assert state.momentum_N.tobytes() == other.momentum_N.tobytes()
+
+
+@contextmanager
+def disk_full_after(num_bytes):
+    """Let every file that grows beyond `num_bytes` fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("num_values", [1, 10, TWO_CHUNKS])
+def test_a_state_comes_back_bit_for_bit(tmp_path, num_values):
+    state = state_of(12, num_values)
+    save(StateStore(tmp_path, keep=2), state)
+    store = StateStore(tmp_path, keep=2)
+    assert store.rounds() == (12,)
+    loaded = blank(state)
+    store.load_(loaded, round=RoundId(12), run=RUN)
+    assert_equal(loaded, state)
+
+
+def test_the_file_is_a_safetensors_file(tmp_path):
+    state = state_of(12)
+    save(StateStore(tmp_path, keep=2), state)
+    tensors = load_file(tmp_path / "000012" / "state.safetensors")
+    assert sorted(tensors) == ["momentum", "params"]
+    assert np.array_equal(tensors["momentum"], state.momentum_N)
+    assert np.array_equal(tensors["params"], state.params_N)
+
+
+def test_the_newest_are_kept(tmp_path):
+    store = StateStore(tmp_path, keep=2)
+    manifests = [save(store, state_of(round)) for round in (8, 9, 10, 100)]
+    assert store.rounds() == (10, 100)
+    assert store.locate(manifests[0].digest, now=0.0) is None
+    assert store.locate(manifests[2].digest, now=0.0) is not None
+
+
+def test_a_state_that_is_being_fetched_is_kept_a_while(tmp_path):
+    store = StateStore(tmp_path, keep=1)
+    fetched = save(store, state_of(1))
+    assert store.locate(fetched.chunks[0], now=100.0)
+    save(store, state_of(2), now=160.0)
+    assert store.rounds() == (1, 2)
+    save(store, state_of(3), now=161.0)
+    assert store.rounds() == (3,)
+
+
+def test_located_bytes_have_the_digest_they_were_asked_by(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    manifest = save(StateStore(tmp_path, keep=2), state)
+    store = StateStore(tmp_path, keep=2)  # the same after a restart
+    for digest in (manifest.digest, *manifest.chunks):
+        path, offset, num_bytes = store.locate(digest, now=0.0)
+        content = path.read_bytes()[offset : offset + num_bytes]
+        assert digest_of(content) == digest
+    assert store.locate(digest_of(b"else"), now=0.0) is None
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_flipped_bit_is_damage(tmp_path, data):
+    state = state_of(12)
+    save(StateStore(tmp_path, keep=2), state)
+    name = data.draw(st.sampled_from(["state.safetensors", "manifest.json"]))
+    path = tmp_path / "000012" / name
+    intact = path.read_bytes()
+    damaged = bytearray(intact)
+    damaged[data.draw(st.integers(0, len(intact) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(damaged)
+    store = StateStore(tmp_path, keep=2)  # opens all the same
+    with pytest.raises(DamagedError, match="000012") as caught:
+        store.load_(blank(state), round=RoundId(12), run=RUN)
+    assert f"delete the folder {tmp_path / '000012'}" in caught.value.hint
+    path.write_bytes(intact)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
+def test_a_missing_a_cut_and_a_longer_file_are_damage(tmp_path, name):
+    state = state_of(12)
+    store = StateStore(tmp_path, keep=2)
+    save(store, state)
+    path = tmp_path / "000012" / name
+    intact = path.read_bytes()
+    for content in (intact[:-1], intact + b"\0", b"", None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DamagedError, match=name):
+            store.load_(blank(state), round=RoundId(12), run=RUN)
+        path.write_bytes(intact)
+
+
+def test_a_state_under_another_round_is_damage(tmp_path):
+    state = state_of(12)
+    save(StateStore(tmp_path, keep=2), state)
+    (tmp_path / "000012").rename(tmp_path / "000013")
+    with pytest.raises(DamagedError):
+        StateStore(tmp_path, keep=2).load_(blank(state), round=RoundId(13), run=RUN)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    state = state_of(12)
+    store = StateStore(tmp_path, keep=2)
+    save(store, state)
+    with pytest.raises(RunError, match="another run"):
+        store.load_(blank(state), round=RoundId(12), run=digest_of(b"other"))
+
+
+def test_another_state_of_a_round_replaces_the_first(tmp_path):
+    store = StateStore(tmp_path, keep=2)
+    first = save(store, state_of(12))
+    agreed = state_of(99)
+    agreed.round = RoundId(12)
+    save(store, agreed)
+    save(store, agreed)
+    loaded = blank(agreed)
+    store.load_(loaded, round=RoundId(12), run=RUN)
+    assert_equal(loaded, agreed)
+    assert store.locate(first.digest, now=0.0) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["000012"]
+
+
+def test_what_a_crash_left_is_removed(tmp_path):
+    save(StateStore(tmp_path, keep=2), state_of(12))
+    (tmp_path / ".tmp-1").mkdir()
+    (tmp_path / ".tmp-1" / "state.safetensors").write_bytes(b"half")
+    StateStore(tmp_path, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["000012"]
+
+
+def test_a_full_disk_leaves_the_states_that_are_there(tmp_path):
+    store = StateStore(tmp_path, keep=1)
+    first = state_of(1, 1000)
+    save(store, first)
+    with disk_full_after(5000), pytest.raises(RunError, match=r"cannot write .*") as caught:
+        save(store, state_of(2, 1000))
+    assert "free some space" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+    loaded = blank(first)
+    store.load_(loaded, round=RoundId(1), run=RUN)
+    assert_equal(loaded, first)
+
+
+# --- receiving -----------------------------------------------------------------------------------
+
+
+def chunk(state, manifest, index):
+    start, stop = manifest.bounds(index)
+    return (state.momentum_N.tobytes() + state.params_N.tobytes())[start:stop]
+
+
+def begin(store, state, manifest):
+    return store.begin_receive(
+        manifest.encoded(), expect=manifest.digest, run=RUN, num_values=state.num_values
+    )
+
+
+def test_a_state_is_received_in_any_order_and_kept(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    manifest = manifest_of(state, run=RUN)
+    store = StateStore(tmp_path, keep=2)
+    receiver = begin(store, state, manifest)
+    assert receiver.missing() == [0, 1]
+    receiver.put(1, chunk(state, manifest, 1))
+    assert receiver.missing() == [0]
+    with pytest.raises(BadBlobError, match="chunk 0"):
+        receiver.put(0, chunk(state, manifest, 1))
+    assert receiver.missing() == [0]
+    receiver.put(0, memoryview(chunk(state, manifest, 0)))
+    received = blank(state)
+    receiver.finish_(received)
+    assert_equal(received, state)
+    # It is as if this peer had saved it: the same bytes, and it can serve the next joiner.
+    assert store.rounds() == (12,)
+    assert store.locate(manifest.chunks[0], now=0.0)
+    save(StateStore(tmp_path / "saved", keep=2), state)
+    for name in ("state.safetensors", "manifest.json"):
+        saved = (tmp_path / "saved" / "000012" / name).read_bytes()
+        assert (tmp_path / "000012" / name).read_bytes() == saved
+
+
+def test_a_receiver_that_is_closed_leaves_nothing(tmp_path):
+    state = state_of(12)
+    begin(StateStore(tmp_path, keep=2), state, manifest_of(state, run=RUN)).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"expect": digest_of(b"other")},
+        {"run": digest_of(b"other")},
+        {"num_values": 11},
+        {"manifest_bytes": b"{}", "expect": digest_of(b"{}")},
+    ],
+)
+def test_a_manifest_that_was_not_asked_for_is_refused(tmp_path, change):
+    state = state_of(12)
+    manifest = manifest_of(state, run=RUN)
+    asked = {
+        "manifest_bytes": manifest.encoded(),
+        "expect": manifest.digest,
+        "run": RUN,
+        "num_values": 10,
+    }
+    with pytest.raises(BadBlobError):
+        StateStore(tmp_path, keep=2).begin_receive(**(asked | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_receiving(tmp_path):
+    state = state_of(12, 1000)
+    manifest = manifest_of(state, run=RUN)
+    receiver = begin(StateStore(tmp_path, keep=2), state, manifest)
+    with disk_full_after(5000), pytest.raises(RunError):
+        receiver.put(0, chunk(state, manifest, 0))
+    assert receiver.missing() == [0]
+    receiver.close()

@@ -1,0 +1,95 @@
+"""The log of a process: what is emitted comes back, and a reader can follow a log that grows."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.events import (
+    Event,
+    EventLog,
+    HostStarted,
+    PhaseTimed,
+    Stamped,
+    StateAgreed,
+    Warned,
+    read_events,
+)
+from atoll.ids import Digest, PeerId, RoundId
+
+EVENTS: tuple[Event, ...] = (
+    HostStarted(run="a-run", address="[::1]:7000", committed=RoundId(0)),
+    PhaseTimed(round=RoundId(1), phase="encode", seconds=0.5),
+    StateAgreed(round=RoundId(1), digest=Digest("0" * 64), peers=(PeerId("a" * 32),)),
+    Warned(text='"a"\nb\u2028'),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "not-yet-there" / "events.jsonl"
+
+
+def emit(path: Path, *events: Event) -> list[Event]:
+    """Append the events to the log, and return what it showed."""
+    shown: list[Event] = []
+    log = EventLog(path, show=shown.append)
+    for event in events:
+        log.emit(event)
+    log.close()
+    return shown
+
+
+def test_events_are_shown_and_written_and_come_back_in_order(path: Path):
+    assert emit(path, *EVENTS) == list(EVENTS)
+    lines, end = read_events(path)
+    assert tuple(line.event for line in lines) == EVENTS
+    assert end == path.stat().st_size
+    assert [line.at for line in lines] == sorted(line.at for line in lines)
+
+
+def test_one_event_is_one_line(path: Path):
+    emit(path, *EVENTS)
+    assert len(path.read_bytes().splitlines()) == len(EVENTS)
+
+
+def test_a_restarted_process_appends(path: Path):
+    emit(path, EVENTS[0])
+    emit(path, EVENTS[1])
+    assert [line.event for line in read_events(path)[0]] == [EVENTS[0], EVENTS[1]]
+
+
+def test_a_reader_goes_on_where_it_stopped(path: Path):
+    assert read_events(path) == ([], 0)
+    emit(path, EVENTS[0])
+    _, offset = read_events(path)
+    assert read_events(path, offset=offset) == ([], offset)
+    emit(path, *EVENTS[1:])
+    lines, _ = read_events(path, offset=offset)
+    assert tuple(line.event for line in lines) == EVENTS[1:]
+
+
+def test_a_line_that_is_half_written_is_read_when_it_is_whole(path: Path):
+    emit(path, *EVENTS[:2])
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for cut in (0, 1, first - 1, first, first + 1, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        lines, offset = read_events(path)
+        assert (len(lines), offset) == ((0, 0) if cut < first else (1, first))
+        path.write_bytes(whole)
+        rest, end = read_events(path, offset=offset)
+        assert [line.event for line in lines + rest] == list(EVENTS[:2])
+        assert end == len(whole)
+
+
+def test_every_event_has_a_tag_of_its_own_that_is_its_name():
+    kinds = msgspec.inspect.type_info(Stamped)
+    assert isinstance(kinds, msgspec.inspect.StructType)
+    event = next(field.type for field in kinds.fields if field.name == "event")
+    assert isinstance(event, msgspec.inspect.UnionType)
+    for kind in event.types:
+        assert isinstance(kind, msgspec.inspect.StructType)
+        words = kind.cls.__name__
+        snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
+        assert kind.tag == snake

@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from atoll.errors import ConfigError
+from atoll.train.device import computes_in_bf16, device_name, pick_device, set_threads
+
+CPU = torch.device("cpu")
+
+
+def test_the_cpu_is_always_there():
+    assert pick_device("cpu") == CPU
+    assert device_name(CPU) == "CPU"
+    assert not computes_in_bf16(CPU)
+
+
+def test_auto_prefers_an_accelerator():
+    accelerator = "cuda" if torch.cuda.is_available() else "mps"
+    here = torch.cuda.is_available() or torch.backends.mps.is_available()
+    assert pick_device("auto").type == (accelerator if here else "cpu")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_a_config_error():
+    with pytest.raises(ConfigError, match="no such device on this machine: mps") as caught:
+        pick_device("mps")
+    assert caught.value.hint.startswith("choose one of: auto, ")
+    assert "mps" not in caught.value.hint
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    assert set_threads(2) == 2
+    assert set_threads(0) == 2
+    assert set_threads(before) == before

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+import torch
+
+from atoll.data.batches import Batches
+from atoll.train.baseline import initial_model, train_alone
+from atoll.train.evaluate import validation_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches(config, dataset):
+    return Batches(dataset, seed=config.seed)
+
+
+def test_a_model_that_knows_nothing_has_the_loss_of_a_guess(config, batches):
+    model = initial_model(config, device=CPU)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    loss = validation_loss(model, batches, batch_sequences=3, num_samples=7)
+    assert loss == pytest.approx(math.log(config.model.vocab_size), rel=1e-6)
+
+
+def test_does_not_depend_on_the_batch(config, batches):
+    model = initial_model(config, device=CPU)
+    losses = [
+        validation_loss(model, batches, batch_sequences=b, num_samples=7) for b in (1, 3, 7, 100)
+    ]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
+def test_training_lowers_it(config, dataset, batches):
+    before = validation_loss(
+        initial_model(config, device=CPU), batches, batch_sequences=8, num_samples=16
+    )
+    trained = train_alone(config, dataset, device=CPU, num_steps=20, on_step=lambda *_: None)
+    after = validation_loss(trained.model, batches, batch_sequences=8, num_samples=16)
+    assert after < before - 0.5

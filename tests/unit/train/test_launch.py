@@ -1,0 +1,294 @@
+"""Real trainer processes, and their agent. One of them serves all tests that do not end it."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from atoll.config import PeerConfig
+from atoll.errors import RunError
+from atoll.model.flat import store_flat_
+from atoll.model.initial import fill_initial_
+from atoll.model.shapes import num_parameters
+from atoll.train.baseline import train_alone
+from atoll.train.channel import Attach, Quit, Train, frame
+from atoll.train.launch import Trainer, TrainerDied, accept
+from atoll.train.shared import SharedVectors
+from atoll.units import MIB
+
+H = 5
+NOTHING = Train(first_step=0, spans=())
+ENDLESS = Train(first_step=0, spans=((0, 10**9),))
+
+
+@pytest.fixture(scope="module")
+def vectors(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vectors") / "vectors"
+    vectors = SharedVectors.create(path, num_parameters(config.model))
+    yield vectors
+    vectors.unlink()
+
+
+@pytest.fixture(autouse=True)
+def initial_N(config, vectors):  # noqa: N802
+    fill_initial_(vectors.global_N, config.model, seed=config.seed)
+    return vectors.global_N.copy()
+
+
+@pytest.fixture(scope="module")
+def start(config, dataset, vectors, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("peer")
+    peer = PeerConfig(directory=str(directory), device="cpu", threads=1)
+
+    async def start(config=config):
+        log_path = directory / "log" / "trainer.log"
+        return await Trainer.start(
+            config, peer, vectors=vectors, dataset=dataset.folder, log_path=log_path
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def running(start):
+    """A context with a trainer of its own; nothing is left of it."""
+
+    @asynccontextmanager
+    async def running(*args):
+        trainer = await start(*args)
+        try:
+            yield trainer
+        finally:
+            await trainer.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(trainer.pid, 0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    return running
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def shared_trainer(runner, start):
+    trainer = runner.run(start())
+    yield trainer
+    runner.run(trainer.stop())
+
+
+@pytest.fixture
+def trainer(runner, shared_trainer, initial_N):
+    runner.run(shared_trainer.merge("replace"))
+    return shared_trainer
+
+
+def work(config, *, first_step, num_steps):
+    size = config.inner.batch_sequences
+    span = (first_step * size, (first_step + num_steps) * size)
+    return Train(first_step=first_step, spans=(span,))
+
+
+def ignore(*_):
+    pass
+
+
+def test_a_life_with_merges_and_a_restart_is_plain_training_bit_for_bit(
+    config, dataset, vectors, running, tmp_path
+):
+    alone = train_alone(
+        config, dataset, device=torch.device("cpu"), num_steps=3 * H, on_step=ignore
+    )
+    expected_N = np.empty_like(vectors.global_N)
+    store_flat_(alone.model, expected_N)
+    steps = []
+
+    async def one_life():
+        async with running() as trainer:
+            assert (trainer.started.device, trainer.started.threads) == ("CPU", 1)
+            for first_step in (0, H):
+                done = await trainer.train(
+                    work(config, first_step=first_step, num_steps=H), on_step=steps.append
+                )
+                assert (done.num_steps, done.num_samples, done.halted) == (H, 4 * H, False)
+                vectors.global_N[:] = vectors.snapshot_N
+                await trainer.merge("replace")
+            await trainer.save(tmp_path / "optimizer")
+
+    async def the_next():
+        async with running() as trainer:
+            await trainer.load(tmp_path / "optimizer")
+            await trainer.train(work(config, first_step=2 * H, num_steps=H), on_step=steps.append)
+
+    asyncio.run(one_life())
+    asyncio.run(the_next())
+    assert [stepped.step for stepped in steps] == list(range(3 * H))
+    assert [stepped.loss for stepped in steps] == alone.losses
+    assert vectors.snapshot_N.tobytes() == expected_N.tobytes()
+
+
+def test_merges_replace_or_carry_the_local_work(config, vectors, initial_N, runner, trainer):
+    def local_weights(work=NOTHING):
+        runner.run(trainer.train(work, on_step=ignore))
+        return vectors.snapshot_N.copy()
+
+    local_N = local_weights(work(config, first_step=10, num_steps=1))
+    vectors.snapshot_N[:] = initial_N
+    vectors.global_N[:] = moved_N = initial_N + np.float32(0.25)
+    runner.run(trainer.merge("carry"))
+    carried_N = local_weights()
+    runner.run(trainer.merge("replace"))
+    replaced_N = local_weights()
+
+    exact_N = moved_N.astype(float) + (local_N.astype(float) - initial_N)
+    assert not np.array_equal(local_N, initial_N)
+    assert np.array_equal(carried_N, exact_N.astype(np.float32))
+    assert np.array_equal(replaced_N, moved_N)
+
+
+def test_no_work_is_done_at_once(runner, trainer):
+    done = runner.run(trainer.train(NOTHING, on_step=ignore))
+    assert (done.num_steps, done.num_tokens, done.mean_loss, done.halted) == (0, 0, 0.0, False)
+
+
+def test_what_is_reported_adds_up(config, runner, trainer):
+    steps = []
+    uneven = Train(first_step=30, spans=((100, 105), (200, 205)))
+    done = runner.run(trainer.train(uneven, on_step=steps.append))
+    length = config.data.sequence_length
+    assert [(s.step, s.num_tokens) for s in steps] == [(30, 64), (31, 64), (32, 32)]
+    assert (done.num_steps, done.num_samples, done.num_tokens) == (3, 10, 10 * length)
+    mean_loss = sum(s.loss * s.num_tokens for s in steps) / done.num_tokens
+    assert done.mean_loss == pytest.approx(mean_loss)
+
+
+def test_halt_ends_the_work_at_a_step_boundary(config, runner, trainer):
+    def halt_at_the_third(stepped):
+        if stepped.step == 2:
+            trainer.halt()
+
+    done = runner.run(trainer.train(ENDLESS, on_step=halt_at_the_third))
+    assert done.halted
+    assert done.num_steps >= 3
+    assert done.num_samples == config.inner.batch_sequences * done.num_steps
+
+
+def test_a_halt_that_comes_too_late_does_nothing(config, runner, trainer):
+    async def halt_between_two():
+        await trainer.train(NOTHING, on_step=ignore)
+        trainer.halt()
+        await trainer.merge("replace")
+        return await trainer.train(work(config, first_step=0, num_steps=2), on_step=ignore)
+
+    done = runner.run(halt_between_two())
+    assert (done.num_steps, done.halted) == (2, False)
+
+
+def test_a_cancelled_command_leaves_the_trainer_usable(config, runner, trainer):
+    async def cancelled():
+        has_begun = asyncio.Event()
+        training = asyncio.create_task(
+            trainer.train(ENDLESS, on_step=lambda stepped: has_begun.set())
+        )
+        await has_begun.wait()
+        training.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await training
+        await trainer.merge("replace")
+        return await trainer.train(work(config, first_step=0, num_steps=1), on_step=ignore)
+
+    assert runner.run(cancelled()).num_steps == 1
+
+
+def test_ctrl_c_is_not_for_the_trainer(config, runner, trainer):
+    os.kill(trainer.pid, signal.SIGINT)
+    done = runner.run(trainer.train(work(config, first_step=0, num_steps=2), on_step=ignore))
+    assert done.num_steps == 2
+    assert os.getpgid(trainer.pid) != os.getpgid(0), "the terminal's Ctrl-C must not reach it"
+
+
+def test_a_file_that_cannot_be_loaded_or_saved_costs_nothing(config, runner, trainer, tmp_path):
+    (tmp_path / "damaged").write_bytes(b"?" * 100)
+    with pytest.raises(RunError, match="not a state of the optimizer") as caught:
+        runner.run(trainer.load(tmp_path / "damaged"))
+    assert "delete the file" in caught.value.hint
+    with pytest.raises(RunError, match="cannot be written"):
+        runner.run(trainer.save(tmp_path / "nowhere" / "optimizer"))
+    done = runner.run(trainer.train(work(config, first_step=0, num_steps=1), on_step=ignore))
+    assert done.num_steps == 1
+
+
+def test_a_killed_trainer_is_noticed_at_once(running):
+    async def killed():
+        async with running() as trainer:
+            with pytest.raises(TrainerDied, match="ended by a signal: Killed") as caught:
+                await trainer.train(ENDLESS, on_step=lambda _: os.kill(trainer.pid, signal.SIGKILL))
+            assert "--micro-batch" in caught.value.hint
+            with pytest.raises(TrainerDied, match="Killed"):
+                await trainer.merge("replace")
+            trainer.halt()  # of no use, and no harm
+
+    asyncio.run(killed())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
+def test_out_of_memory_is_a_reason_with_a_hint(config, running):
+    inner = msgspec.structs.replace(config.inner, batch_sequences=20_000)
+    hungry = msgspec.structs.replace(config, inner=inner)
+
+    async def out_of_memory():
+        async with running(hungry) as trainer:
+            pages = int(Path(f"/proc/{trainer.pid}/statm").read_text().split()[0])
+            limit_bytes = pages * resource.getpagesize() + 100 * MIB
+            resource.prlimit(trainer.pid, resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+            with pytest.raises(TrainerDied, match="run out of memory") as caught:
+                await trainer.train(ENDLESS, on_step=ignore)
+            assert "--micro-batch" in caught.value.hint
+
+    asyncio.run(out_of_memory())
+
+
+def test_a_trainer_that_cannot_start_says_why(running, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/ls")  # some program that does not know -P -m
+
+    async def never():
+        async with running():
+            raise AssertionError("it cannot have started")
+
+    with pytest.raises(TrainerDied, match="ended with exit code 2: Try") as caught:
+        asyncio.run(never())
+    assert "trainer.log" in caught.value.hint
+
+
+def test_a_stranger_is_sent_away():
+    async def strangers_and_then_ours():
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.settimeout(0)
+            address = listening.getsockname()
+            accepting = asyncio.create_task(accept(listening, token="right"))
+            for said in (b"GET / HTTP/1.1", frame(Attach(token="wröng")), frame(Quit()), b""):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(said)
+                writer.write_eof()
+                assert await reader.read() == b""
+                writer.close()
+            _, ours = await asyncio.open_connection(*address)
+            ours.write(frame(Attach(token="right")))
+            _, writer = await accepting
+            assert writer.get_extra_info("peername") == ours.get_extra_info("sockname")
+            ours.close()
+            writer.close()
+
+    asyncio.run(strangers_and_then_ours())
