@@ -29,10 +29,12 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_SOURCE_LINES = 12_000  # all of src/
 VAGUE = re.compile(r"(Manager|Helper|Handler|Utils?|Base)$")
-TERMS = (
-    "run, host, peer, agent, trainer, inner step, round, fragment, slice, reducer, contribution,"
-    " update, commit, lease, journal, roster, blob, state, member, plan, share"
-).split(", ")
+TERMS = re.split(
+    r",\s+",
+    """run, host, peer, agent, trainer, inner step, round, fragment, slice, reducer, contribution,
+    update, commit, lease, journal, roster, blob, state, member, plan, share, sample, codec, invite,
+    carry, pseudo-gradient""",
+)
 
 
 def lines_of(path: Path) -> list[str]:

@@ -26,7 +26,6 @@ EXAMPLES: tuple[wire.Message, ...] = (
         protocol=1,
         run=D1,
         name="anna",
-        device="cpu",
         trains=True,
         listen_host="",
         listen_port=65535,
@@ -35,7 +34,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         state=D2,
         trained=(LeaseId(1), LeaseId(2)),
     ),
-    wire.AtState(round=ROUND, state=D1),
+    wire.AtState(round=ROUND, state=D1, device="CPU"),
     wire.Contribution(
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)
     ),

@@ -4,6 +4,7 @@ python -m atoll.cli.built_in DIRECTORY DATASET ADVERTISE
 """
 
 import asyncio
+import os
 import sys
 import threading
 from pathlib import Path
@@ -29,7 +30,8 @@ async def _keep(directory: Path, dataset: Path, advertise: str) -> None:
     assert task is not None
 
     def wait_for_the_host() -> None:
-        sys.stdin.buffer.read()  # until the host's process is gone
+        # Until the host's process is gone. `sys.stdin` would hold a lock that our own end waits for.
+        os.read(sys.stdin.fileno(), 1)
         loop.call_soon_threadsafe(task.cancel)
 
     threading.Thread(target=wait_for_the_host, daemon=True).start()

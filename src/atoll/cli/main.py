@@ -4,47 +4,97 @@
 """
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from atoll.cli.show import errors
+from atoll import __version__
+from atoll.cli.show import console, errors
 from atoll.errors import AtollError, ConfigError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train one language model on many people's machines, over ordinary internet connections.",
-)
-
-
-def _register() -> None:
-    from atoll.cli.host import host
-    from atoll.cli.join import join
-
-    app.command()(host)
-    app.command()(join)
+# Each is the function of its name in the module of its name.
+COMMANDS = {
+    "new": "Begin a run: write its run.toml, every key explained.",
+    "host": "Serve a run: admit peers, decide rounds, keep the journal.",
+    "join": "Train in a run with this machine.",
+    "status": "Show how a run stands.",
+    "generate": "Let the newest model of a run write.",
+    "export": "Write the newest model of a run as a Hugging Face folder.",
+    "verify": "Prove that a run is what its journal says.",
+    "train": "Train alone, without a network: what a run is compared with.",
+}
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def main() -> None:
     """Run the command of this process's arguments."""
-    _register()
+    arguments = sys.argv[1:] or ["--help"]
+    app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
     try:
-        app(standalone_mode=False)
+        code = app(arguments, prog_name="atoll", standalone_mode=False)
     except AtollError as error:
         report(error)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+    except typer.TyperException as error:  # the arguments do not fit the command
+        report(ConfigError(error.format_message(), hint=_usage_hint(arguments)))
+        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         errors.print("stopped")
         sys.exit(0)
+    sys.exit(code)
 
 
 def report(error: AtollError) -> None:
-    errors.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+    """Print an error for a person; what it quotes may contain anything."""
+    errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     if error.hint:
-        errors.print(f"[bold]hint:[/] {error.hint}", soft_wrap=True)
+        errors.print(f"[bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def _app(*, called: str) -> typer.Typer:
+    """Return the command line. Only the module of the command that is called is imported."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.callback(
+        help="Train one language model on many people's machines, over ordinary connections."
+    )(_options)
+    for name, summary in COMMANDS.items():
+        function = _load(name) if name == called else _not_called
+        app.command(name, short_help=summary)(function)
+    return app
+
+
+def _load(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(f"atoll.cli.{name}"), name)
+    return function
+
+
+def _not_called() -> None:
+    raise AssertionError("another command was called")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"atoll {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+def _usage_hint(arguments: list[str]) -> str:
+    command = next((word for word in arguments if word in COMMANDS), "")
+    return f"see: {' '.join(filter(None, ('atoll', command, '--help')))}"
 
 
 if __name__ == "__main__":

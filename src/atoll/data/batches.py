@@ -45,7 +45,9 @@ class Batches:
         """
         size = self._num_validation_samples
         assert 0 <= start <= stop <= size, f"{start} to {stop} of {size}"
-        place_B = permute(np.arange(start, stop), size=size, key=())
+        place_B = permute(
+            np.arange(start, stop), np.zeros(stop - start, np.int64), size=size, key=()
+        )
         stops_K = np.cumsum([stream.num_samples for stream in self._validation])
         source_B = np.searchsorted(stops_K, place_B, side="right")
         starts_K = np.concatenate(([0], stops_K[:-1]))

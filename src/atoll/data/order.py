@@ -5,7 +5,7 @@
 Every epoch of every source has its own order. Nothing is stored per sample, so a lease is two
 numbers whatever the size of the corpus, and any machine finds any sample in the same time.
 
-Shapes: N indices, P slots of the mixture's pattern, K sources.
+Shapes: N indices, P slots of the mixture's pattern, K sources, R rounds of the Feistel network.
 """
 
 from collections.abc import Sequence
@@ -47,16 +47,17 @@ class SampleOrder:
     def _shuffled(self, source: int, rank_N: NDArray[np.int64]) -> NDArray[np.int64]:
         size = self._num_samples[source]
         epoch_N, position_N = np.divmod(rank_N, size)
-        sample_N = np.empty_like(position_N)
-        for epoch in np.unique(epoch_N):
-            here_N = epoch_N == epoch
-            key = (self._seed, source, int(epoch))
-            sample_N[here_N] = permute(position_N[here_N], size=size, key=key)
-        return sample_N
+        return permute(position_N, epoch_N, size=size, key=(self._seed, source))
 
 
-def permute(position_N: NDArray[np.int64], *, size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return the images under a permutation of 0 ... size - 1 that the key chooses.
+def permute(
+    position_N: NDArray[np.int64],
+    epoch_N: NDArray[np.int64],
+    *,
+    size: int,
+    key: tuple[int, ...],
+) -> NDArray[np.int64]:
+    """Return the images under permutations of 0 ... size - 1, one for each key and epoch.
 
     A Feistel network permutes the next larger 2^(2b) (Luby and Rackoff, 1988); what lands outside
     goes through it again until it is inside, which keeps it a permutation (cycle walking: Black and
@@ -64,31 +65,32 @@ def permute(position_N: NDArray[np.int64], *, size: int, key: tuple[int, ...]) -
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     digest = blake3(msgspec.json.encode(key)).digest(length=8 * FEISTEL_ROUNDS)
-    round_keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-    image_N = _feistel(position_N.astype(np.uint64), half_bits=half_bits, round_keys=round_keys)
-    while (outside_N := image_N >= size).any():
-        image_N[outside_N] = _feistel(
-            image_N[outside_N], half_bits=half_bits, round_keys=round_keys
-        )
+    key_R = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    key_RN = _scramble(key_R[:, None] + epoch_N.astype(np.uint64))
+    image_N = position_N.astype(np.uint64)
+    outside = np.arange(len(image_N))
+    while len(outside):
+        image_N[outside] = _feistel(image_N[outside], key_RN[:, outside], half_bits=half_bits)
+        outside = outside[image_N[outside] >= size]
     return image_N.astype(np.int64)
 
 
 def _feistel(
-    value_N: NDArray[np.uint64], *, half_bits: int, round_keys: NDArray[np.uint64]
+    value_N: NDArray[np.uint64], key_RN: NDArray[np.uint64], *, half_bits: int
 ) -> NDArray[np.uint64]:
     bits = np.uint64(half_bits)
     mask = np.uint64(2**half_bits - 1)
     left_N, right_N = value_N >> bits, value_N & mask
-    for round_key in round_keys:
-        left_N, right_N = right_N, left_N ^ (_scramble(right_N + round_key) & mask)
+    for key_N in key_RN:
+        left_N, right_N = right_N, left_N ^ (_scramble(right_N + key_N) & mask)
     return (left_N << bits) | right_N
 
 
-def _scramble(value_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _scramble(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the values mixed by the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    value_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value_N = (value_N ^ (value_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value_N ^ (value_N >> np.uint64(31))
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 def mixture_pattern(weights: Sequence[float], *, num_slots: int) -> NDArray[np.int64]:

@@ -16,8 +16,7 @@ START: Final = "<|begin|>"
 # What other tokenizers call the token between two documents; the first one that exists counts.
 KNOWN_STARTS: Final = (START, "<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>", "<|im_start|>")
 MIN_VOCAB_SIZE: Final = 257  # every byte, and the start token
-BROKEN: Final = "\ufffd"  # stands for bytes that are no character, or not yet a whole one
-MAX_CHARACTER_TOKENS: Final = 4  # a character of UTF-8 has four bytes at most
+INCOMPLETE: Final = "\ufffd"  # what bytes decode to that are no character, or not yet a whole one
 
 
 class Tokenizer:
@@ -116,27 +115,34 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes tokens one by one, and holds back a character until its last byte is there."""
+    """Decodes tokens one by one, and holds back a character until its last byte is there.
+
+    An incomplete character decodes as one U+FFFD, at the end; those before it are broken for good.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[int] = []  # the piece before: some decoders treat a first word specially
-        self._pending: list[int] = []
+        # The tokens since the last whole character, and the one before: some decoders treat a first
+        # word specially.
+        self._tokens: list[int] = []
+        self._num_shown = 0  # characters of their text
 
     def push(self, token: int) -> str:
         """Return the text that this token completes, which may be empty."""
-        self._pending.append(token)
-        before = self._tokenizer.decode(self._shown)
-        text = self._tokenizer.decode(self._shown + self._pending)
-        if text.endswith(BROKEN) and len(self._pending) < MAX_CHARACTER_TOKENS:
-            return ""
-        self._shown, self._pending = self._pending, []
-        return text[len(before) :]
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        whole = text.removesuffix(INCOMPLETE)
+        shown = whole[self._num_shown :]
+        if whole == text:
+            self._tokens = [token]
+            self._num_shown = len(self._tokenizer.decode([token]))
+        else:
+            self._num_shown = len(whole)
+        return shown
 
     def finish(self) -> str:
-        """Return what was held back: the tokens ended within a character, or on a true U+FFFD."""
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._pending)[len(before) :]
+        """Return what was held back, if the tokens ended within a character."""
+        return self._tokenizer.decode(self._tokens)[self._num_shown :]
 
 
 def check_fits(tokenizer: Tokenizer, model_vocab_size: int) -> None:

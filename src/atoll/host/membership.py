@@ -62,9 +62,13 @@ class Membership:
         if member := self.members.get(peer):
             self.members[peer] = replace(member, address=address, probed=True)
 
-    def report(self, peer: PeerId, *, round_id: RoundId, state: Digest) -> None:
+    def report(
+        self, peer: PeerId, *, round_id: RoundId, state: Digest | None, device: str = ""
+    ) -> None:
+        """Note which state the member holds; None: one that is of no use."""
         if member := self.members.get(peer):
-            self.members[peer] = replace(member, round=round_id, state=state)
+            device = device or member.device
+            self.members[peer] = replace(member, round=round_id, state=state, device=device)
 
     def lose(self, peer: PeerId, *, now: float) -> None:
         """Note that the member's connection ended: it is away."""

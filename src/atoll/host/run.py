@@ -131,10 +131,10 @@ def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: floa
     if member is None or not member.connected:
         return []
     run.membership.reach(peer, address)
-    joined = events.PeerJoined(
-        peer=peer, name=member.name, device=member.device, reachable=address is not None
-    )
-    return [Report(joined), *advance(run, now=now)]
+    effects: list[Effect] = []
+    if run.round is not None and _is_ready(run, peer):
+        effects = _invite(run, run.round, peer)
+    return effects + advance(run, now=now)
 
 
 def on_lost(run: Run, peer: PeerId, reason: str, *, now: float) -> list[Effect]:
@@ -154,8 +154,8 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
     match message:
         case wire.Heartbeat() as beat:
             effects = _report_training(peer, beat)
-        case wire.AtState(round=round_id, state=state):
-            effects = _on_at_state(run, peer, round_id, state)
+        case wire.AtState():
+            effects = _on_at_state(run, peer, message)
         case wire.Leaving(reason=reason):
             effects = _on_leaving(run, peer, reason)
         case _ if run.round is not None:
@@ -206,14 +206,24 @@ def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
     return [Report(training)]
 
 
-def _on_at_state(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Effect]:
-    run.membership.report(peer, round_id=round_id, state=state)
+def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
+    """The peer is ready for what follows its state; the first time, that is news."""
+    effects: list[Effect] = []
+    member = run.membership.get(peer)
+    if member is not None and member.state is None:
+        reachable = member.address is not None
+        joined = events.PeerJoined(
+            peer=peer, name=member.name, device=message.device, reachable=reachable
+        )
+        effects.append(Report(joined))
+    round_id, state = message.round, message.state
+    run.membership.report(peer, round_id=round_id, state=state, device=message.device)
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
-        return _resync(run, peer, round_id, state)
-    if run.round is not None and _is_ready(run, peer):
-        return _invite(run, run.round, peer)
-    return []
+        effects += _resync(run, peer, round_id, state)
+    elif run.round is not None and _is_ready(run, peer):
+        effects += _invite(run, run.round, peer)
+    return effects
 
 
 def _on_leaving(run: Run, peer: PeerId, reason: str) -> list[Effect]:
@@ -270,7 +280,7 @@ def _agree(run: Run) -> list[Effect]:
 def _resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Effect]:
     """Tell the peer to fetch the newest agreed state, and count it out until it has."""
     newest = max(run.agreed)
-    run.membership.report(peer, round_id=RoundId(0), state=state)
+    run.membership.report(peer, round_id=INITIAL, state=None)
     differs = events.StateDiffers(
         round=round_id, peer=peer, digest=state, agreed=run.agreed[round_id]
     )

@@ -180,7 +180,6 @@ class Host:
         member = Member(
             peer=peer,
             name=hello.name,
-            device=hello.device,
             trains=hello.trains,
             built_in=peer == self.run.built_in,
         )

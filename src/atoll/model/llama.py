@@ -227,8 +227,7 @@ def rotary_frequencies(config: ModelConfig, *, device: torch.device) -> Tensor:
 
 
 def rotate(x_BTHE: Tensor, rotary: Rotary) -> Tensor:
-    """Return queries or keys turned by their positions, computed in fp32."""
+    """Return queries or keys turned by their positions, computed in fp32 as the rotations are."""
     # (a, b) -> (a cos - b sin, b cos + a sin), where rolling by half a head swaps a and b.
-    x32_BTHE = x_BTHE.float()
-    swapped_BTHE = x32_BTHE.roll(x_BTHE.shape[3] // 2, dims=3)
-    return (x32_BTHE * rotary.cos_T1E + swapped_BTHE * rotary.sin_T1E).type_as(x_BTHE)
+    swapped_BTHE = x_BTHE.roll(x_BTHE.shape[3] // 2, dims=3)
+    return (x_BTHE * rotary.cos_T1E + swapped_BTHE * rotary.sin_T1E).type_as(x_BTHE)

@@ -1,6 +1,6 @@
 """The side that is dialled: one task per connection, all owned by the listener.
 
-    accept --> handshake (a few hundred at a time, with a deadline) --> serve --> close
+    accept --> handshake (so many at a time, with a deadline) --> serve --> close
 
 A stranger may be anybody on the internet: few of them at a time, and not for long. A member is
 served as long as `serve` likes.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from atoll.errors import PeerError
 from atoll.net.connection import TcpConnection
 
-_HANDSHAKES = 256  # at a time; further ones wait in the backlog of the system
 _RETRY_S = 0.1  # after the system refused a connection: too many open files
 
 
@@ -25,6 +24,7 @@ class Limits:
     upload_bytes_per_s: int = 0  # 0: no limit
     download_bytes_per_s: int = 0
     handshake_s: float = 10.0
+    handshakes: int = 256  # at a time; further ones wait in the backlog of the system
     strangers: int = 64  # at a time
     stranger_s: float = 30.0  # for all that a stranger has to say
 
@@ -46,35 +46,45 @@ class TcpListener:
         self._answer = answer
         self._serve = serve
         self._limits = limits
+        self._num_handshakes = 0
         self._num_strangers = 0
-        self._handshakes = asyncio.Semaphore(_HANDSHAKES)
         self._conversations: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.create_task(self._accept())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listening, self._accept)
 
     async def close(self) -> None:
         """Stop listening, and end the connections that came from it."""
-        self._accepting.cancel()
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
         # One turn for the conversations: cancelled before its first step, one leaks its socket.
         await asyncio.sleep(0)
-        self._listening.close()
         for conversation in self._conversations:
             conversation.cancel()
-        await asyncio.gather(self._accepting, *self._conversations, return_exceptions=True)
+        await asyncio.gather(*self._conversations, return_exceptions=True)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._handshakes.acquire()
-            try:
-                accepted, _ = await loop.sock_accept(self._listening)
-            except OSError as error:
-                self._handshakes.release()
-                _report("a connection could not be accepted", error)
-                await asyncio.sleep(_RETRY_S)
-                continue
-            conversation = asyncio.create_task(self._converse(accepted))
-            self._conversations.add(conversation)
-            conversation.add_done_callback(self._conversations.discard)
+    def _accept(self) -> None:
+        """Take one connection; the event loop calls this when there is one."""
+        try:
+            accepted, _ = self._listening.accept()
+        except BlockingIOError:
+            return  # it has gone again
+        except OSError as error:  # too many open files, most likely: wait until some are closed
+            _report("a connection could not be accepted", error)
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(_RETRY_S, self._accept_again)
+            return
+        self._num_handshakes += 1
+        if self._num_handshakes == self._limits.handshakes:
+            self._loop.remove_reader(self._listening)
+        accepted.settimeout(0)
+        conversation = self._loop.create_task(self._converse(accepted))
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
+
+    def _accept_again(self) -> None:
+        is_open = self._listening.fileno() >= 0
+        if is_open and self._num_handshakes < self._limits.handshakes:
+            self._loop.add_reader(self._listening, self._accept)
 
     async def _converse(self, accepted: socket.socket) -> None:
         try:
@@ -82,7 +92,8 @@ class TcpListener:
         except (OSError, PeerError):
             return  # another run's certificate, no TLS 1.3, too slow, gone: nobody to talk to
         finally:
-            self._handshakes.release()
+            self._num_handshakes -= 1
+            self._accept_again()
         try:
             if connection.peer is None:
                 await self._serve_stranger(connection)

@@ -87,7 +87,6 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     protocol: int
     run: Digest
     name: Text
-    device: Text
     trains: bool
     listen_host: Text  # empty: the address that the host sees
     listen_port: U16  # 0: it listens nowhere
@@ -98,10 +97,11 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
-    """The peer has taken the outer step of `round`, and its state has this digest."""
+    """The peer is ready on its device: it holds the state of `round`, which has this digest."""
 
     round: RoundId
     state: Digest
+    device: Text
 
 
 class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):

@@ -62,7 +62,6 @@ class Agent:
             transport=transport,
             emit=emit,
         )
-        self._device = ""
         self._port = 0
         self._dataset: Dataset | None = None
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
@@ -165,9 +164,9 @@ class Agent:
         if member.differs():
             await member.sync()
         inner = self._home.inner_path(member.state.round)
-        self._device = await member.training.start(self._dataset.folder, inner=inner)
+        member.device = await member.training.start(self._dataset.folder, inner=inner)
         member.is_prepared = True
-        await self._link.reconnect()  # a new Hello: now with the device, and ready
+        member.report_state()
 
     def _is_over(self) -> bool:
         stop = self._board.stop
@@ -184,7 +183,6 @@ class Agent:
             protocol=wire.PROTOCOL,
             run=self._home.run,
             name=self._peer.name,
-            device=self._device,
             trains=training is not None,
             listen_host=self._peer.advertise_host,
             listen_port=self._port,

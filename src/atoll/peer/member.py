@@ -60,6 +60,7 @@ class Member:
         self.reducer = Reducer(slices=self.slices, blobs=home.blobs, tell_host=link.send)
         self.commits = home.commits()
         self.is_prepared = training is None
+        self.device = ""  # what the trainer runs on, once it does
         self._link = link
         self._emit = emit
         self._manifest = manifest_of(state, run=home.run)
@@ -95,7 +96,11 @@ class Member:
         if self.board.base == (self.state.round, self.state_digest):
             self.board.base = None
         if self.is_prepared and self.board.base is None:
-            self._link.send(wire.AtState(round=self.state.round, state=self.state_digest))
+            self._link.send(
+                wire.AtState(
+                    round=self.state.round, state=self.state_digest, device=self.device
+                )
+            )
 
     def differs(self) -> bool:
         """Return whether the host wants another state of us, or our local work dropped."""

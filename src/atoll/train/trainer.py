@@ -160,6 +160,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(w in str(error).lower() for w in words)
 
 
+def first_line_of(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def run(channel: Channel) -> int:
     """Serve the agent, tell it what went wrong if something did, and return the exit code."""
     try:
@@ -172,7 +176,7 @@ def run(channel: Channel) -> int:
         if not is_out_of_memory(error):
             raise
         failed = Failed(
-            reason=f"the trainer has run out of memory: {str(error).splitlines()[0]}",
+            reason=f"the trainer has run out of memory: {first_line_of(error)}",
             hint="a smaller --micro-batch needs less, and changes no result",
         )
     else:

@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_an_error_that_names_the_place(tmp_path, name, co
 
 def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "corpus").mkdir()
-    with pytest.raises(ConfigError, match="no text files in .*corpus"):
+    with pytest.raises(ConfigError, match=r"no text files in .*corpus"):
         read(tmp_path, "corpus")
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_parquet_is_an_error(tmp_path):
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[40:400] = bytes(360)
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(ConfigError, match="a.parquet: Corrupt"):
+    with pytest.raises(ConfigError, match=r"a\.parquet: Corrupt"):
         read(tmp_path, "a.parquet")
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -94,7 +96,7 @@ class Accounting(RuleBasedStateMachine):
         self.book, leases = grant(self.book, peer, num_samples=num_samples)
         granted = [sample for lease in leases for sample in range(lease.start, lease.stop)]
         assert granted == [*free, *new][:num_samples]
-        assert all(a.stop < b.start for a, b in zip(leases, leases[1:], strict=False))
+        assert all(a.stop < b.start for a, b in pairwise(leases))
         for lease in leases:
             assert lease.id not in self.ids_seen
             assert holder(self.book, lease.id) == peer
@@ -129,7 +131,7 @@ class Accounting(RuleBasedStateMachine):
     @invariant()
     def spans_are_merged(self):
         for kept in (self.book.free, self.book.committed):
-            assert all(a.stop < b.start for a, b in zip(kept, kept[1:], strict=False))
+            assert all(a.stop < b.start for a, b in pairwise(kept))
 
 
 Accounting.TestCase.settings = settings(deadline=None, stateful_step_count=30, max_examples=60)

@@ -1,31 +1,38 @@
 import numpy as np
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from atoll.data.order import SampleOrder, mixture_pattern, permute
 
+relaxed = settings(deadline=None)  # a busy machine is no failure
 weight_lists = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8)
 
 
+def shuffled(position, *, size, key, epoch=0):
+    return permute(position, np.full_like(position, epoch), size=size, key=key)
+
+
+@relaxed
 @given(st.integers(1, 3000), st.tuples(st.integers(0, 2**64), st.integers(0, 2**40)))
 @example(1, (0, 0))
 @example(4, (0, 0))
 @example(5, (0, 0))
 def test_a_permutation_whatever_the_size_and_the_key(size, key):
-    image = permute(np.arange(size), size=size, key=key)
+    image = shuffled(np.arange(size), size=size, key=key)
     assert image.dtype == np.int64
     assert np.array_equal(np.sort(image), np.arange(size))
 
 
+@relaxed
 @given(st.integers(2**20, 2**40), st.integers(0, 2**32))
 def test_a_large_permutation_stays_inside_and_never_hits_twice(size, seed):
-    image = permute(np.arange(500), size=size, key=(seed,))
+    image = shuffled(np.arange(500), size=size, key=(seed,))
     assert len(set(image.tolist())) == 500
     assert 0 <= image.min() <= image.max() < size
 
 
 def test_a_permutation_mixes():
-    image = permute(np.arange(10_000), size=10_000, key=(3,))
+    image = shuffled(np.arange(10_000), size=10_000, key=(3,))
     assert abs(np.corrcoef(image, np.arange(10_000))[0, 1]) < 0.03
     assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 0.03
     assert (image == np.arange(10_000)).sum() < 8  # one fixed point is expected
@@ -35,10 +42,11 @@ def test_a_permutation_mixes():
 
 
 def test_the_positions_of_a_permutation_do_not_depend_on_each_other():
-    whole = permute(np.arange(100), size=100, key=(1, 2))
-    assert [int(permute(np.array([k]), size=100, key=(1, 2))[0]) for k in range(100)] == [*whole]
+    whole = shuffled(np.arange(100), size=100, key=(1, 2))
+    assert [int(shuffled(np.array([k]), size=100, key=(1, 2))[0]) for k in range(100)] == [*whole]
 
 
+@relaxed
 @given(weight_lists)
 @example([1.0, 1e-6])
 @example([1.0, 2.0, 3.0, 1e6])
@@ -52,6 +60,7 @@ def test_each_prefix_of_the_mixture_has_its_shares_to_less_than_one(weights):
     assert (shares > 0).all()
 
 
+@relaxed
 @given(st.floats(0.01, 100))
 def test_each_window_of_a_mixture_of_two_has_its_shares_to_one(weight):
     pattern = mixture_pattern([1.0, weight], num_slots=4096)
@@ -59,11 +68,12 @@ def test_each_window_of_a_mixture_of_two_has_its_shares_to_one(weight):
     assert lag.max() - lag.min() < 1
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(0, 2**32), st.data())
+@relaxed
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 2**32), st.data())
 def test_every_source_goes_through_all_its_samples_in_each_epoch(sizes, seed, data):
-    weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(sizes), max_size=len(sizes)))
+    weights = data.draw(st.lists(st.floats(0.5, 10), min_size=len(sizes), max_size=len(sizes)))
     order = SampleOrder(sizes, weights=weights, seed=seed)
-    source, sample = order.locate(np.arange(9000))
+    source, sample = order.locate(np.arange(3000))
     for k, size in enumerate(sizes):
         mine = sample[source == k]
         epochs = mine[: len(mine) // size * size].reshape(-1, size)
@@ -79,6 +89,7 @@ def test_epochs_sources_and_seeds_have_orders_of_their_own():
     assert len({one.tobytes() for one in np.vstack(orders)}) == 5
 
 
+@relaxed
 @given(st.lists(st.integers(0, 2**50), min_size=1, max_size=20))
 def test_an_index_is_located_alone_as_among_others(indices):
     order = SampleOrder([1000, 3, 77], weights=[1, 2, 0.3], seed=1)
@@ -94,12 +105,8 @@ def test_the_order_of_a_run_never_changes():
     source, sample = SampleOrder([1000, 20], weights=[3, 1], seed=42).locate(
         np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 4095, 4096, 10**12])
     )
-    assert source.tolist() == SOURCES
-    assert sample.tolist() == SAMPLES
-
-
-SOURCES: list[int] = []
-SAMPLES: list[int] = []
+    assert source.tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0]
+    assert sample.tolist() == [97, 588, 241, 3, 185, 613, 140, 8, 823, 18, 534, 529]
 
 
 @pytest.mark.parametrize("stop", [0, 5])

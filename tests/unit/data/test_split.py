@@ -2,7 +2,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from atoll.data import split as module
 from atoll.data.split import Piece, pieces, portions, split_documents, training_texts
@@ -20,6 +20,7 @@ def test_about_the_share_is_for_validation():
     assert counts["train"] + counts["validation"] == 2000
 
 
+@settings(deadline=None)
 @given(st.integers(2, 400), st.floats(0.003, 0.9))
 def test_each_split_has_a_document_and_together_they_have_all_text(num_texts, share):
     found = splits(TEXTS[:num_texts], share=share)
@@ -57,6 +58,7 @@ def test_texts_are_not_all_held_in_memory():
 # --- portions ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.text(alphabet="ab ", min_size=1, max_size=40)))
 def test_pieces_are_short_and_together_they_are_the_text(texts):
     with pytest.MonkeyPatch.context() as patch:

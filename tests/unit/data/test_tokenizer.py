@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer as Rules, decoders, models, pre_tokenizers
 
 from atoll.data.tokenizer import StreamDecoder, Tokenizer, check_fits
@@ -16,6 +16,7 @@ def foreign(*special_tokens: str) -> Tokenizer:
     return Tokenizer.from_bytes(rules.to_str().encode(), name="foreign")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_every_text_comes_back(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
@@ -72,7 +73,7 @@ def test_the_start_token_of_other_tokenizers_is_found(special_tokens, start_toke
 
 
 def test_a_tokenizer_without_a_start_token_is_refused():
-    with pytest.raises(ConfigError, match="no token for the start of a text .*: foreign"):
+    with pytest.raises(ConfigError, match=r"no token for the start of a text .*: foreign"):
         foreign("<pad>")
 
 
@@ -89,12 +90,12 @@ def test_truncation_and_padding_of_other_tokenizers_do_not_apply():
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": "1.0", "model": 3}'])
 def test_a_damaged_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ConfigError, match="not a tokenizer: .*tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"not a tokenizer: .*tokenizer.json"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_a_missing_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the tokenizer .*missing.json"):
+    with pytest.raises(ConfigError, match=r"cannot read the tokenizer .*missing.json"):
         Tokenizer.load(tmp_path / "missing.json")
 
 
@@ -114,6 +115,7 @@ def test_tokens_take_two_bytes_as_long_as_they_fit():
 # --- streams -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"])))
 def test_a_stream_shows_whole_characters_only_and_all_of_them(text):
     stream = StreamDecoder(TOKENIZER)
@@ -122,13 +124,14 @@ def test_a_stream_shows_whole_characters_only_and_all_of_them(text):
     assert "".join(shown) + stream.finish() == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 299), max_size=30))
-def test_a_stream_of_any_tokens_never_stalls(tokens):
+def test_a_stream_of_any_tokens_shows_what_they_decode_to_at_once(tokens):
     stream = StreamDecoder(TOKENIZER)
     shown = "".join(stream.push(token) for token in tokens)
     rest = stream.finish()
-    assert TOKENIZER.decode(tokens).startswith(shown[:5].rstrip("\ufffd"))
-    assert len(TOKENIZER.encode(rest)) <= 12  # three tokens at most are held back
+    assert shown + rest == TOKENIZER.decode(tokens)
+    assert rest in ("", "\ufffd")
 
 
 def test_a_stream_keeps_the_spaces_of_a_tokenizer_that_marks_words():

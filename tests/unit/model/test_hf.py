@@ -176,6 +176,11 @@ def folder(text, tmp_path):
     return tmp_path / "out"
 
 
+def describe(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def assert_refused(folder, reason):
     with pytest.raises(ConfigError, match=reason) as raised:
         import_hf(folder)
@@ -194,7 +199,6 @@ def assert_refused(folder, reason):
         ("num_attention_heads", 5, "5 heads and 2 key-value heads"),
         ("num_attention_heads", 0, "num_heads"),
         ("num_key_value_heads", 3, "4 heads and 3 key-value heads"),
-        ("num_attention_heads", 32, "heads of width 8"),
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
         ("rope_scaling", {"rope_type": "llama3"}, "factor"),
         ("vocab_size", "many", "vocab_size"),
@@ -204,9 +208,13 @@ def assert_refused(folder, reason):
     ],
 )
 def test_another_architecture_is_refused_by_name(folder, key, value, reason):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    describe(folder, **{key: value})
     assert_refused(folder, reason)
+
+
+def test_heads_that_have_no_halves_to_rotate_are_refused(folder):
+    describe(folder, num_attention_heads=32, head_dim=None)
+    assert_refused(folder, "heads of width 1 do not make")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -49,6 +49,16 @@ def test_a_member_may_have_any_name(name):
     assert signed_key(certificate, authority=AUTHORITY.certificate) == identity.public_key
 
 
+def test_only_the_authority_may_sign_certificates():
+    member = AUTHORITY.sign_member(Identity.create().public_key, "anna")
+    for der, expected in ((AUTHORITY.certificate, (True, 0)), (member, (False, None))):
+        extensions = x509.load_der_x509_certificate(der).extensions
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+        assert (constraints.ca, constraints.path_length) == expected
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+        assert usage.key_cert_sign == expected[0]
+
+
 def test_certificates_hold_whatever_a_clock_says(tmp_path):
     member = AUTHORITY.sign_member(Identity.create().public_key, "anna")
     for certificate in map(x509.load_der_x509_certificate, (AUTHORITY.certificate, member)):

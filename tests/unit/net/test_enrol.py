@@ -131,16 +131,15 @@ def test_a_refusal_is_told_with_its_hint(host):
 def test_a_certificate_for_another_key_or_by_another_authority_is_refused(
     host, other_authority, ben
 ):
+    def enrolled(certificate):
+        peer = host.identity.peer_id
+        return wire.Enrolled(certificate=certificate, run_config=b"", host=peer, built_in=peer)
+
     def for_another_key(request):
-        return wire.Enrolled(
-            certificate=ben.certificate, run_config=b"", host=ben.peer_id, built_in=ben.peer_id
-        )
+        return enrolled(ben.certificate)
 
     def by_another_authority(request):
-        certificate = other_authority.sign_member(request.public_key, "zoe")
-        return wire.Enrolled(
-            certificate=certificate, run_config=b"", host=ben.peer_id, built_in=ben.peer_id
-        )
+        return enrolled(other_authority.sign_member(request.public_key, "zoe"))
 
     for answer in (for_another_key, by_another_authority):
         host.answers[wire.Enrol] = answer

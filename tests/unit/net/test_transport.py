@@ -1,6 +1,8 @@
 """Real sockets on the loopback: what two members, a stranger and a liar see of each other."""
 
 import asyncio
+import gc
+import resource
 import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
@@ -152,6 +154,16 @@ def test_tls_1_2_is_refused_by_both_sides(anna, ben):
 
 
 # --- messages and payloads -----------------------------------------------------------------------
+
+
+def test_a_member_may_send_long_messages(anna, ben):
+    async def scenario():
+        message = wire.Authority(certificate=bytes(2_000_000))
+        async with listening(anna) as listener, dialled(ben, listener.port) as connection:
+            await connection.send(message)
+            assert await connection.receive() == message
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 65_536, 3_000_001])
@@ -349,7 +361,10 @@ def test_closing_towards_a_frozen_peer_does_not_hang(anna, ben):
 # --- the listener --------------------------------------------------------------------------------
 
 
-def test_a_peer_error_ends_one_connection_and_a_bug_is_reported(anna, ben):
+@pytest.mark.parametrize("who", ["member", "stranger"])
+def test_a_peer_error_ends_one_connection_and_a_bug_is_reported(anna, ben, who):
+    dials = ben if who == "member" else None
+
     async def scenario():
         bugs = []
         asyncio.get_running_loop().set_exception_handler(lambda _, what: bugs.append(what))
@@ -367,7 +382,7 @@ def test_a_peer_error_ends_one_connection_and_a_bug_is_reported(anna, ben):
 
         async with listening(anna, fail) as listener:
             while errors:
-                async with dialled(ben, listener.port) as connection:
+                async with dialled(dials, listener.port) as connection:
                     await connection.send(PING)
                     with pytest.raises(ConnectionLost):
                         await connection.receive()
@@ -410,6 +425,8 @@ def test_strangers_are_few_and_do_not_stay_while_members_come_in(anna, ben):
                 async with dialled(None, listener.port) as third:
                     with pytest.raises(ConnectionLost):
                         await third.receive()
+                await first.send(PING)
+                assert await first.receive() == PING, "the third was only cut off with the others"
                 async with dialled(ben, listener.port) as member:
                     await member.send(PING)
                     assert await member.receive() == PING
@@ -443,6 +460,60 @@ def test_a_handshake_in_progress_does_not_keep_the_listener_from_closing(anna):
             writer.write(b"\x16")
             await writer.drain()
         writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_slow_handshakes_keep_others_waiting_for_their_deadline_at_most(anna, ben):
+    async def scenario():
+        async with listening(anna, limits=Limits(handshakes=1, handshake_s=0.3)) as listener:
+            for _ in range(3):
+                async with dialled(ben, listener.port) as connection:
+                    await connection.send(PING)
+                    assert await connection.receive() == PING
+            _, slow = await asyncio.open_connection(LOCAL, listener.port)
+            await asyncio.sleep(0)
+            with pytest.raises(ConnectionLost, match="in time"):
+                await TcpTransport(ben).dial(LOCAL, listener.port, expect=None, timeout_s=0.05)
+            async with dialled(ben, listener.port) as connection:
+                await connection.send(PING)
+                assert await connection.receive() == PING
+            slow.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("num_turns", range(6))
+def test_closing_the_listener_while_somebody_comes_leaves_nothing_open(anna, num_turns):
+    async def scenario():
+        listener = await TcpTransport(anna).listen(echo, host=LOCAL, port=0)
+        with socket.create_connection((LOCAL, listener.port)):
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            await listener.close()
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+    gc.collect()  # a socket that nobody closed would be a warning, which fails the test
+
+
+def test_too_many_open_files_are_reported_and_survived(anna, ben):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        bug = loop.create_future()
+        loop.set_exception_handler(lambda _, what: bug.set_result(what["exception"]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with listening(anna) as listener:
+            dialling = socket.create_connection((LOCAL, listener.port))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                assert isinstance(await bug, OSError)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            dialling.close()
+            async with dialled(ben, listener.port) as connection:
+                await connection.send(PING)
+                assert await connection.receive() == PING
 
     asyncio.run(scenario())
 

@@ -1,0 +1,35 @@
+"""One outer step of a whole state, from the updates of a round.
+
+update --decode, slice by slice--> mean pseudo-gradient --Nesterov--> next state
+"""
+
+from collections.abc import Sequence
+
+from atoll.config import OuterConfig
+from atoll.exchange.codec import Codec
+from atoll.ids import Buffer, RoundId
+from atoll.outer.layout import slice_bounds
+from atoll.outer.nesterov import momentum_at, outer_step_
+from atoll.outer.state import PeerState
+
+
+def apply_updates_(
+    state: PeerState, updates: Sequence[Buffer], *, codec: Codec, outer: OuterConfig
+) -> None:
+    """Make `state` that of the next round, whose updates these are, one for each slice in order.
+
+    Raises:
+        BadBlobError: an update has the wrong size. The slices before it are stepped already.
+    """
+    round_id = RoundId(state.round + 1)
+    momentum = momentum_at(outer, round_id)
+    bounds = slice_bounds(state.num_values)
+    for (start, stop), update in zip(bounds, updates, strict=True):
+        outer_step_(
+            state.params_N[start:stop],
+            state.momentum_N[start:stop],
+            codec.decode(update, stop - start),
+            lr=outer.lr,
+            momentum=momentum,
+        )
+    state.round = round_id

@@ -1,0 +1,99 @@
+"""How a run stands, from its journal and from the events of its host. Pure.
+
+The journal knows what counts: rounds, tokens, losses. The events know what is going on: who is in,
+how fast they train, when they were last heard of.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from atoll import events
+from atoll.config import RunConfig, parse_canonical
+from atoll.events import Stamped
+from atoll.ids import INITIAL, Digest, PeerId, RoundId
+from atoll.net.records import Admitted, Agreed, Committed, Genesis, Record
+
+
+class PeerView(Struct, kw_only=True):
+    """One peer. Times are the host's wall clock, in seconds since 1970; 0: never."""
+
+    peer: PeerId
+    name: str
+    is_in: bool = False
+    rounds: int = 0  # in whose rosters it was
+    num_tokens: int = 0  # committed
+    token_share: float = 0.0  # of all committed tokens
+    loss: float = 0.0  # of its newest contribution that was committed
+    tokens_per_s: float = 0.0
+    seen_at: float = 0.0
+
+
+class Overview(Struct, kw_only=True):
+    name: str
+    run: Digest
+    rounds: int  # of the whole run
+    committed: RoundId = INITIAL
+    agreed: RoundId = INITIAL
+    agreed_state: Digest | None = None
+    num_tokens: int = 0
+    update_bytes: int = 0
+    losses: list[float]  # mean loss of rounds 1, 2, ...
+    peers: list[PeerView]
+    seen_at: float = 0.0  # the newest event
+
+
+def overview(records: Iterable[Record], stamped: Iterable[Stamped]) -> Overview:
+    """Return how the run of this journal and these events stands."""
+    history = iter(records)
+    genesis = next(history)
+    assert isinstance(genesis, Genesis), "a journal begins with its genesis"
+    config: RunConfig = parse_canonical(genesis.config.encode())
+    view = Overview(
+        name=config.name, run=genesis.run, rounds=config.sync.rounds, losses=[], peers=[]
+    )
+    peers: dict[PeerId, PeerView] = {}
+    for record in history:
+        _note_record(view, peers, record)
+    for line in stamped:
+        _note_event(peers, line)
+        view.seen_at = line.at
+    view.peers = list(peers.values())
+    for peer in view.peers:
+        peer.token_share = peer.num_tokens / max(1, view.num_tokens)
+    return view
+
+
+def _note_record(view: Overview, peers: dict[PeerId, PeerView], record: Record) -> None:
+    match record:
+        case Admitted(peer=peer, name=name):
+            peers[peer] = PeerView(peer=peer, name=name)
+        case Agreed(round=round_id, state=state):
+            view.agreed, view.agreed_state = round_id, state
+        case Committed(round=round_id, roster=roster, updates=updates):
+            num_tokens = sum(entry.num_tokens for entry in roster)
+            view.committed = round_id
+            view.num_tokens += num_tokens
+            view.update_bytes += sum(update.num_bytes for update in updates)
+            view.losses.append(sum(e.mean_loss * e.num_tokens for e in roster) / max(1, num_tokens))
+            for entry in roster:
+                peers[entry.peer].rounds += 1
+                peers[entry.peer].num_tokens += entry.num_tokens
+                peers[entry.peer].loss = entry.mean_loss
+        case _:
+            pass
+
+
+def _note_event(peers: dict[PeerId, PeerView], line: Stamped) -> None:
+    match line.event:
+        case events.HostStarted() | events.Stopped():
+            for view in peers.values():  # those that are still there will connect anew
+                view.is_in, view.tokens_per_s = False, 0.0
+        case events.PeerJoined(peer=peer, name=name) if peer in peers:
+            peers[peer].name, peers[peer].is_in, peers[peer].seen_at = name, True, line.at
+        case events.PeerLeft(peer=peer) if peer in peers:
+            peers[peer].is_in, peers[peer].tokens_per_s = False, 0.0
+        case events.Training(peer=peer, tokens_per_s=speed) if peer in peers:
+            peers[peer].tokens_per_s, peers[peer].seen_at = speed, line.at
+        case _:
+            pass

@@ -1,0 +1,234 @@
+"""A run of real processes on this machine: start them, wait for what they report, kill them.
+
+    cluster = Cluster(folder, cache=...)
+    cluster.write_run(config)
+    host = cluster.start_host()
+    anna = cluster.join("anna")
+    host.wait_for(RoundCommitted, lambda event: event.round == 3)
+    anna.kill()
+
+Every process is a child of the test, and `close` ends all of them, whatever has happened.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from atoll.config import RunConfig, template
+from atoll.events import Event, read_events
+from atoll.host.journal import read_entries
+from atoll.net.records import Committed, Entry
+
+POLL_S = 0.02
+PATIENCE_S = 60.0  # for anything to happen: most of it is torch being imported by several at once
+LOG_CHARACTERS = 4000
+
+E = TypeVar("E")
+T = TypeVar("T")
+
+
+class Process:
+    """One command of atoll that runs beside the test."""
+
+    def __init__(self, name: str, arguments: list[str], *, home: Path, env: Mapping[str, str]):
+        self.name = name
+        self.home = home
+        self.log = home.with_name(f"{home.name}.log")
+        self.orphans: list[int] = []  # children of ours, once we were killed
+        self._events: list[Event] = []
+        # What an earlier process reported in the same directory is not news.
+        _, self._offset = read_events(home / "events.jsonl")
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "atoll.cli.main", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **env},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def events(self) -> list[Event]:
+        """All that this process has reported so far."""
+        news, self._offset = read_events(self.home / "events.jsonl", offset=self._offset)
+        self._events += [stamped.event for stamped in news]
+        return self._events
+
+    @property
+    def output(self) -> str:
+        """All that this process has written to its terminal."""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def find(self, kind: type[E], which: Callable[[E], bool] = lambda _: True) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind) and which(event)]
+
+    def wait_for(self, kind: type[E], which: Callable[[E], bool] = lambda _: True) -> E:
+        """Return the first such event of this process, which may have come already."""
+        wait_until(lambda: self.find(kind, which), f"{kind.__name__} of {self.name}", watch=self)
+        return self.find(kind, which)[0]
+
+    def wait_for_next(self, kind: type[E], which: Callable[[E], bool] = lambda _: True) -> E:
+        """Return the first such event that this process reports from now on."""
+        known = len(self.find(kind, which))
+        wait_until(
+            lambda: len(self.find(kind, which)) > known,
+            f"another {kind.__name__} of {self.name}",
+            watch=self,
+        )
+        return self.find(kind, which)[known]
+
+    def wait(self, *, seconds: float = PATIENCE_S) -> int:
+        """Return the exit code, when the process has ended by itself."""
+        return self._popen.wait(timeout=seconds)
+
+    def has_ended(self) -> bool:
+        return self._popen.poll() is not None
+
+    def kill(self) -> None:
+        """End the process as a power failure does; its children notice by themselves."""
+        self.orphans += children_of(self.pid)
+        self._popen.kill()
+        self._popen.wait()
+
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does."""
+        self._popen.send_signal(signal.SIGINT)
+
+    def freeze(self) -> None:
+        """Stop the process and its children, as a closed lid does."""
+        for pid in (self.pid, *children_of(self.pid)):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in (*children_of(self.pid), self.pid):
+            os.kill(pid, signal.SIGCONT)
+
+    @property
+    def trainer(self) -> int:
+        """The process id of this peer's trainer."""
+        (pid,) = [pid for pid in children_of(self.pid) if b"trainer" in command_of(pid)]
+        return pid
+
+
+class Cluster:
+    """A host, its peers, and the folder where all of them live."""
+
+    def __init__(self, folder: Path, *, cache: Path) -> None:
+        self.run = folder / "run"
+        self.peers = folder / "peers"
+        self.cache = cache
+        self.processes: list[Process] = []
+        self.run.mkdir()
+        self.peers.mkdir()
+
+    def write_run(self, config: RunConfig) -> None:
+        (self.run / "run.toml").write_text(template(config), encoding="utf-8")
+
+    def start_host(self, *, port: int = 0, env: Mapping[str, str] | None = None) -> Process:
+        """Start the host, again perhaps, and return once it can be joined."""
+        (self.run / "invite.txt").unlink(missing_ok=True)
+        host = self.launch_host(port=port, env=env)
+        wait_until((self.run / "invite.txt").exists, "the invite", watch=host)
+        return host
+
+    def launch_host(self, *, port: int = 0, env: Mapping[str, str] | None = None) -> Process:
+        """Start the host, which may not come up."""
+        arguments = ["host", str(self.run), "--listen", "127.0.0.1", "--advertise", "127.0.0.1"]
+        arguments += ["--port", str(port), "--cache", str(self.cache)]
+        return self._start("host", arguments, home=self.run, env=env)
+
+    @property
+    def invite(self) -> str:
+        return (self.run / "invite.txt").read_text(encoding="utf-8").strip()
+
+    def join(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> Process:
+        """Start a peer, again perhaps; options later in the line have the last word."""
+        return self.join_by(self.invite, name, *options, env=env)
+
+    def join_by(
+        self, invite: str, name: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> Process:
+        home = self.peers / name
+        arguments = ["join", invite, "--dir", str(home), "--name", name, "--threads", "1"]
+        arguments += ["--cache", str(self.cache), *options]
+        return self._start(name, arguments, home=home, env=env)
+
+    def _start(
+        self, name: str, arguments: list[str], *, home: Path, env: Mapping[str, str] | None
+    ) -> Process:
+        process = Process(name, arguments, home=home, env=env or {})
+        self.processes.append(process)
+        return process
+
+    # --- what is on record ----------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Return the journal; reading it checks the chain."""
+        return list(read_entries(self.run / "journal.sqlite"))
+
+    def records(self, kind: type[T]) -> list[T]:
+        return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]
+
+    def committed(self) -> int:
+        """Return how many rounds are committed."""
+        return len(self.records(Committed))
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End every process, and theirs."""
+        for process in self.processes:
+            if not process.has_ended():
+                process.kill()
+        for orphan in chain.from_iterable(process.orphans for process in self.processes):
+            if b"atoll" in command_of(orphan):  # still there, and not another's by now
+                with suppress(ProcessLookupError):
+                    os.kill(orphan, signal.SIGKILL)
+
+    def report(self) -> str:
+        """Return the ends of all logs, for a test that failed."""
+        inner = sorted(chain(self.peers.glob("*/trainer.log"), self.run.glob("built-in/*.log")))
+        logs = dict.fromkeys([*(process.log for process in self.processes), *inner])
+        return "\n".join(
+            f"--- {path}\n{path.read_text(encoding='utf-8', errors='replace')[-LOG_CHARACTERS:]}"
+            for path in logs
+            if path.exists()
+        )
+
+
+def wait_until(look: Callable[[], object], what: str, *, watch: Process | None = None) -> None:
+    """Return when `look` finds something true; fail if that takes too long, or cannot come."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not look():
+        assert time.monotonic() < give_up_at, f"no {what} within {PATIENCE_S:.0f} s"
+        assert watch is None or not watch.has_ended() or look(), f"no {what}: {watch.output}"
+        time.sleep(POLL_S)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that this one has started and that still are."""
+    children: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return children
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+

@@ -1,0 +1,78 @@
+"""What must hold at the end of every run, whatever happened on the way (design, section 8)."""
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
+
+from atoll.config import RunConfig, run_digest
+from atoll.events import StateDiffers
+from atoll.ids import Digest, Lease, LeaseId, RoundId
+from atoll.model.shapes import num_parameters
+from atoll.net import records
+from atoll.net.identity import verify
+from atoll.outer.checkpoint import StateStore
+from atoll.outer.manifest import manifest_of
+from atoll.outer.state import PeerState
+from tests.loopback.cluster import Cluster
+
+
+def assert_run_is_sound(cluster: Cluster, config: RunConfig, *, rounds: int) -> None:
+    """Check the journal: signed, every round once, one state for all, no sample twice."""
+    entries = cluster.entries()
+    genesis = entries[0].record
+    assert isinstance(genesis, records.Genesis)
+    key = bytes.fromhex(genesis.public_key)
+    assert genesis.run == run_digest(config)
+    assert all(verify(key, bytes.fromhex(entry.hash), entry.signature) for entry in entries)
+    committed = cluster.records(records.Committed)
+    assert [commit.round for commit in committed] == list(range(1, rounds + 1))
+    agreed = cluster.records(records.Agreed)
+    assert [agreement.round for agreement in agreed] == list(range(rounds + 1))
+    assert all(a.state != b.state for a, b in pairwise(agreed)), "a round that changed nothing"
+    differing = [e for process in cluster.processes for e in process.find(StateDiffers)]
+    assert not differing, "a member computed another state"
+    assert_no_sample_counts_twice([entry.record for entry in entries])
+
+
+def assert_no_sample_counts_twice(history: Iterable[records.Record]) -> None:
+    """Follow every lease on its own, without the host's book."""
+    leased: dict[LeaseId, Lease] = {}
+    samples: Counter[int] = Counter()
+    for record in history:
+        match record:
+            case records.Leased(leases=leases):
+                leased |= {lease.id: lease for lease in leases}
+            case records.Released(leases=ids):
+                for lease_id in ids:
+                    del leased[lease_id]
+            case records.Committed(roster=roster):
+                for lease_id in (i for entry in roster for i in entry.leases):
+                    lease = leased.pop(lease_id)  # a second time, it is not there
+                    samples.update(range(lease.start, lease.stop))
+            case _:
+                pass
+    assert samples, "nothing was committed"
+    assert set(samples.values()) == {1}
+
+
+def state_on_disk(
+    cluster: Cluster, name: str, config: RunConfig, *, round_id: int | None = None
+) -> PeerState:
+    """Return a state that a peer keeps, the newest unless a round is named."""
+    store = StateStore(cluster.peers / name / "states", keep=2)
+    state = PeerState.initial(np.zeros(num_parameters(config.model), dtype=np.float32))
+    newest = store.rounds()[-1]
+    store.load_(state, round=RoundId(newest if round_id is None else round_id), run=run_digest(config))
+    return state
+
+
+def digest_on_disk(cluster: Cluster, name: str, config: RunConfig) -> Digest:
+    """Return the digest of the newest state that a peer keeps, from its values alone."""
+    return manifest_of(state_on_disk(cluster, name, config), run=run_digest(config)).digest
+
+
+def assert_all_hold_the_final_state(cluster: Cluster, config: RunConfig, names: Iterable[str]) -> None:
+    final = cluster.records(records.Agreed)[-1].state
+    assert {name: digest_on_disk(cluster, name, config) for name in names} == dict.fromkeys(names, final)
