@@ -1,7 +1,7 @@
 """The two clocks, for code outside an event loop (inside one, the loop's clock is the clock).
 
-Durations and deadlines come from `monotonic_s`. `wall_s` only labels records for people to read, and
-dates the expiry of invites on the host: no peer's wall clock decides anything.
+Durations and deadlines come from `monotonic_s`. `wall_s` only labels records for people to read,
+and dates the expiry of invites on the host: no peer's wall clock decides anything.
 """
 
 import time

@@ -1,7 +1,7 @@
-"""Facts that the processes of a run report: a log line, a chart and an assertion are renderings of one.
+"""Facts that the processes of a run report. A log line, a chart and an assertion are renderings.
 
-Each process appends its own to `events.jsonl` in its directory, one JSON object a line, stamped with
-the wall clock for people to read (`at`).
+Each process appends its own to `events.jsonl` in its directory, one JSON object a line, stamped
+with the wall clock for people to read (`at`).
 """
 
 from collections.abc import Callable
@@ -102,6 +102,11 @@ class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
     seconds: float
 
 
+class TrainerStarted(Struct, frozen=True, kw_only=True, tag="trainer_started"):
+    pid: int
+    device: str
+
+
 class TrainerDied(Struct, frozen=True, kw_only=True, tag="trainer_died"):
     reason: str
     in_a_row: int
@@ -129,6 +134,7 @@ Event: TypeAlias = (
     | Training
     | PhaseTimed
     | StateSynced
+    | TrainerStarted
     | TrainerDied
     | Warned
     | Stopped

@@ -6,7 +6,7 @@ from blake3 import blake3
 from msgspec import Meta, Struct
 
 # The patterns are checked wherever an id is decoded: a digest from the network also names a file.
-PeerId = NewType("PeerId", Annotated[str, Meta(pattern="^[0-9a-f]{32}$")])
+PeerId = NewType("PeerId", Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")])
 """32 hex digits: the start of the BLAKE3 digest of the peer's public key. A peer *is* its key."""
 
 RoundId = NewType("RoundId", int)
@@ -16,7 +16,7 @@ INITIAL = RoundId(0)  # the state before the first round
 
 LeaseId = NewType("LeaseId", int)
 
-Digest = NewType("Digest", Annotated[str, Meta(pattern="^[0-9a-f]{64}$")])
+Digest = NewType("Digest", Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")])
 """64 hex digits: the BLAKE3 digest of a blob."""
 
 

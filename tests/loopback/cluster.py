@@ -130,24 +130,24 @@ class Cluster:
         self.peers = folder / "peers"
         self.cache = cache
         self.processes: list[Process] = []
-        self.run.mkdir()
-        self.peers.mkdir()
+        self.run.mkdir(exist_ok=True)
+        self.peers.mkdir(exist_ok=True)
 
     def write_run(self, config: RunConfig) -> None:
         (self.run / "run.toml").write_text(template(config), encoding="utf-8")
 
-    def start_host(self, *, port: int = 0, env: Mapping[str, str] | None = None) -> Process:
+    def start_host(self, *options: str, port: int = 0) -> Process:
         """Start the host, again perhaps, and return once it can be joined."""
         (self.run / "invite.txt").unlink(missing_ok=True)
-        host = self.launch_host(port=port, env=env)
+        host = self.launch_host(*options, port=port)
         wait_until((self.run / "invite.txt").exists, "the invite", watch=host)
         return host
 
-    def launch_host(self, *, port: int = 0, env: Mapping[str, str] | None = None) -> Process:
+    def launch_host(self, *options: str, port: int = 0) -> Process:
         """Start the host, which may not come up."""
         arguments = ["host", str(self.run), "--listen", "127.0.0.1", "--advertise", "127.0.0.1"]
-        arguments += ["--port", str(port), "--cache", str(self.cache)]
-        return self._start("host", arguments, home=self.run, env=env)
+        arguments += ["--port", str(port), "--cache", str(self.cache), *options]
+        return self._start("host", arguments, home=self.run)
 
     @property
     def invite(self) -> str:
@@ -155,18 +155,24 @@ class Cluster:
 
     def join(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> Process:
         """Start a peer, again perhaps; options later in the line have the last word."""
-        return self.join_by(self.invite, name, *options, env=env)
+        return self._join(name, self.invite, *options, env=env)
 
-    def join_by(
-        self, invite: str, name: str, *options: str, env: Mapping[str, str] | None = None
-    ) -> Process:
+    def join_by(self, invite: str, name: str) -> Process:
+        """Start a peer with an invite of one's own."""
+        return self._join(name, invite)
+
+    def join_again(self, name: str) -> Process:
+        """Start a peer that has been here before, without an invite."""
+        return self._join(name)
+
+    def _join(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> Process:
         home = self.peers / name
-        arguments = ["join", invite, "--dir", str(home), "--name", name, "--threads", "1"]
+        arguments = ["join", "--dir", str(home), "--name", name, "--threads", "1"]
         arguments += ["--cache", str(self.cache), *options]
         return self._start(name, arguments, home=home, env=env)
 
     def _start(
-        self, name: str, arguments: list[str], *, home: Path, env: Mapping[str, str] | None
+        self, name: str, arguments: list[str], *, home: Path, env: Mapping[str, str] | None = None
     ) -> Process:
         process = Process(name, arguments, home=home, env=env or {})
         self.processes.append(process)

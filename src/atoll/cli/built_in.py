@@ -30,7 +30,7 @@ async def _keep(directory: Path, dataset: Path, advertise: str) -> None:
     assert task is not None
 
     def wait_for_the_host() -> None:
-        # Until the host's process is gone. `sys.stdin` would hold a lock that our own end waits for.
+        # Until the host is gone. `sys.stdin` would hold a lock that our own end waits for.
         os.read(sys.stdin.fileno(), 1)
         loop.call_soon_threadsafe(task.cancel)
 

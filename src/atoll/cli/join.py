@@ -24,7 +24,7 @@ from atoll.peer.home import Home, RunFile, read_run_file, write_run_file
 MEGABIT = 1_000_000 // 8
 
 
-def join(  # noqa: PLR0913 - each is an option of the command line
+def join(
     invite: Annotated[str, typer.Argument(help="The line atoll1... that the host printed.")] = "",
     directory: Annotated[
         Path | None,

@@ -1,6 +1,6 @@
-"""The command line: one small file per command, errors with a hint, exit codes that mean something.
+"""The command line: one small file per command, errors with a hint, exit codes with a meaning.
 
-0 done, or left cleanly    1 this machine or the run cannot go on    2 the user asked for something wrong
+0 done, or left cleanly    1 this machine or the run cannot go on    2 wrong arguments or config
 """
 
 import sys
@@ -86,7 +86,9 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     pass

@@ -44,9 +44,10 @@ def open_newest(path: Path, *, cache: Path) -> Newest:
             f"no committed state in {home / 'states'}", hint="wait for the first round"
         )
     state, _ = read_saved(home / "states", rounds[-1], run=run_digest(run_file.config))
-    dataset = (
-        _dataset(cache, _dataset_digest(directory)) if is_host else _fitting_dataset(cache, run_file)
-    )
+    if is_host:
+        dataset = _dataset(cache, _dataset_digest(directory))
+    else:
+        dataset = _fitting_dataset(cache, run_file)
     return Newest(run_file.config, state, dataset)
 
 

@@ -1,7 +1,8 @@
 """Events as lines for people, and progress on the terminal."""
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import fmean
 
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from atoll.units import format_bytes, format_seconds
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+BARS = "▁▂▃▄▅▆▇█"
 
 
 class Lines:
@@ -92,5 +94,11 @@ def progress(what: str) -> Callable[[str, int], None]:
     return note
 
 
-def is_terminal() -> bool:
-    return sys.stdout.isatty()
+def sparkline(values: Sequence[float], *, columns: int) -> str:
+    """Return a curve of one character for each value, or for the mean of several neighbours."""
+    width = min(columns, len(values))
+    borders = [len(values) * column // width for column in range(width + 1)] if width else []
+    means = [fmean(values[start:stop]) for start, stop in pairwise(borders)]
+    least, most = min(means, default=0.0), max(means, default=0.0)
+    steps = [(mean - least) / ((most - least) or 1.0) for mean in means]
+    return "".join(BARS[round(step * (len(BARS) - 1))] for step in steps)

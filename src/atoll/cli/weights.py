@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer as Rules
 
 from atoll.config import RunConfig
 from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
+from atoll.errors import ConfigError
 from atoll.model.hf import Text, export_hf
 
 
@@ -21,11 +23,22 @@ def export_weights(
         RunError: the disk would not take it.
     """
     path = dataset.folder / TOKENIZER_FILE
-    token_id = dataset.tokenizer.start_token
+    start = Rules.from_file(str(path)).id_to_token(dataset.start_token)
+    assert start is not None, "the tokenizer of a dataset has its start token"
     text = Text(
         tokenizer_path=path,
-        document_token=dataset.tokenizer.name_of(token_id),
-        document_token_id=token_id,
+        document_token=start,
+        document_token_id=dataset.start_token,
         sequence_length=config.data.sequence_length,
     )
     export_hf(folder, config.model, params_N, text=text)
+
+
+def require_free(folder: Path) -> None:
+    """Check that `export_weights` may write there, before hours of training.
+
+    Raises:
+        ConfigError: the folder has something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"not an empty folder: {folder}", hint="choose one that does not exist")

@@ -3,8 +3,8 @@
     take     check size, finiteness and scales; tell the host, with the squared norm
     reduce   total = sum of share * decoded, in roster order, in double; encode once; put on disk
 
-The result is a function of the roster alone. Whoever reduces gets the same bytes, so a second reducer
-can take over, and anyone who has the contributions can check.
+The result is a function of the roster alone. Whoever reduces gets the same bytes, so a second
+reducer can take over, and anyone who has the contributions can check.
 """
 
 import asyncio

@@ -3,13 +3,16 @@
     digest --fetch--> manifest --names--> chunks, each from whichever source is free
 
 Nothing is trusted: every piece is checked against the digest that led to it, and the first digest
-comes from the host's journal. Sources go on training meanwhile; what they serve lies on their disks.
+comes from the host's journal. Sources train on meanwhile: what they serve lies on their disks.
 """
 
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from atoll.data import manifest as dataset_manifest
 from atoll.data.shards import Dataset, adopt
@@ -19,8 +22,11 @@ from atoll.exchange.tasks import together
 from atoll.ids import Digest, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
+from atoll.outer.durable import disk_errors
 from atoll.outer.state import PeerState
 from atoll.units import format_bytes
+
+LOCK_S = 0.5  # between looks whether another process is done with fetching
 
 Store = Callable[[int, bytearray], Awaitable[None]]  # index of the wanted blob, and its bytes
 Sources = Sequence[wire.Address]
@@ -35,7 +41,7 @@ async def fetch_state(
     store: StateStore,
     run: Digest,
 ) -> int:
-    """Make `state`, and the store, hold the committed state of this digest; return the bytes it took.
+    """Make `state` and the store hold the state of this digest; return the bytes that this took.
 
     Raises:
         PeerError: no source has it any more; ask the host for a newer one. `state` is as it was.
@@ -64,9 +70,23 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
         PeerError: no source has all of it.
         RunError: there is no room for it.
     """
-    folder = cache / digest
-    if folder.is_dir():
-        return await asyncio.to_thread(Dataset.open, folder)
+    await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
+    # Peers on one machine share the cache: one of them fetches, the others wait and find it.
+    lock = FileLock(cache / f"{digest}.lock")
+    while not lock.is_locked:
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            break
+        await asyncio.sleep(LOCK_S)
+    try:
+        if (cache / digest).is_dir():
+            return await asyncio.to_thread(Dataset.open, cache / digest)
+        return await _fetch_dataset(digest, sources=sources, links=links, cache=cache)
+    finally:
+        lock.release()
+
+
+async def _fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:
     manifest = await fetch_from_any(links, sources, digest)
     if manifest is None:
         raise PeerError(f"none of {len(sources)} members has the dataset {digest[:12]}")
@@ -77,10 +97,12 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
     todo = [b for b in needed if not await asyncio.to_thread(_is_there, partial / b.file, b.digest)]
 
     async def write(index: int, payload: bytearray) -> None:
-        await asyncio.to_thread((partial / todo[index].file).write_bytes, payload)
+        with disk_errors(partial):
+            await asyncio.to_thread((partial / todo[index].file).write_bytes, payload)
 
     await _fetch_all([blob.digest for blob in todo], sources=sources, links=links, store=write)
-    return await asyncio.to_thread(adopt, partial, manifest=bytes(manifest), directory=cache)
+    with disk_errors(partial):
+        return await asyncio.to_thread(adopt, partial, manifest=bytes(manifest), directory=cache)
 
 
 async def _fetch_all(

@@ -1,7 +1,7 @@
 """The append-only record of a run, in one SQLite file. What is not in here did not happen.
 
-WAL and synchronous=FULL make each append durable, whole or not at all, before anyone hears of it. The
-state of a run is a function of its records: `host/run.py` replays them.
+WAL and synchronous=FULL make each append durable, whole or not at all, before anyone hears of it.
+The state of a run is a function of its records: `host/run.py` replays them.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from atoll.net.records import NO_HASH, Entry, Record, encode, entry_hash
 
 
 class Journal:
-    """The journal of one run, in one SQLite file. One process appends; others may read meanwhile."""
+    """The journal of one run. One process appends; others may read meanwhile."""
 
     def __init__(self, path: Path, *, sign: Callable[[bytes], bytes]) -> None:
         self._path = path
@@ -23,8 +23,9 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY, previous TEXT NOT NULL, "
-                "body BLOB NOT NULL, hash TEXT NOT NULL, signature BLOB NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY, "
+                "previous TEXT NOT NULL, body BLOB NOT NULL, hash TEXT NOT NULL, "
+                "signature BLOB NOT NULL)"
             )
         except sqlite3.Error as error:
             raise _unusable(path, error) from error

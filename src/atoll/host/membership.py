@@ -3,8 +3,8 @@
     hello --> connected --(silent, or its connection ended)--> away --(for too long)--> gone
                   ^-----------------------hello------------------'
 
-A member that is away keeps its leases for `reconnect_s`: it may just have lost its line. One that is
-gone has none; if it comes back, it starts from the committed state. No clock or socket in here.
+A member that is away keeps its leases for `reconnect_s`: it may just have lost its line. One that
+is gone has none; if it comes back, it starts from the committed state. No clock or socket in here.
 """
 
 from collections.abc import Iterable

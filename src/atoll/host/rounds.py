@@ -29,7 +29,7 @@ MIN_HOLDERS = 2  # on whose disks the updates are before the commit: one may die
 
 @dataclass(slots=True, kw_only=True)
 class Round:
-    """An open round. `waited` are the contributors that it waits for, `invited` all that may come."""
+    """An open round: it waits for the contributors `waited`; all `invited` may come."""
 
     id: RoundId
     opened_at: float

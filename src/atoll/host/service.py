@@ -20,7 +20,7 @@ from atoll.host.admission import Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal
 from atoll.host.membership import Member
-from atoll.host.run import Run
+from atoll.host.state import Run
 from atoll.ids import Digest, PeerId, RoundId, peer_id_of
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
@@ -307,10 +307,9 @@ class Host:
         """Tell the members that the run is complete, and give them time to go."""
         self._tell_all(wire.Stop(reason="the run is complete", complete=True))
         self._emit(Stopped(reason="the run is complete"))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
-                while set(self._sessions) - {self.run.built_in}:
-                    await asyncio.sleep(TICK_S)
+        deadline = self._now() + FAREWELL_S
+        while set(self._sessions) - {self.run.built_in} and self._now() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(TICK_S)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

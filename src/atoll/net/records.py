@@ -1,6 +1,6 @@
-"""The records of a run's journal, and the chain that they form: what the host writes and peers read.
+"""The records of a run's journal and the chain that they form: the host writes, peers read.
 
-    record --canonical JSON--> body;  hash = BLAKE3(previous hash | seq | body);  signature = host(hash)
+    record --canonical JSON--> body    hash = BLAKE3(previous hash | seq | body), signed by the host
 
 So a peer that is told of a commit can check that the host signed it, at that place in the chain.
 """
@@ -109,7 +109,8 @@ def encode(record: Record) -> bytes:
 
 
 def decode(body: bytes) -> Record:
-    return _decoder.decode(body)
+    record: Record = _decoder.decode(body)
+    return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Every message that crosses the network, and the only code that knows its bytes.
 
-A message is a msgpack map with its tag under "t". Blobs do not travel inside: a message with `num_bytes`
-announces so many raw bytes that follow it, so that no decoder ever holds a slice.
+A message is a msgpack map with its tag under "t". Blobs do not travel inside: a message with
+`num_bytes` announces so many raw bytes that follow it, so that no decoder ever holds a slice.
 
-    enrolment   GetAuthority -> Authority, Enrol -> Enrolled           (no certificate yet)
-    control     Hello -> Welcome, then both talk as they like           (peer <-> host)
-    blobs       Offer -> Want | Have -> bytes -> Taken; Fetch | FetchUpdate -> Blob + bytes | Missing
+    enrolment   GetAuthority -> Authority, Enrol -> Enrolled      (no certificate yet)
+    control     Hello -> Welcome, then both talk as they like     (peer <-> host)
+    blobs       Offer -> Have | Want, Blob + bytes -> Taken       (member -> member)
+                Fetch | FetchUpdate -> Blob + bytes | Missing
     anywhere    Refused: the other side will not, says why, and closes
 
 To change one, add a field with a default. Renaming, retyping or reusing a tag takes a new PROTOCOL.
@@ -44,7 +45,7 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 class GetAuthority(Struct, frozen=True, kw_only=True, tag_field="t", tag="get_authority"):
-    """Newcomer to host, first message: who signs here? No secret is sent before the answer is checked."""
+    """Newcomer to host, first message: who signs here? The token waits for the answer."""
 
     protocol: int
 
@@ -80,7 +81,7 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
 class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     """The first message on a control connection.
 
-    `round` and `state` say which committed state the peer holds (0 and the initial state: none yet);
+    `round` and `state` say which committed state the peer holds (0 and the initial one: none yet);
     `trained` names the leases whose work is in its local weights and was not committed yet.
     """
 
@@ -240,7 +241,7 @@ class Reduce(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduce"):
 
 
 class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
-    """Host to members: a journal record. Its hash covers its place in the chain; the host signed it."""
+    """Host to members: a journal record, with its place in the chain, signed by the host."""
 
     seq: U63
     previous: Digest

@@ -24,7 +24,6 @@ from atoll.exchange.tasks import together
 from atoll.ids import Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Transport
-from atoll.peer.board import Board
 from atoll.peer.home import Home
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
@@ -44,21 +43,19 @@ class Agent:
         self._peer = peer
         self._transport = transport
         self._emit = emit
-        self._board = Board()
         run_file = home.run_file
         self._link = HostLink(
             transport=transport,
             host=(run_file.host, run_file.port, run_file.host_id),
             public_key=home.host_key,
-            board=self._board,
             emit=emit,
         )
+        self._board = self._link.board
         self._member = _member(
             home,
             peer,
             trains=trains,
             link=self._link,
-            board=self._board,
             transport=transport,
             emit=emit,
         )
@@ -236,10 +233,6 @@ class Agent:
         """Serve this dataset to joiners, though we do not train on it ourselves."""
         self._dataset = dataset
 
-    async def leave(self, reason: str) -> None:
-        """Say goodbye to the host: our leases are free at once."""
-        await self._link.leave(reason)
-
     async def _close(self) -> None:
         await self._member.links.close()
         if self._member.training is not None:
@@ -257,7 +250,6 @@ def _member(
     *,
     trains: bool,
     link: HostLink,
-    board: Board,
     transport: Transport,
     emit: Emit,
 ) -> Member:
@@ -280,7 +272,6 @@ def _member(
         state=initial_state(home, params_N),
         training=training,
         link=link,
-        board=board,
         links=Links(transport),
         emit=emit,
     )

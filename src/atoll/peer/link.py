@@ -2,8 +2,8 @@
 
     dial -> Hello -> Welcome -> (heartbeats, messages both ways) -> lost -> dial ...
 
-What the host says goes to the board. What we say while it is away is dropped: after the next Hello both
-sides tell each other all that still matters.
+What the host says goes to the board. What we say while it is away is dropped: after the next Hello
+both sides tell each other all that still matters.
 """
 
 import asyncio
@@ -19,13 +19,8 @@ from atoll.net.transport import Connection, Transport
 from atoll.peer.board import Board
 
 DIAL_S = 10.0
-RETRY_S = (
-    0.2,
-    0.5,
-    1.0,
-    2.0,
-    5.0,
-)  # between attempts; a restarted host has its peers back in seconds
+GOODBYE_S = 2.0
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts: a restarted host has its peers back soon
 
 
 class HostLink:
@@ -35,13 +30,12 @@ class HostLink:
         transport: Transport,
         host: tuple[str, int, PeerId],
         public_key: bytes,
-        board: Board,
         emit: Emit,
     ) -> None:
         self._transport = transport
         self._host, self._port, self._host_id = host
         self._public_key = public_key
-        self._board = board
+        self.board = Board()
         self._emit = emit
         self._outbox: asyncio.Queue[wire.Message] | None = None
         self._connection: Connection | None = None
@@ -66,7 +60,7 @@ class HostLink:
             ConfigError: the host turned us away for good.
         """
         failures = 0
-        while self._board.stop is None or not self._board.stop.complete:
+        while self.board.stop is None or not self.board.stop.complete:
             try:
                 async with asyncio.timeout(DIAL_S):
                     self._connection = await self._transport.dial(
@@ -83,7 +77,7 @@ class HostLink:
                 )
             except* (PeerError, TimeoutError) as errors:
                 if failures == 0:
-                    reason = "; ".join(str(error) for error in errors.exceptions)
+                    reason = "; ".join(str(e) or "it does not answer" for e in errors.exceptions)
                     self._emit(Warned(text=f"no connection to the host, trying again ({reason})"))
             finally:
                 self._outbox = None
@@ -97,13 +91,6 @@ class HostLink:
         """End the connection, so that a new Hello says how things are now."""
         if self._connection is not None:
             await self._connection.close()
-
-    async def leave(self, reason: str) -> None:
-        """Say goodbye, if the host is there to hear it."""
-        if self._connection is not None:
-            with suppress(PeerError, TimeoutError):
-                async with asyncio.timeout(2.0):
-                    await self._connection.send(wire.Leaving(reason=reason))
 
     async def _converse(
         self,
@@ -125,18 +112,24 @@ class HostLink:
                 await asyncio.sleep(every_s)
                 outbox.put_nowait(heartbeat())
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(write())
-            group.create_task(beat())
-            while True:
-                async with asyncio.timeout(silent_s):
-                    message = await connection.receive()
-                self._note(message)
-                handle(message)
-                self._board.notify()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                group.create_task(beat())
+                while True:
+                    async with asyncio.timeout(silent_s):
+                        message = await connection.receive()
+                    self._note(message)
+                    handle(message)
+                    self.board.notify()
+        except asyncio.CancelledError:  # whatever ends us: the host need not wait for our return
+            with suppress(PeerError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await connection.send(wire.Leaving(reason="it left"))
+            raise
 
     def _note(self, message: wire.Message) -> None:
-        board = self._board
+        board = self.board
         match message:
             case wire.Welcome():
                 board.session += 1

@@ -22,11 +22,10 @@ from atoll.model.initial import fill_initial_
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
 from atoll.net.records import Committed
-from atoll.outer.manifest import manifest_of
 from atoll.outer.layout import slice_bounds
+from atoll.outer.manifest import manifest_of
 from atoll.outer.nesterov import momentum_at, outer_step_
 from atoll.outer.state import PeerState
-from atoll.peer.board import Board
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
 from atoll.peer.training import Training
@@ -44,7 +43,6 @@ class Member:
         state: PeerState,
         training: Training | None,
         link: HostLink,
-        board: Board,
         links: Links,
         emit: Emit,
     ) -> None:
@@ -54,7 +52,7 @@ class Member:
         self.slices = slice_bounds(state.num_values)
         self.state = state
         self.training = training
-        self.board = board
+        self.board = link.board
         self.blobs = home.blobs
         self.links = links
         self.reducer = Reducer(slices=self.slices, blobs=home.blobs, tell_host=link.send)
@@ -75,7 +73,7 @@ class Member:
         return self._manifest.digest
 
     def hear(self, message: wire.Message) -> None:
-        """React to what the host said, where that cannot wait for the tasks that look at the board."""
+        """React to what the host said where no task that looks at the board may be waiting."""
         match message:
             case wire.Welcome():
                 if self.training is not None:
@@ -97,9 +95,7 @@ class Member:
             self.board.base = None
         if self.is_prepared and self.board.base is None:
             self._link.send(
-                wire.AtState(
-                    round=self.state.round, state=self.state_digest, device=self.device
-                )
+                wire.AtState(round=self.state.round, state=self.state_digest, device=self.device)
             )
 
     def differs(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
-from atoll.events import Emit, TrainerDied as TrainerDeath
+from atoll.events import Emit, TrainerDied as TrainerDeath, TrainerStarted
 from atoll.net import wire
 from atoll.peer.work import LocalWork
 from atoll.train.channel import Stepped, Train
@@ -65,7 +65,7 @@ class Training:
         """
         self._dataset = dataset
         trainer = await self._alive()
-        if inner.exists():
+        if await asyncio.to_thread(inner.exists):
             try:
                 await trainer.load(inner)
             except RunError as error:
@@ -152,6 +152,9 @@ class Training:
                 )
             except TrainerDied as death:
                 self._note(death)
+            else:
+                started = self._trainer.started
+                self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
         return self._trainer
 
     def _note(self, death: TrainerDied) -> None:

@@ -1,0 +1,100 @@
+"""Runs to begin with: values that go together, by size of the model and length of the run."""
+
+from typing import Final, NamedTuple
+
+from atoll.config import (
+    DataConfig,
+    InnerConfig,
+    OuterConfig,
+    RunConfig,
+    SourceConfig,
+    SyncConfig,
+    TokenizerConfig,
+)
+from atoll.model.presets import PRESETS
+
+LONG_RUN_ROUNDS: Final = 100  # enough for the outer momentum to pay; see docs/experiments.md
+
+
+class Recipe(NamedTuple):
+    sequence_length: int
+    batch_sequences: int
+    lr: float
+    rounds: int
+    inner_steps: int
+    validation_share: float
+    z_loss: float = 0.0
+
+
+RECIPES: Final = {
+    "tiny": Recipe(128, 8, 2e-3, 20, 20, 0.05),
+    "small": Recipe(512, 16, 1e-3, 100, 50, 0.01),
+    "150m": Recipe(1024, 128, 4e-4, 250, 100, 0.001),
+    "1b": Recipe(2048, 256, 4e-4, 500, 100, 0.0005, 2e-4),
+    "8b": Recipe(8192, 128, 3e-4, 900, 100, 0.0001, 2e-4),
+    "intellect-1": Recipe(8192, 128, 7.5e-5, 904, 100, 0.0001, 2e-4),
+}
+
+
+def run_config(
+    *,
+    name: str,
+    model: str,
+    source: SourceConfig,
+    rounds: int,
+    inner_steps: int,
+    min_peers: int,
+) -> RunConfig:
+    """Return a run of this model preset; 0 rounds or inner steps: as many as its recipe says."""
+    recipe = RECIPES[model]
+    vocab_size = PRESETS[model].vocab_size
+    rounds, inner_steps = rounds or recipe.rounds, inner_steps or recipe.inner_steps
+    return RunConfig(
+        name=name,
+        model=PRESETS[model],
+        data=DataConfig(
+            sources=(source,),
+            tokenizer=TokenizerConfig(vocab_size=vocab_size),
+            sequence_length=recipe.sequence_length,
+            validation_share=recipe.validation_share,
+        ),
+        inner=inner_config(recipe, num_steps=rounds * inner_steps),
+        outer=outer_config(rounds),
+        sync=sync_config(rounds=rounds, inner_steps=inner_steps, min_peers=min_peers),
+    )
+
+
+def inner_config(recipe: Recipe, *, num_steps: int) -> InnerConfig:
+    """Return AdamW with an eighth of the run as warm-up, 1000 steps at most, and cool-down."""
+    return InnerConfig(
+        lr=recipe.lr,
+        batch_sequences=recipe.batch_sequences,
+        warmup_steps=min(1000, num_steps // 8),
+        cooldown_steps=num_steps // 5,
+        z_loss=recipe.z_loss,
+    )
+
+
+def outer_config(rounds: int) -> OuterConfig:
+    """Return DiLoCo's own settings for a long run; for a short one a momentum that has time to act.
+
+    From scratch and over 16 rounds, 0.7 with momentum 0.9 overshoots; plain averaging with a little
+    momentum, warmed up, does not.
+    """
+    if rounds >= LONG_RUN_ROUNDS:
+        return OuterConfig(lr=0.7, momentum=0.9)
+    return OuterConfig(lr=1.0, momentum=0.3, momentum_warmup_rounds=rounds // 4)
+
+
+def sync_config(*, rounds: int, inner_steps: int, min_peers: int) -> SyncConfig:
+    """Return how peers wait for each other: longer where more is at stake."""
+    if rounds >= LONG_RUN_ROUNDS:
+        return SyncConfig(
+            rounds=rounds,
+            inner_steps=inner_steps,
+            min_peers=min_peers,
+            grace_floor_s=10.0,
+            silent_s=30.0,
+            reconnect_s=300.0,
+        )
+    return SyncConfig(rounds=rounds, inner_steps=inner_steps, min_peers=min_peers)

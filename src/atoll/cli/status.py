@@ -1,0 +1,106 @@
+"""`atoll status`: how a run stands, read beside the host that serves it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from atoll.cli.places import run_directory
+from atoll.cli.show import console, sparkline
+from atoll.clock import wall_s
+from atoll.config import load_run_config
+from atoll.errors import DamagedError
+from atoll.events import Stamped, read_events
+from atoll.host.journal import read_entries
+from atoll.host.overview import Overview, PeerView, overview
+from atoll.host.setup import JOURNAL_FILE
+from atoll.units import format_bytes, format_count, format_seconds
+
+CURVE_COLUMNS = 60
+
+
+def status(
+    run: Annotated[Path, typer.Argument(help="The run's directory, or its run.toml.")],
+    json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show how a run stands: rounds, loss, and who is in. It may be served meanwhile, or not."""
+    directory = run_directory(run)
+    view = read_overview(directory)
+    if json:
+        console.print_json(msgspec.json.encode(view).decode())
+    elif view is None:
+        config = load_run_config(directory / "run.toml")
+        console.print(f"{config.name}: not begun, of {config.sync.rounds} rounds", markup=False)
+        console.print(f"\n    atoll host {directory}", markup=False)
+    else:
+        _print_run(view)
+        _print_peers(view, now=wall_s())
+
+
+def read_overview(directory: Path) -> Overview | None:
+    """Return how the run in this host's directory stands; None: it has not begun.
+
+    Raises:
+        DamagedError: its journal or its events are not what was written.
+    """
+    path = directory / JOURNAL_FILE
+    records = [entry.record for entry in read_entries(path)] if path.exists() else []
+    return overview(records, _events(directory / "events.jsonl")) if records else None
+
+
+def _events(path: Path) -> list[Stamped]:
+    try:
+        return read_events(path)[0]
+    except msgspec.DecodeError as error:
+        raise DamagedError(
+            f"{path} is damaged: {error}", hint="delete that file: nothing depends on it"
+        ) from error
+
+
+def _print_run(view: Overview) -> None:
+    num_in = sum(peer.is_in for peer in view.peers)
+    state = f"state {view.agreed} is {view.agreed_state[:12]}" if view.agreed_state else "no state"
+    lines = [
+        f"run      {view.name}, {view.run[:12]}",
+        f"rounds   {view.committed} of {view.rounds} committed; {state}",
+        f"tokens   {format_count(view.num_tokens)}",
+        f"updates  {format_bytes(view.update_bytes)}",
+        f"peers    {num_in} in, {len(view.peers)} ever",
+    ]
+    if view.losses:
+        curve = sparkline(view.losses, columns=CURVE_COLUMNS)
+        lines.insert(2, f"loss     {view.losses[0]:.3f} {curve} {view.losses[-1]:.3f}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _print_peers(view: Overview, *, now: float) -> None:
+    titles = ("peer", "name", "in", "rounds", "tokens", "share", "loss", "tokens/s", "last seen")
+    rows = [_row(peer, now=now) for peer in view.peers]
+    if not console.is_terminal:
+        for row in rows:
+            cells = (f"{title} {cell}" for title, cell in zip(titles[1:], row[1:], strict=True))
+            console.print(f"{row[0]}  {'  '.join(cells)}", markup=False, soft_wrap=True)
+    elif rows:
+        table = Table(box=None, header_style="bold")
+        for number, title in enumerate(titles):
+            table.add_column(title, justify="left" if number < 3 else "right")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
+def _row(peer: PeerView, *, now: float) -> tuple[str, ...]:
+    return (
+        peer.peer[:8],
+        peer.name,
+        "yes" if peer.is_in else "no",
+        str(peer.rounds),
+        format_count(peer.num_tokens),
+        f"{peer.token_share:.0%}",
+        f"{peer.loss:.3f}" if peer.rounds else "-",
+        format_count(peer.tokens_per_s) if peer.tokens_per_s else "-",
+        f"{format_seconds(max(0.0, now - peer.seen_at))} ago" if peer.seen_at else "never",
+    )

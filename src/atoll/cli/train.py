@@ -1,0 +1,49 @@
+"""`atoll train`: the same training on one machine, without a network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.cli.places import cache_directory, run_directory
+from atoll.cli.show import progress
+from atoll.config import load_run_config
+from atoll.data.prepare import prepare
+
+
+def train(
+    run: Annotated[Path, typer.Argument(help="A run.toml, or the directory of one.")],
+    steps: Annotated[int, typer.Option(min=0, help="0: as many as each peer does.")] = 0,
+    batch_factor: Annotated[
+        int, typer.Option(min=1, help="Batches so many times as large: as of so many peers.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the model to this folder, as `atoll export` does.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+    ] = None,
+) -> None:
+    """Train alone, with plain AdamW on the run's first samples: what a run is compared with."""
+    directory = run_directory(run)
+    config = load_run_config(run if run.is_file() else directory / "run.toml")
+    dataset = prepare(
+        config,
+        base_directory=directory,
+        directory=cache or cache_directory(),
+        on_progress=progress("preparing the text"),
+    )
+    from atoll.cli.alone import train_and_report  # torch takes seconds: too long for a --help
+    from atoll.train.device import pick_device, set_threads
+
+    set_threads(threads)
+    train_and_report(
+        config,
+        dataset,
+        device=pick_device(device),
+        num_steps=steps or config.total_steps,
+        batch_factor=batch_factor,
+        out=out,
+    )

@@ -1,0 +1,255 @@
+"""What is due in a run, and doing it: agree, free leases, open, close, reduce, commit.
+
+Each function changes the run and returns the effects of that; `advance` does all that is due now.
+"""
+
+from collections import Counter
+
+from atoll import events
+from atoll.data import leases
+from atoll.exchange import plan
+from atoll.host import rounds
+from atoll.host.effects import Append, Effect, Report, Send, SendCommits
+from atoll.host.rounds import Round
+from atoll.host.state import (
+    Run,
+    closed_message,
+    is_ready,
+    num_tokens,
+    plan_for,
+    plan_report,
+    reduce_job,
+    reducers,
+)
+from atoll.ids import INITIAL, Digest, PeerId, RoundId
+from atoll.net import records, wire
+
+
+def advance(run: Run, *, now: float) -> list[Effect]:
+    """Do all that is due: agree on a state, free leases, open, close, reduce, commit."""
+    effects = _agree(run)
+    effects += _free_departed(run)
+    effects += _open(run, now=now)
+    while run.round is not None:
+        due = _act(run, run.round, now=now)
+        if not due:
+            break
+        effects += due
+    return effects
+
+
+def _agree(run: Run) -> list[Effect]:
+    """Settle on the state that most members report for the newest commit."""
+    round_id = run.committed
+    if round_id in run.agreed:
+        return []
+    current = [m for m in run.membership.connected() if m.round >= round_id - 1]
+    reports = {m.peer: m.state for m in current if m.round == round_id and m.state is not None}
+    votes = Counter(reports.values())
+    if not votes:
+        return []
+    built_in = reports.get(run.built_in)
+    best = max(votes, key=lambda state: (votes[state], state == built_in, state))
+    if 2 * votes[best] <= len(current) and len(reports) < len(current):
+        return []
+    run.agreed[round_id] = best
+    peers = tuple(peer for peer, state in reports.items() if state == best)
+    effects: list[Effect] = [
+        Append((records.Agreed(round=round_id, state=best, peers=peers),)),
+        Report(events.StateAgreed(round=round_id, digest=best, peers=peers)),
+    ]
+    for peer, state in reports.items():
+        if state != best:
+            effects += resync(run, peer, round_id, state)
+    return effects
+
+
+def resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Effect]:
+    """Tell the peer to fetch the newest agreed state, and count it out until it has."""
+    newest = max(run.agreed)
+    run.membership.report(peer, round_id=INITIAL, state=None)
+    differs = events.StateDiffers(
+        round=round_id, peer=peer, digest=state, agreed=run.agreed[round_id]
+    )
+    resync = wire.Resync(round=newest, state=run.agreed[newest])
+    return [Report(differs), Send(peer, resync), SendCommits(peer, newest)]
+
+
+def _free_departed(run: Run) -> list[Effect]:
+    """Put the leases of those who left or died back, unless an open round may still commit them."""
+    freed: list[records.Record] = []
+    for peer in sorted(run.departed):
+        if run.round is not None and _may_commit(run.round, peer):
+            continue
+        run.departed.discard(peer)
+        if run.round is not None:
+            run.round.claims.pop(peer, None)
+        ids = tuple(lease.id for lease in leases.held_by(run.book, peer))
+        if ids:
+            run.book = leases.release(run.book, ids)
+            freed.append(records.Released(peer=peer, leases=ids, reason="its holder is gone"))
+    return [Append(tuple(freed))] if freed else []
+
+
+def _may_commit(rnd: Round, peer: PeerId) -> bool:
+    return peer in rnd.completed_at or any(share.peer == peer for share in rnd.roster)
+
+
+def _open(run: Run, *, now: float) -> list[Effect]:
+    """Open the next round once those who may be ready in a moment are, or that moment is over."""
+    policy = run.config.sync
+    ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer)]
+    if run.round is not None or run.committed >= policy.rounds or len(ready) < policy.min_peers:
+        run.ready_at = None
+        return []
+    if run.ready_at is None:
+        run.ready_at = now
+    soon = {
+        m.peer for m in run.membership.connected() if m.trains and m.round >= run.committed - 1
+    } | (run.expected_back - run.departed)
+    if not soon.issubset(ready) and now < run.ready_at + policy.grace_floor_s:
+        return []
+    chosen = reducers(run)
+    if not chosen:
+        return []
+    run.ready_at = None
+    run.expected_back = set()
+    assignment = plan.assign(run.num_slices, chosen)
+    # No version is used twice, also not by the host process that goes on with a round.
+    run.num_planned += 1
+    version = run.num_planned << 12
+    run.round = Round(
+        id=run.next_round,
+        opened_at=now,
+        waited=set(ready),
+        assignment=assignment,
+        version=version,
+        roster_version=version,
+    )
+    planned = records.Planned(round=run.next_round, peers=tuple(ready))
+    effects: list[Effect] = [Append((planned,)), plan_report(run.round, "a new round")]
+    for member in run.membership.connected():
+        if member.round == run.committed and member.state == run.agreed[run.committed]:
+            effects += invite(run, run.round, member.peer)
+    return effects
+
+
+def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
+    """Send the peer the plan, and leases for all the inner steps of a round if it trains."""
+    effects: list[Effect] = []
+    member = run.membership.get(peer)
+    if member is not None and member.trains:
+        rnd.invited.add(peer)
+        held = leases.held_by(run.book, peer)
+        wanted = run.config.samples_per_round - sum(lease.stop - lease.start for lease in held)
+        if wanted > 0:
+            run.book, granted = leases.grant(run.book, peer, num_samples=wanted)
+            effects.append(Append((records.Leased(peer=peer, leases=granted),)))
+    effects.append(Send(peer, plan_for(run, rnd, peer)))
+    if rnd.phase is rounds.Phase.REDUCE:
+        effects.append(Send(peer, closed_message(rnd)))
+    return effects
+
+
+def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
+    """Carry out what `rounds.decide` finds due; nothing due, nothing done."""
+    connected = frozenset(m.peer for m in run.membership.connected())
+    able = frozenset(
+        m.peer for m in run.membership.connected() if m.round == run.committed and m.state
+    )
+    decision = rounds.decide(
+        rnd,
+        now=now,
+        connected=connected,
+        away=frozenset(run.membership.members) - connected,
+        able=able,
+        policy=run.config.sync,
+    )
+    match decision:
+        case rounds.Close(peers=peers, reason=reason):
+            return _close(run, rnd, peers, reason, now=now)
+        case rounds.Replace(reducers=lost, reason=reason):
+            return _replace(run, rnd, lost, reason, now=now)
+        case rounds.Reopen():
+            rounds.reopen(rnd)
+            return [plan_report(rnd, decision.reason)]
+        case rounds.Commit():
+            return _commit(run, rnd, now=now)
+        case _:
+            return []
+
+
+def _close(
+    run: Run, rnd: Round, peers: tuple[PeerId, ...], reason: str, *, now: float
+) -> list[Effect]:
+    tokens = {peer: num_tokens(run, peer, rnd.claims[peer]) for peer in peers}
+    roster = rounds.roster_of(rnd, peers, num_tokens=tokens, policy=run.config.sync)
+    rounds.close(rnd, roster, now=now)
+    missing = tuple(sorted(rnd.waited - set(peers)))
+    closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
+    effects: list[Effect] = [Report(closed)]
+    effects += [Send(m.peer, closed_message(rnd)) for m in run.membership.connected()]
+    return effects + [reduce_job(rnd, k) for k in range(run.num_slices)]
+
+
+def _replace(
+    run: Run, rnd: Round, lost: frozenset[PeerId], reason: str, *, now: float
+) -> list[Effect]:
+    candidates = [peer for peer in reducers(run) if peer not in lost | set(rnd.complaints)]
+    if not candidates:
+        candidates = [peer for peer in (run.built_in,) if run.membership.is_connected(peer)]
+    if not candidates or lost.issuperset(candidates):
+        return []  # until somebody comes
+    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=candidates)
+    moved = rounds.reassign(rnd, assignment, now=now)
+    effects: list[Effect] = [plan_report(rnd, reason)]
+    for member in run.membership.connected():
+        if member.round == run.committed and member.state is not None:
+            effects.append(Send(member.peer, plan_for(run, rnd, member.peer)))
+    if rnd.phase is rounds.Phase.REDUCE:
+        effects += [reduce_job(rnd, k) for k in moved]
+    return effects
+
+
+def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
+    entries = tuple(_roster_entry(rnd, share) for share in rnd.roster)
+    updates = tuple(
+        records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=rnd.reduced[k].num_bytes)
+        for k in range(run.num_slices)
+    )
+    record = records.Committed(
+        round=rnd.id,
+        fragment=0,
+        codec=run.config.sync.codec,
+        update_codec=run.config.sync.update_codec,
+        roster=entries,
+        updates=updates,
+    )
+    run.book = leases.commit(run.book, [i for entry in entries for i in entry.leases])
+    before, run.committed, run.round = run.committed, rnd.id, None
+    run.committed_at = now
+    tokens = sum(entry.num_tokens for entry in entries)
+    report = events.RoundCommitted(
+        round=rnd.id,
+        roster=tuple(entry.peer for entry in entries),
+        num_tokens=tokens,
+        mean_loss=sum(entry.mean_loss * entry.num_tokens for entry in entries) / tokens,
+        update_bytes=sum(update.num_bytes for update in updates),
+        seconds=now - rnd.opened_at,
+    )
+    effects: list[Effect] = [Append((record,))]
+    effects += [SendCommits(m.peer, before) for m in run.membership.connected()]
+    return [*effects, Report(report)]
+
+
+def _roster_entry(rnd: Round, share: wire.Share) -> records.RosterEntry:
+    claim = rnd.claims[share.peer]
+    return records.RosterEntry(
+        peer=share.peer,
+        share=share.share,
+        num_tokens=share.num_tokens,
+        num_steps=claim.num_steps,
+        mean_loss=claim.mean_loss,
+        leases=claim.leases,
+        contribution=records.contribution_digest(claim.digests),
+    )

@@ -1,0 +1,381 @@
+"""What goes wrong for users: one message, what to do about it, an exit code, and nothing lost."""
+
+import asyncio
+import re
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.config import RunConfig, run_digest
+from atoll.events import HostStarted, PhaseTimed, RoundClosed, RoundCommitted, Training, read_events
+from atoll.ids import PeerId
+from atoll.net import records, wire
+from atoll.net.enrol import enrol
+from atoll.net.identity import Identity
+from atoll.net.invite import Invite, new_token
+from atoll.net.transport import TcpTransport
+from atoll.peer.home import RunFile, write_run_file
+from atoll.units import MIB
+from tests.loopback.cluster import Cluster, Process, children_of, command_of, wait_until
+from tests.loopback.proof import assert_run_is_sound
+
+SLOW = ("--max-upload", "0.8")
+
+
+def assert_fails(process: Process, *, code: int, error: str, hint: str) -> None:
+    """Check that the process ends with this code and one message; the texts are patterns."""
+    assert process.wait() == code
+    lines = process.output.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    hints = [line for line in lines if line.startswith("hint: ")]
+    assert len(errors) == 1, process.output
+    assert re.search(error, errors[0]), process.output
+    assert len(hints) == 1, process.output
+    assert re.search(hint, hints[0]), process.output
+    assert "Traceback" not in process.output, process.output
+
+
+def endless(config: RunConfig, **changes: object) -> RunConfig:
+    sync = msgspec.structs.replace(config.sync, rounds=1000, **changes)
+    return msgspec.structs.replace(config, sync=sync)
+
+
+# --- before anybody trains -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory, shared, config) -> Iterator[tuple[Cluster, Identity, RunFile]]:
+    """A host whose invite has been used up, and the member who did that."""
+    cluster = Cluster(tmp_path_factory.mktemp("hosted"), cache=shared / "datasets")
+    try:
+        cluster.write_run(config)
+        cluster.start_host("--uses", "1")
+        identity = Identity.create()
+        invite = Invite.parse(cluster.invite)
+        enrolled = asyncio.run(enrol(invite, identity, "member"))
+        run_file = RunFile(
+            config=config,
+            host=invite.host,
+            port=invite.port,
+            host_id=enrolled.host,
+            built_in=enrolled.built_in,
+        )
+        yield cluster, identity, run_file
+    finally:
+        cluster.close()
+
+
+def test_host_unreachable(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    nowhere = Invite(host="127.0.0.1", port=port, authority="00" * 32, token=new_token())
+    anna = cluster.join_by(nowhere.format(), "anna")
+    assert_fails(anna, code=1, error=f"nothing listens on 127.0.0.1:{port}", hint="running")
+
+
+def test_an_invite_that_was_cut_off(hosted, cluster):
+    anna = cluster.join_by(hosted[0].invite[:-5], "anna")
+    assert_fails(anna, code=2, error="invite is damaged or cut off", hint="copy the whole line")
+
+
+def test_an_invite_that_the_host_does_not_know(hosted, cluster):
+    wrong = msgspec.structs.replace(Invite.parse(hosted[0].invite), token=new_token())
+    anna = cluster.join_by(wrong.format(), "anna")
+    assert_fails(anna, code=2, error="does not know this invite", hint="ask .* a new invite")
+
+
+def test_an_invite_of_another_run(hosted, cluster):
+    wrong = msgspec.structs.replace(Invite.parse(hosted[0].invite), authority="ab" * 32)
+    anna = cluster.join_by(wrong.format(), "anna")
+    assert_fails(anna, code=2, error="is not the host of this invite", hint="a new invite")
+
+
+def test_an_invite_that_was_used_up(hosted, cluster):
+    anna = cluster.join_by(hosted[0].invite, "anna")
+    assert_fails(anna, code=2, error="has been used up", hint="ask .* a new invite")
+
+
+def test_another_protocol_version(hosted):
+    _, identity, run_file = hosted
+    newer = wire.PROTOCOL + 1
+    hello = wire.Hello(
+        protocol=newer,
+        run=run_digest(run_file.config),
+        name="member",
+        trains=True,
+        listen_host="",
+        listen_port=0,
+        codecs=(),
+        round=0,
+        state="00" * 32,
+    )
+
+    async def answer_to(member: Identity | None, message: wire.Message) -> wire.Message:
+        connection = await TcpTransport(member).dial(
+            run_file.host, run_file.port, expect=None, timeout_s=10.0
+        )
+        try:
+            async with asyncio.timeout(10.0):
+                await connection.send(message)
+                return await connection.receive()
+        finally:
+            await connection.close()
+
+    for member, message in ((None, wire.GetAuthority(protocol=newer)), (identity, hello)):
+        refused = asyncio.run(answer_to(member, message))
+        assert isinstance(refused, wire.Refused)
+        assert refused.final
+        assert refused.reason == f"you speak protocol {newer}, the host speaks {wire.PROTOCOL}"
+        assert "update atoll" in refused.hint
+
+
+def test_another_run_digest(hosted, cluster):
+    _, identity, run_file = hosted
+    home = cluster.peers / "anna"
+    changed = msgspec.structs.replace(run_file.config, seed=1)
+    write_run_file(home, msgspec.structs.replace(run_file, config=changed))
+    identity.save(home)
+    anna = cluster.join_again("anna")
+    assert_fails(anna, code=2, error="your run is .*, this one is", hint="another run.toml")
+
+
+def test_the_port_is_taken(cluster, config):
+    cluster.write_run(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        host = cluster.launch_host(port=port)
+        assert_fails(host, code=1, error=f"port {port} is taken", hint="choose another port")
+
+
+def test_a_second_host_in_the_same_directory(hosted):
+    cluster, _, _ = hosted
+    host = cluster.launch_host()
+    assert_fails(host, code=1, error="another host process serves", hint="stop it first")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "hint"),
+    [
+        (None, "no such file or folder: .*corpus.txt", "check data.sources"),
+        (b"", "no text in the source: .*corpus.txt", "check data.sources"),
+        (b"fine\nK\xf6nig\n", "corpus.txt, line 2: not UTF-8", "convert it"),
+    ],
+    ids=["missing", "empty", "not UTF-8"],
+)
+def test_a_corpus_that_cannot_be_read(cluster, config, content, error, hint):
+    path = cluster.run / "corpus.txt"
+    if content is not None:
+        path.write_bytes(content)
+    source = msgspec.structs.replace(config.data.sources[0], name=str(path))
+    data = msgspec.structs.replace(config.data, sources=(source,))
+    cluster.write_run(msgspec.structs.replace(config, data=data))
+    assert_fails(cluster.launch_host(), code=2, error=error, hint=hint)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(cluster, hosted, config):
+    dataset = hosted[0].records(records.Genesis)[0].dataset
+    path = cluster.run / "tokenizer.json"
+    shutil.copy(cluster.cache / dataset / "tokenizer.json", path)
+    data = msgspec.structs.replace(
+        config.data,
+        tokenizer=msgspec.structs.replace(config.data.tokenizer, kind="file", path=str(path)),
+    )
+    model = msgspec.structs.replace(config.model, vocab_size=256)
+    cluster.write_run(msgspec.structs.replace(config, data=data, model=model))
+    assert_fails(
+        cluster.launch_host(),
+        code=2,
+        error="the tokenizer has 300 tokens, the model a vocabulary of 256",
+        hint="set model.vocab_size to 300",
+    )
+
+
+# --- in the middle of a run ----------------------------------------------------------------------
+
+
+def id_of(cluster: Cluster, name: str) -> PeerId:
+    (admitted,) = [r for r in cluster.records(records.Admitted) if r.name == name]
+    return admitted.peer
+
+
+def start(cluster: Cluster, config: RunConfig, **options: tuple[str, ...]) -> list[Process]:
+    """Start host and peers, and return them once all are in a round that is committed."""
+    cluster.write_run(config)
+    host = cluster.start_host()
+    peers = [cluster.join(name, *more) for name, more in options.items()]
+    host.wait_for(RoundCommitted, lambda event: len(event.roster) == len(peers))
+    return [host, *peers]
+
+
+def assert_contributes(cluster: Cluster, host: Process, name: str) -> None:
+    """Check that the peer is in a round that is yet to come."""
+    peer = id_of(cluster, name)
+    host.wait_for_next(RoundCommitted, lambda event: peer in event.roster)
+
+
+def stop(cluster: Cluster, config: RunConfig, host: Process, peers: list[Process]) -> None:
+    """Press Ctrl-C everywhere, and check that all leave cleanly and nothing committed is lost."""
+    committed = cluster.committed()
+    for process in (*peers, host):
+        process.interrupt()
+    assert [process.wait() for process in (*peers, host)] == [0] * (len(peers) + 1)
+    assert cluster.committed() >= committed
+    assert_run_is_sound(cluster, config, rounds=cluster.committed())
+
+
+def test_a_damaged_checkpoint(cluster, config):
+    config = endless(config)
+    host, anna, ben = start(cluster, config, anna=(), ben=())
+    host.wait_for(RoundCommitted, lambda event: event.round > 2)
+    ben.interrupt()
+    assert ben.wait() == 0
+    damaged = max((ben.home / "states").iterdir())
+    flip_a_bit(damaged / "state.safetensors")
+
+    ben = cluster.join("ben")
+    folder = f"{damaged.parent.name}/{damaged.name}"
+    assert_fails(ben, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}")
+
+    shutil.rmtree(damaged)
+    ben = cluster.join("ben")
+    assert_contributes(cluster, host, "ben")
+    stop(cluster, config, host, [anna, ben])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def small_disk(request) -> Iterator[None]:
+    mounted: list[Path] = []
+
+    def mount(folder: Path, *, num_bytes: int) -> None:
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system takes root")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave not one byte free, and return the file that took them."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler
+
+
+def test_the_disk_of_a_peer_is_full(small_disk, cluster, config):
+    config = endless(config, min_peers=1)
+    small_disk(cluster.peers / "ben", num_bytes=24 * MIB)
+    host, anna, ben = start(cluster, config, anna=(), ben=())
+
+    filler = fill(ben.home)
+    assert_fails(ben, code=1, error=f"cannot write {ben.home}.*No space left", hint="free some space")
+    assert_contributes(cluster, host, "anna")
+
+    filler.unlink()
+    ben = cluster.join("ben")
+    assert_contributes(cluster, host, "ben")
+    stop(cluster, config, host, [anna, ben])
+
+
+def test_the_disk_of_the_host_is_full(small_disk, cluster, config):
+    config = endless(config)
+    small_disk(cluster.run, num_bytes=24 * MIB)
+    host, anna, ben = start(cluster, config, anna=(), ben=())
+
+    filler = fill(cluster.run)
+    assert_fails(host, code=1, error="cannot append to the journal", hint="make room on the disk")
+
+    filler.unlink()
+    host = cluster.start_host(port=port_of(host))
+    assert_contributes(cluster, host, "anna")
+    assert_contributes(cluster, host, "ben")
+    stop(cluster, config, host, [anna, ben])
+
+
+def port_of(host: Process) -> int:
+    return int(host.wait_for(HostStarted).address.rpartition(":")[2])
+
+
+SHIFTED_CLOCK = """
+import time
+true_time = time.time
+time.time = lambda: true_time() + {seconds}
+"""
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_a_clock_that_is_an_hour_off(cluster, config, tmp_path, seconds):
+    (tmp_path / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(seconds=seconds))
+    cluster.write_run(endless(config))
+    host = cluster.start_host()
+    anna = cluster.join("anna")
+    ben = cluster.join("ben", env={"PYTHONPATH": str(tmp_path)})
+
+    host.wait_for(RoundCommitted, lambda event: len(event.roster) == 2 and event.round > 3)
+
+    (true, *_), _ = read_events(anna.home / "events.jsonl")
+    (shifted, *_), _ = read_events(ben.home / "events.jsonl")
+    assert abs(shifted.at - true.at - seconds) < 60, "the clock was not off"
+    stop(cluster, endless(config), host, [anna, ben])
+
+
+def test_ctrl_c_at_many_moments(cluster, config):
+    config = endless(config, min_peers=1, grace_floor_s=5.0)
+    host, ben = start(cluster, config, ben=())
+
+    def has_trainer(peer: Process) -> bool:
+        return any(b"trainer" in command_of(pid) for pid in children_of(peer.pid))
+
+    moments = {
+        "connected": lambda peer: wait_until((peer.home / "run.json").exists, "enrolment"),
+        "starting its trainer": lambda peer: wait_until(lambda: has_trainer(peer), "a trainer"),
+        "training": lambda peer: peer.wait_for(PhaseTimed, lambda e: e.phase == "train"),
+        "uploading": lambda peer: peer.wait_for_next(PhaseTimed, lambda e: e.phase == "encode"),
+        "waiting": lambda peer: host.wait_for_next(RoundClosed),
+    }
+    anna = cluster.join("anna", *SLOW)
+    for moment, reached in moments.items():
+        reached(anna)
+        anna.interrupt()
+        assert anna.wait() == 0, moment
+        assert "Traceback" not in anna.output, moment
+        anna = cluster.join("anna", *SLOW)
+    assert_contributes(cluster, host, "anna")
+
+    host.wait_for_next(RoundClosed)
+    host.interrupt()
+    assert host.wait() == 0
+    assert "Traceback" not in host.output
+    host = cluster.start_host(port=port_of(host))
+    assert_contributes(cluster, host, "anna")
+    stop(cluster, config, host, [anna, ben])
+
+
+def test_ctrl_c_while_the_host_prepares_its_text(cluster, config):
+    cluster.cache = cluster.run / "datasets"  # nothing is prepared there
+    cluster.write_run(config)
+    host = cluster.launch_host()
+    wait_until(cluster.cache.exists, "the beginning of a dataset", watch=host)
+    host.interrupt()
+    assert host.wait() == 0
+    assert "Traceback" not in host.output
+    cluster.start_host()

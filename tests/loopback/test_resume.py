@@ -1,0 +1,86 @@
+"""Stop and resume = never stopped, bit for bit."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.events import HostStarted
+from atoll.ids import Digest
+from atoll.net import records
+from tests.loopback.cluster import Cluster, Process, wait_until
+from tests.loopback.proof import assert_all_hold_the_final_state, assert_run_is_sound
+
+NAMES = ("anna", "ben")
+SLOW = ("--max-upload", "0.8")  # Mb/s: a round takes so long that it can be cut anywhere
+STOP_AFTER = 2
+
+
+@pytest.fixture
+def short(config):
+    sync = msgspec.structs.replace(config.sync, rounds=4, grace_floor_s=5.0)
+    return msgspec.structs.replace(config, sync=sync)
+
+
+@pytest.fixture
+def enrolled(tmp_path, shared, short) -> Path:
+    """A folder with a run that two peers have joined, before anybody trained."""
+    folder = tmp_path / "enrolled"
+    folder.mkdir()
+    cluster = Cluster(folder, cache=shared / "datasets")
+    try:
+        cluster.write_run(short)
+        host = cluster.start_host()
+        for name in NAMES:
+            peer = cluster.join(name)
+            wait_until((peer.home / "run.json").exists, "enrolment", watch=peer)
+            peer.kill()
+        host.kill()
+        assert not cluster.records(records.Leased)
+    finally:
+        cluster.close()
+    return folder
+
+
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(enrolled, tmp_path, shared, short):
+    straight = finish(copy_of(enrolled, tmp_path / "straight", shared), short)
+
+    cut = copy_of(enrolled, tmp_path / "cut", shared)
+    try:
+        host, *peers = start(cut)
+        for name in NAMES:
+            wait_until(
+                (cut.peers / name / f"inner/{STOP_AFTER:06}.safetensors").exists, "a checkpoint"
+            )
+        wait_until(lambda: cut.committed() >= STOP_AFTER, "the second round")
+        for process in (host, *peers):
+            process.kill()
+        assert cut.committed() == STOP_AFTER, "not the moment that was meant"
+    finally:
+        cut.close()
+
+    assert finish(cut, short) == straight
+
+
+def copy_of(folder: Path, target: Path, shared: Path) -> Cluster:
+    shutil.copytree(folder, target)
+    return Cluster(target, cache=shared / "datasets")
+
+
+def start(cluster: Cluster) -> list[Process]:
+    host = cluster.start_host()
+    host.wait_for(HostStarted)
+    return [host, *(cluster.join(name, *SLOW) for name in NAMES)]
+
+
+def finish(cluster: Cluster, config) -> Digest:
+    """Start everything, and return the digest of the final state."""
+    try:
+        processes = start(cluster)
+        assert [process.wait() for process in processes] == [0, 0, 0]
+        assert_run_is_sound(cluster, config, rounds=config.sync.rounds)
+        assert_all_hold_the_final_state(cluster, config, NAMES)
+        return cluster.records(records.Agreed)[-1].state
+    finally:
+        cluster.close()
