@@ -28,7 +28,5 @@ def demo_config(*, peers: int, rounds: int) -> RunConfig:
         min_peers=max(1, peers - 1),
     )
     # Nobody is further away than the loopback: who is silent for seconds is gone.
-    sync = replace(
-        config.sync, grace_floor_s=1.0, heartbeat_s=0.5, silent_s=5.0, reconnect_s=15.0
-    )
+    sync = replace(config.sync, grace_floor_s=1.0, heartbeat_s=0.5, silent_s=5.0, reconnect_s=15.0)
     return replace(config, inner=replace(config.inner, fresh_warmup_steps=5), sync=sync)

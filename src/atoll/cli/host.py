@@ -39,7 +39,7 @@ def host(
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
     ] = None,
 ) -> None:
-    """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; run it again to go on."""
+    """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; again goes on."""
     directory = run_directory(run)
     config = load_run_config(directory / "run.toml")
     dataset = prepare(

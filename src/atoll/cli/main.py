@@ -17,6 +17,7 @@ from atoll.errors import AtollError, ConfigError
 
 # Each is the function of its name in the module of its name.
 COMMANDS = {
+    "demo": "Train a small model with a host and three peers, all on this machine.",
     "new": "Begin a run: write its run.toml, every key explained.",
     "host": "Serve a run: admit peers, decide rounds, keep the journal.",
     "join": "Train in a run with this machine.",

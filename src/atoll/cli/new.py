@@ -13,9 +13,9 @@ from atoll.cli.recipes import RECIPES, run_config
 from atoll.cli.show import console
 from atoll.config import RunConfig, SourceConfig, check, template
 from atoll.data.corpus import PRESETS as CORPORA, documents
+from atoll.durable import disk_errors
 from atoll.errors import ConfigError
 from atoll.model.shapes import num_parameters
-from atoll.outer.durable import disk_errors
 from atoll.units import format_count
 
 HUGGINGFACE = "huggingface:"

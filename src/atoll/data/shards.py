@@ -7,7 +7,6 @@ It is whole or it is not there: the files are written beside, flushed to the dis
 Shapes: N samples, S = sequence_length + 1 tokens of a sample.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from atoll.data import manifest as manifests
 from atoll.data.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_FILE, Manifest, Shard, Split
 from atoll.data.tokenizer import Tokenizer
+from atoll.durable import sync
 from atoll.errors import BadBlobError, ConfigError, DamagedError
 from atoll.ids import Digest, digest_of
 
@@ -219,21 +219,12 @@ def adopt(partial: Path, *, manifest: bytes, directory: Path) -> Dataset:
             raise BadBlobError(f"{blob.file} is missing or has the wrong size")
         if file_digest(path) != blob.digest:
             raise BadBlobError(f"{blob.file} is damaged")
-        _flush(path)
+        sync(path)
     (partial / MANIFEST_FILE).write_bytes(manifest)
-    _flush(partial / MANIFEST_FILE)
-    _flush(partial)
+    sync(partial / MANIFEST_FILE)
+    sync(partial)
     folder = directory / digest_of(manifest)
     rmtree(folder, ignore_errors=True)  # what was there is the same, or damaged
     partial.rename(folder)
-    _flush(directory)
+    sync(directory)
     return Dataset.open(folder)
-
-
-def _flush(path: Path) -> None:
-    """Return when the file, or the entries of the folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

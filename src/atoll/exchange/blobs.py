@@ -6,9 +6,7 @@ What is here under a name is that content, or it is not here.
 from pathlib import Path
 from threading import get_ident
 
-from atoll.errors import BadBlobError
-from atoll.ids import Buffer, Digest, digest_of
-from atoll.outer.durable import (
+from atoll.durable import (
     TEMPORARY,
     Location,
     disk_errors,
@@ -17,6 +15,8 @@ from atoll.outer.durable import (
     remove,
     write_synced,
 )
+from atoll.errors import BadBlobError
+from atoll.ids import Buffer, Digest, digest_of
 
 
 class BlobStore:

@@ -16,13 +16,13 @@ from filelock import FileLock, Timeout
 
 from atoll.data import manifest as dataset_manifest
 from atoll.data.shards import Dataset, adopt
+from atoll.durable import disk_errors
 from atoll.errors import PeerError, RunError
 from atoll.exchange.links import Links, fetch, fetch_from_any
 from atoll.exchange.tasks import together
 from atoll.ids import Digest, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
-from atoll.outer.durable import disk_errors
 from atoll.outer.state import PeerState
 from atoll.units import format_bytes
 

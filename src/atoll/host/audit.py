@@ -6,7 +6,7 @@ Everything is recomputed: nothing that was decided or reported while the run wen
 Nothing is written, so a run can be audited while it goes on.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import fsum
@@ -79,17 +79,22 @@ def audit(directory: Path) -> Iterator[Finding]:
             f"state {kept[-1]} is on disk, but the journal ends with round {len(commits)}",
             hint="the journal was set back: restore the newest copy of it",
         )
-    yield from _report(retrace(home, config, commits=commits, agreed=agreed, kept=kept))
+    states = retrace(home, config, commits=commits, agreed=agreed, kept=kept)
+    yield from _report(states, agreed=agreed)
     if len(commits) not in agreed:
         yield Unproved(f"states: the members have not agreed on state {len(commits)} yet")
 
 
-def _report(states: Retraced) -> Iterator[Finding]:
+def _report(states: Retraced, *, agreed: Collection[RoundId]) -> Iterator[Finding]:
+    if states.updates:
+        yield Proved(f"updates: those of rounds {_ranges(states.updates)} are what was committed")
     if states.saved:
         yield Proved(f"states: {_ranges(states.saved)} on disk are whole, and the agreed ones")
-    yield Proved(f"states: {_ranges(states.recomputed)} computed anew are the agreed ones")
-    if states.unknown:
-        yield Unproved(f"states: {_ranges(states.unknown)} cannot be computed: updates are missing")
+    if states.recomputed:
+        yield Proved(f"states: {_ranges(states.recomputed)} computed anew are the agreed ones")
+    if unknown := set(agreed) - {*states.saved, *states.recomputed}:
+        text = _ranges(sorted(unknown))
+        yield Unproved(f"states: {text} cannot be computed: updates before them are not at hand")
 
 
 # --- the journal ---------------------------------------------------------------------------------

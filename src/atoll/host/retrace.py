@@ -26,11 +26,11 @@ from atoll.outer.state import PeerState
 
 @dataclass(frozen=True, slots=True)
 class Retraced:
-    """The rounds whose states were checked against the agreed ones, and how."""
+    """The rounds whose states were found to be the agreed ones, and how."""
 
     saved: list[RoundId] = field(default_factory=list)  # on disk, every chunk
     recomputed: list[RoundId] = field(default_factory=list)
-    unknown: list[RoundId] = field(default_factory=list)  # updates are not at hand
+    updates: list[RoundId] = field(default_factory=list)  # all of the round, at hand and whole
 
 
 def retrace(
@@ -82,9 +82,11 @@ class _Walk:
         """Go on to the state after this commit; its updates that are at hand must be sound."""
         updates = [_blob(self._home / "blobs", update.digest) for update in commit.updates]
         whole = [update for update in updates if update is not None]
-        if self._state is None or len(whole) < len(updates):
+        if len(whole) == len(updates):
+            self.result.updates.append(commit.round)
+        else:
             self._state = None
-            self.result.unknown.append(commit.round)
+        if self._state is None:
             return
         codec = CODECS[commit.update_codec]
         apply_updates_(self._state, whole, codec=codec, outer=self._config.outer)

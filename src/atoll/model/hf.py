@@ -6,7 +6,6 @@
 Shapes: N all values of the model.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atoll.config import ModelConfig
+from atoll.durable import sync
 from atoll.errors import ConfigError, RunError
 from atoll.model.hf_config import describe, parse
 from atoll.model.shapes import ParameterSpec, num_parameters, parameter_specs
@@ -109,9 +109,9 @@ def export_hf(
         shards = _shards(config, params_N, max_values=shard_bytes // dtype.itemsize)
         _write_weights(partial, shards, dtype)
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
@@ -188,15 +188,6 @@ def _tensor(values: NDArray[np.float32]) -> Tensor:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-
-
-def _sync(path: Path) -> None:
-    """Return when the file, or the list of names in the folder, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- in ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from atoll.durable import sync
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.ids import Buffer, PeerId, peer_id_of
 
@@ -193,16 +194,7 @@ def write_private(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
-        _sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         hint = "free some space, or check who may write there"
         raise RunError(f"cannot write {path}: {error.strerror}", hint=hint) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in this directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

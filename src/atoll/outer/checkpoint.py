@@ -17,18 +17,18 @@ from threading import Lock
 
 import msgspec
 
-from atoll.errors import BadBlobError, DamagedError, RunError
-from atoll.ids import Buffer, Digest, RoundId, digest_of
-from atoll.outer.durable import (
+from atoll.durable import (
     TEMPORARY,
     Location,
     disk_errors,
     open_directory,
     publish,
     remove,
-    sync_directory,
+    sync,
     write_synced,
 )
+from atoll.errors import BadBlobError, DamagedError, RunError
+from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.outer.manifest import StateManifest, bytes_of, parse_manifest
 from atoll.outer.state import PeerState
 
@@ -127,7 +127,7 @@ class StateStore:
     def _publish(self, folder: Path, manifest: StateManifest) -> None:
         """Give a folder that has its state file the name of its round."""
         write_synced(folder / MANIFEST_FILE, [manifest.encoded()])
-        sync_directory(folder)
+        sync(folder)
         self._discard(manifest.round)  # a state that the others did not agree to
         publish(folder, self._folder(manifest.round))
         self._index(manifest)

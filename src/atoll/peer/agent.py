@@ -21,7 +21,7 @@ from atoll.exchange.links import Links
 from atoll.exchange.serve import BlobServer
 from atoll.exchange.statesync import fetch_dataset
 from atoll.exchange.tasks import together
-from atoll.ids import Digest, RoundId
+from atoll.ids import INITIAL, Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Transport
 from atoll.peer.home import Home
@@ -125,14 +125,13 @@ class Agent:
         following = RoundId(member.state.round + 1)
         if member.differs():
             await member.sync()
-            self._lost_state = False
             return
         await board.wait_for(
             lambda: (
                 member.differs()
                 or following in board.commits
                 or member.plan_of(following)
-                or (board.stop is not None and board.stop.complete)
+                or self._is_over()
                 or None
             )
         )
@@ -166,9 +165,10 @@ class Agent:
         member.report_state()
 
     def _is_over(self) -> bool:
-        stop = self._board.stop
-        complete = stop is not None and stop.complete
-        return complete and self._member.state.round >= self._home.config.sync.rounds
+        """Return whether the run is complete, and we have all that the host sent us of it."""
+        stop, member = self._board.stop, self._member
+        missed = RoundId(member.state.round + 1) in self._board.commits or member.differs()
+        return stop is not None and stop.complete and not missed
 
     # --- what the host hears and says -----------------------------------------------------------
 
@@ -184,8 +184,8 @@ class Agent:
             listen_host=self._peer.advertise_host,
             listen_port=self._port,
             codecs=tuple(sorted(CODECS)),
-            round=RoundId(0) if lost else member.state.round,
-            state=NO_STATE if lost else member.state_digest,
+            round=INITIAL if lost else member.held_state[0],
+            state=NO_STATE if lost else member.held_state[1],
             trained=() if training is None else training.work.touched(),
         )
 
@@ -203,6 +203,8 @@ class Agent:
 
     def _hear(self, message: wire.Message) -> None:
         self._member.hear(message)
+        if isinstance(message, wire.Welcome):
+            self._lost_state = False
         if isinstance(message, wire.Reduce):
             self._reductions.put_nowait(message)
 

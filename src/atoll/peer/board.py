@@ -34,6 +34,11 @@ class Board:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def forget_commits(self, *, through: RoundId) -> None:
+        """Drop the commits that our state contains."""
+        for round_id in [r for r in self.commits if r <= through]:
+            del self.commits[round_id]
+
     async def wait_for(self, look: Callable[[], T | None]) -> T:
         """Return the first thing other than None that `look` finds, now or after a change."""
         while (found := look()) is None:

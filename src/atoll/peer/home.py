@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 from msgspec import Struct
 
 from atoll.config import RunConfig, run_digest
+from atoll.durable import disk_errors, publish, write_synced
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.exchange.blobs import BlobStore
 from atoll.ids import Digest, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.net.identity import Identity, public_key_of
 from atoll.outer.checkpoint import StateStore
-from atoll.outer.durable import disk_errors, publish, write_synced
 
 KEEP_ROUNDS = 9  # of updates: as many as the host lets a peer replay, and one
 

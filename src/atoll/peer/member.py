@@ -69,8 +69,9 @@ class Member:
     # --- what the host said ---------------------------------------------------------------------
 
     @property
-    def state_digest(self) -> Digest:
-        return self._manifest.digest
+    def held_state(self) -> tuple[RoundId, Digest]:
+        """The round and the digest of the newest state that is whole, also during an outer step."""
+        return self._manifest.round, self._manifest.digest
 
     def hear(self, message: wire.Message) -> None:
         """React to what the host said where no task that looks at the board may be waiting."""
@@ -91,12 +92,11 @@ class Member:
 
     def report_state(self) -> None:
         """Tell the host which state we hold, once we can do what it then asks."""
-        if self.board.base == (self.state.round, self.state_digest):
+        if self.board.base == self.held_state:
             self.board.base = None
         if self.is_prepared and self.board.base is None:
-            self._link.send(
-                wire.AtState(round=self.state.round, state=self.state_digest, device=self.device)
-            )
+            round_id, digest = self.held_state
+            self._link.send(wire.AtState(round=round_id, state=digest, device=self.device))
 
     def differs(self) -> bool:
         """Return whether the host wants another state of us, or our local work dropped."""
@@ -163,7 +163,7 @@ class Member:
     # --- what we do -----------------------------------------------------------------------------
 
     @property
-    def snapshot_N(self) -> NDArray[np.float32]:
+    def snapshot_N(self) -> NDArray[np.float32]:  # noqa: N802 - its shape
         assert self.training is not None
         return self.training.vectors.snapshot_N
 
@@ -198,7 +198,8 @@ class Member:
             await asyncio.to_thread(self._apply, commit)
         with self.timed("hash", commit.round):
             self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
-        self.commits[commit.round] = self.board.commits.pop(commit.round)
+        self.commits[commit.round] = commit
+        self.board.forget_commits(through=commit.round)
         self._saving = asyncio.create_task(self._save())
         self.report_state()
         self._emit_bytes(commit.round)
@@ -246,7 +247,7 @@ class Member:
             PeerError: nobody has it any more.
         """
         base, self.board.reset = self.board.base, False
-        if base is not None and base != (self.state.round, self.state_digest):
+        if base is not None and base != self.held_state:
             await self.saved()
             started_at = asyncio.get_running_loop().time()
             num_bytes = await fetch_state(

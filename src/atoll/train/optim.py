@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from atoll.config import InnerConfig
+from atoll.durable import sync
 from atoll.errors import DamagedError, RunError
 
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # torch's names for the means of g and g^2
@@ -64,10 +65,10 @@ def save_optimizer(
     beside = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, beside, metadata=metadata)
-        _flush(beside)
+        sync(beside)
         beside.replace(path)
         if os.name == "posix":  # elsewhere a directory cannot be opened, and need not be
-            _flush(path.parent)
+            sync(path.parent)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -128,12 +129,3 @@ def _digest(tensors: Tensors, num_steps: int) -> str:
         hasher.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         hasher.update(tensor.data.cast("B"))
     return hasher.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

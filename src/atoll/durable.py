@@ -36,11 +36,12 @@ def write_synced(path: Path, parts: Iterable[Buffer]) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished file or folder, whose content is on the disk, its name."""
     temporary.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
-def sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,202 @@
+"""A sound run is proved; whatever is changed in it afterwards, or was wrong from the start, is found."""
+
+import shutil
+import sqlite3
+
+import pytest
+from msgspec.structs import replace
+
+from atoll.errors import AtollError
+from atoll.host.audit import Proved, Unproved, audit
+from atoll.ids import Lease, LeaseId
+from atoll.net.records import Leased
+from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE
+
+
+@pytest.fixture
+def run(recorded):
+    for _ in range(3):
+        recorded.commit_round()
+    return recorded
+
+
+def texts(kind, findings) -> str:
+    return "\n".join(finding.text for finding in findings if isinstance(finding, kind))
+
+
+def flip(path, *, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def blobs_of(run, *, round_id: int):
+    commits = [
+        e.record for e in run.opened.journal.entries if type(e.record).__name__ == "Committed"
+    ]
+    return [run.home / "blobs" / update.digest for update in commits[round_id - 1].updates]
+
+
+# --- what is sound -------------------------------------------------------------------------------
+
+
+def test_a_whole_run_is_proved_from_state_0_to_the_newest(run):
+    findings = list(audit(run.path))
+    proved = texts(Proved, findings)
+    assert "rounds: 3 of 5 committed" in proved
+    assert "leases: 48 samples" in proved
+    assert "updates: those of rounds 1 to 3" in proved
+    assert "states: 2 to 3 on disk" in proved
+    assert "states: 0 to 3 computed anew" in proved
+    assert texts(Unproved, findings) == ""
+
+
+def test_where_updates_are_gone_it_goes_on_from_the_next_state_on_disk(run):
+    blobs_of(run, round_id=1)[0].unlink()
+    findings = list(audit(run.path))
+    assert "states: 0, 3 computed anew" in texts(Proved, findings)
+    assert "states: 1 cannot be computed" in texts(Unproved, findings)
+
+
+def test_a_run_without_a_round_is_proved(recorded):
+    findings = list(audit(recorded.path))
+    assert "rounds: 0 of 5 committed" in texts(Proved, findings)
+    assert "states: 0 computed anew" in texts(Proved, findings)
+
+
+def test_an_audit_changes_nothing(run):
+    (run.home / "blobs" / ".tmp-1").write_bytes(b"half of a blob")
+    before = {path: path.stat().st_mtime_ns for path in run.home.rglob("*")}
+    list(audit(run.path))
+    assert {path: path.stat().st_mtime_ns for path in run.home.rglob("*")} == before
+
+
+def test_a_state_that_is_not_agreed_on_yet_is_open(run):
+    run.agree = lambda: None
+    run.commit_round()
+    findings = list(audit(run.path))
+    assert "states: 3 on disk" in texts(Proved, findings)
+    assert "not agreed on state 4 yet" in texts(Unproved, findings)
+
+
+# --- files that changed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "at"), [(STATE_FILE, -1), (STATE_FILE, 3_000), (STATE_FILE, 30), (MANIFEST_FILE, -9)]
+)
+def test_a_flipped_bit_in_a_state_is_found(run, file, at):
+    flip(run.home / "states" / "000002" / file, at=at)
+    with pytest.raises(AtollError, match=rf"000002.{file}"):
+        list(audit(run.path))
+
+
+def test_a_flipped_bit_in_an_update_is_found(run):
+    blob = blobs_of(run, round_id=2)[0]
+    flip(blob)
+    with pytest.raises(AtollError, match=blob.name):
+        list(audit(run.path))
+
+
+def test_a_state_under_the_name_of_another_round_is_found(run):
+    states = run.home / "states"
+    shutil.rmtree(states / "000002")
+    shutil.copytree(states / "000003", states / "000002")
+    with pytest.raises(AtollError, match="000002"):
+        list(audit(run.path))
+
+
+def test_a_journal_that_was_set_back_is_found(run):
+    with sqlite3.connect(run.path / "journal.sqlite") as db:
+        db.execute("DELETE FROM journal WHERE seq > 8")
+    db.close()
+    with pytest.raises(AtollError, match="state 3 is on disk, but the journal ends with round 1"):
+        list(audit(run.path))
+
+
+def test_a_signature_of_another_is_found(run):
+    with sqlite3.connect(run.path / "journal.sqlite") as db:
+        db.execute("UPDATE journal SET signature = zeroblob(64) WHERE seq = 5")
+    db.close()
+    with pytest.raises(AtollError, match="journal entry 5: the run's authority did not sign it"):
+        list(audit(run.path))
+
+
+def test_another_run_toml_is_found(run):
+    path = run.path / "run.toml"
+    path.write_text(path.read_text().replace("lr = 0.001", "lr = 0.002"))
+    with pytest.raises(AtollError, match=r"run.toml has changed"):
+        list(audit(run.path))
+
+
+def test_a_directory_without_a_journal_is_no_run(run):
+    (run.path / "journal.sqlite").unlink()
+    with pytest.raises(AtollError, match="has not begun"):
+        list(audit(run.path))
+
+
+# --- what a host must not write ------------------------------------------------------------------
+
+
+def unfair(commit):
+    first, *others = commit.roster
+    return replace(commit, roster=(replace(first, share=0.6), *others))
+
+
+def twice(commit):
+    first, second = commit.roster
+    return replace(commit, roster=(first, replace(second, leases=first.leases)))
+
+
+def longer(commit):
+    first, *others = commit.roster
+    return replace(commit, roster=(replace(first, num_tokens=2 * first.num_tokens), *others))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unfair, "shares of its roster add up to 1.1"),
+        (twice, "does not hold lease 1"),
+        (longer, "are not those of its leases"),
+        (lambda commit: replace(commit, round=2), "round 2 follows round 0"),
+        (lambda commit: replace(commit, roster=commit.roster[::-1]), "members in their order"),
+        (lambda commit: replace(commit, roster=()), "shares of its roster add up to 0"),
+        (lambda commit: replace(commit, update_codec="fp32"), "not those of the run"),
+        (lambda commit: replace(commit, updates=commit.updates[1:]), "not one for each slice"),
+        (
+            lambda commit: replace(commit, updates=commit.updates[::-1]),
+            "not one for each slice|computed anew",
+        ),
+    ],
+)
+def test_a_commit_that_breaks_a_rule_is_found(recorded, change, message):
+    recorded.change = change
+    recorded.commit_round()
+    with pytest.raises(AtollError, match=message):
+        list(audit(recorded.path))
+
+
+def test_a_sample_under_two_leases_is_found_when_it_is_committed(run):
+    again = Leased(peer=run_peer(run), leases=(Lease(id=LeaseId(7), start=0, stop=8),))
+    run.opened.journal.append([again])
+    assert "48 samples" in texts(Proved, audit(run.path)), "a lease is no commit"
+    run.num_leases = 7
+    run._lease = lambda peer: Lease(id=LeaseId(7), start=0, stop=8)
+    run.change = lambda commit: replace(commit, roster=(replace(commit.roster[0], share=1.0),))
+    run.commit_round()
+    with pytest.raises(AtollError, match=r"sample 0 is committed for the second time"):
+        list(audit(run.path))
+
+
+def run_peer(run):
+    return next(e.record.peer for e in run.opened.journal.entries if isinstance(e.record, Leased))
+
+
+def test_updates_that_lead_elsewhere_are_found(run):
+    """The state that was agreed on is not what the committed updates give."""
+    run.state.params_N[0] += 1
+    run.commit_round()
+    shutil.rmtree(run.home / "states")
+    with pytest.raises(AtollError, match="state 4 computed anew"):
+        list(audit(run.path))
