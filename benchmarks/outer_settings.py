@@ -52,11 +52,11 @@ def main() -> None:
         config,
         base_directory=DEMO.parent,
         directory=arguments.cache or cache_directory(),
-        on_progress=lambda doing, count: None,
+        on_progress=lambda *_: None,
     )
     for setting in arguments.settings:
         started_at = monotonic_s()
-        model, grown = train(setting, config, dataset, num_peers=arguments.peers)
+        model, norms = train(setting, config, dataset, num_peers=arguments.peers)
         loss = validation_loss(
             model,
             Batches(dataset, seed=config.seed),
@@ -74,7 +74,7 @@ def main() -> None:
             "warmup": config.inner.warmup_steps,
             "cooldown": config.inner.cooldown_steps,
             "seed": config.seed,
-            "norms": [round(norm, 2) for norm in grown[:: max(1, len(grown) // 8)]],
+            "norms": [round(norm, 2) for norm in norms[:: max(1, len(norms) // 8)]],
             "seconds": round(monotonic_s() - started_at, 1),
         }
         print(json.dumps(line), flush=True)
@@ -117,14 +117,14 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
 def train(
     setting: str, config: RunConfig, dataset: Dataset, *, num_peers: int
 ) -> tuple[Llama, list[float]]:
-    """Return the model that a setting gives, and the norm of each round's mean, if it has rounds."""
+    """Return the model that a setting gives, and the norm of the mean of each of its rounds."""
     if setting in ("alone", "parallel"):
         trained = train_alone(
             with_batch_factor(config, num_peers if setting == "parallel" else 1),
             dataset,
             device=torch.device("cpu"),
             num_steps=config.total_steps,
-            on_step=lambda step, result: None,
+            on_step=lambda *_: None,
         )
         return trained.model, []
     lr, momentum, *warmup = map(float, setting.split("/"))

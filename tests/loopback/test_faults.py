@@ -189,10 +189,11 @@ def test_a_late_joiner_fetches_everything_while_the_others_go_on(cluster, config
 
 
 def test_who_leaves_by_ctrl_c_gives_its_leases_back(cluster, config):
-    endless = with_sync(config, rounds=1000, reconnect_s=60.0)
-    host, anna, ben, carl = start(cluster, endless, anna=(), ben=(), carl=())
+    endless = with_sync(config, rounds=1000, grace_floor_s=5.0, reconnect_s=60.0)
+    host, anna, ben, carl = start(cluster, endless, anna=(), ben=(), carl=SLOW)
     gone = id_of(cluster, "carl")
 
+    carl.wait_for_next(PhaseTimed, lambda event: event.phase == "encode")  # it holds leases
     carl.interrupt()
     assert carl.wait() == 0
 

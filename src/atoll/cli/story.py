@@ -1,6 +1,6 @@
 """A run as a person would tell it, from the events of its host and of its peers. Pure.
 
-(who reported it, event) -> who does what by now, and news: lines in words
+(who reported it, event) -> what everybody is doing, and news: lines in words
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.units import format_bytes, format_count, format_seconds
 
 Tone = Literal["plain", "good", "bad", "alarm"]
-Doing = Literal["starting", "training", "exchanging", "gone", "done"]
+Doing = Literal["starting", "training", "exchanging", "serving", "gone", "done"]
 
 
 @dataclass(slots=True)
 class Actor:
-    """A member of the run; `loss` and `tokens_per_s` are those of its newest inner step."""
+    """A member of the run. `loss` and `tokens_per_s` are those of its newest inner step."""
 
     name: str
     doing: Doing = "starting"
@@ -28,6 +28,11 @@ class Actor:
     num_sent: int = 0  # bytes of its contributions
     num_received: int = 0  # bytes of updates and states
     was_in: bool = False
+    trainer: int | None = None  # its process id
+
+    @property
+    def is_in(self) -> bool:
+        return self.doing not in ("starting", "gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +51,16 @@ class Story:
     losses: list[float] = field(default_factory=list)  # mean of each round
     news: list[News] = field(default_factory=list)
     is_complete: bool = False
+    _planned: RoundId = INITIAL
     _names: dict[PeerId, str] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
         """The share of the run's inner steps that is done."""
         sync = self.config.sync
-        steps = [actor.step for actor in self.actors.values() if actor.doing == "training"]
-        open_round = sum(steps) / (len(steps) * sync.inner_steps) if steps else 0.0
-        return min(1.0, (self.committed + open_round) / sync.rounds)
+        steps = [a.step for a in self.actors.values() if a.doing in ("training", "exchanging")]
+        of_open_round = sum(steps) / (len(steps) * sync.inner_steps) if steps else 0.0
+        return min(1.0, (self.committed + of_open_round) / sync.rounds)
 
     @property
     def num_exchanged(self) -> int:
@@ -65,94 +71,105 @@ class Story:
     def tokens_per_s(self) -> float:
         return sum(actor.tokens_per_s for actor in self.actors.values())
 
-    def say(self, at: float, text: str, tone: Tone = "plain") -> None:
+    def say(self, text: str, *, at: float, tone: Tone = "plain") -> None:
         self.news.append(News(max(0.0, at - self.began_at), text, tone))
 
-    def hear_host(self, line: Stamped) -> None:
-        """Take in what the host reports: it knows who is in, and what is final."""
-        match line.event:
-            case events.PeerJoined(peer=peer, name=name):
-                self._names[peer] = name
-                self._join(self.actors[name], line)
+    # --- what the host reports: who is in, and what is final --------------------------------------
+
+    def hear_host(self, line: Stamped) -> None:  # noqa: C901, PLR0912 - one case for each event
+        event, at = line.event, line.at
+        match event:
+            case events.PeerJoined():
+                self._join(event, at=at)
             case events.PeerLeft(name=name, reason=reason) if not self.is_complete:
-                self._leave(self.actors[name], reason, line.at)
-            case events.Training():
-                self._train(line.event)
+                self._actor(name).doing = "gone"
+                self._actor(name).step, self._actor(name).tokens_per_s = 0, 0.0
+                self.say(f"{name} is gone: {reason}", at=at, tone="bad")
+            case events.Training(peer=peer, round=round_id) if round_id == self.committed + 1:
+                self._train(self._actor(self._named(peer)), event)
+            case events.RoundPlanned(round=round_id, reason=reason):
+                if round_id == self._planned:
+                    self.say(f"round {round_id} is planned anew: {reason}", at=at, tone="bad")
+                self._planned = round_id
             case events.RoundClosed(round=round_id, missing=missing) if missing:
-                without = self._named(missing)
-                self.say(line.at, f"round {round_id} goes on without {without}", "bad")
-            case events.RoundPlanned(round=round_id, reason=reason) if round_id == self.committed:
-                self.say(line.at, f"round {round_id} is planned anew: {reason}", "bad")
+                without = " and ".join(map(self._named, missing))
+                self.say(f"round {round_id} goes on without {without}", at=at, tone="bad")
             case events.RoundCommitted():
-                self._commit(line.event, line.at)
+                self._commit(event, at=at)
             case events.StateDiffers(peer=peer, round=round_id):
-                self.say(line.at, f"{self._named((peer,))} has another state {round_id}", "alarm")
+                self.say(f"{self._named(peer)} has another state {round_id}", at=at, tone="alarm")
             case events.Stopped():
                 self.is_complete = True
+                for actor in self.actors.values():
+                    actor.tokens_per_s = 0.0
             case events.Warned(text=text):
-                self.say(line.at, f"host: {text}", "bad")
+                self.say(f"the host: {text}", at=at, tone="bad")
             case _:
                 pass
 
+    def _join(self, event: events.PeerJoined, *, at: float) -> None:
+        self._names[event.peer] = event.name
+        actor = self._actor(event.name)
+        what = "is back" if actor.was_in else "joined"
+        where = f", it trains on {event.device}" if event.device else ", it does not train"
+        self.say(f"{actor.name} {what}{where}", at=at, tone="good")
+        actor.doing = "training" if event.device else "serving"
+        actor.was_in = True
+
+    def _train(self, actor: Actor, event: events.Training) -> None:
+        if not actor.is_in:
+            return
+        inner_steps = self.config.sync.inner_steps
+        before = (event.round - 1) * inner_steps
+        actor.step = max(0, min(event.step - before, inner_steps))
+        actor.doing = "training" if actor.step < inner_steps else "exchanging"
+        actor.loss, actor.tokens_per_s = event.loss, event.tokens_per_s
+
+    def _commit(self, event: events.RoundCommitted, *, at: float) -> None:
+        self.committed = event.round
+        self.losses.append(event.mean_loss)
+        for actor in self.actors.values():
+            actor.step = 0
+        speed = format_count(event.num_tokens / event.seconds)
+        peers = f"{len(event.roster)} peer{'s' if len(event.roster) > 1 else ''}"
+        self.say(
+            f"round {event.round} of {self.config.sync.rounds} committed: "
+            f"loss {event.mean_loss:.3f}, {peers}, {speed} tokens/s",
+            at=at,
+        )
+
+    # --- what a peer reports: what it sends, and how its trainer is -------------------------------
+
     def hear_peer(self, name: str, line: Stamped) -> None:
-        """Take in what a peer reports: it knows what it sends, and how its trainer is."""
-        actor = self.actors[name]
+        actor, at = self._actor(name), line.at
         match line.event:
             case events.PhaseTimed(phase="sent", num_bytes=num_bytes):
                 actor.num_sent += num_bytes
             case events.PhaseTimed(phase="received", num_bytes=num_bytes):
                 actor.num_received += num_bytes
-            case events.PhaseTimed(phase="outer_step", round=round_id) if actor.doing == "gone":
-                self.say(line.at, f"{name} catches up: it takes the outer step of round {round_id}")
+            case events.PhaseTimed(phase="outer_step", round=round_id) if not actor.is_in:
+                self.say(f"{name} catches up with round {round_id}", at=at)
             case events.StateSynced(round=round_id, num_bytes=num_bytes, seconds=seconds):
                 actor.num_received += num_bytes
                 size, time = format_bytes(num_bytes), format_seconds(seconds)
-                if round_id > INITIAL:
-                    self.say(line.at, f"{name} fetched state {round_id}: {size} in {time}")
+                self.say(f"{name} fetched state {round_id}: {size} in {time}", at=at)
             case events.TrainerDied(reason=reason):
                 actor.tokens_per_s = 0.0
-                self.say(line.at, f"{name} noticed: {reason}; it starts another", "bad")
-            case events.TrainerStarted() if actor.doing == "training":
-                self.say(line.at, f"{name} has a trainer again", "good")
-            case events.Stopped() if self.is_complete:
-                actor.doing, actor.tokens_per_s = "done", 0.0
+                self.say(f"{name} starts another trainer: {reason}", at=at, tone="bad")
+            case events.TrainerStarted(pid=pid):
+                actor.trainer = pid
+                if actor.is_in:
+                    self.say(f"{name} has a trainer again", at=at, tone="good")
+            case events.Stopped():
+                actor.doing = "done"
             case events.Warned(text=text):
-                self.say(line.at, f"{name}: {text}", "bad")
+                self.say(f"{name}: {text}", at=at, tone="bad")
             case _:
                 pass
 
-    def _join(self, actor: Actor, line: Stamped) -> None:
-        assert isinstance(line.event, events.PeerJoined)
-        actor.doing = "training" if line.event.device else "exchanging"
-        what = "is back" if actor.was_in else "joined"
-        where = f", it trains on {line.event.device}" if line.event.device else ""
-        self.say(line.at, f"{actor.name} {what}{where}", "good")
-        actor.was_in = True
+    def _actor(self, name: str) -> Actor:
+        """Return the member of this name; others than those that we started may join too."""
+        return self.actors.setdefault(name, Actor(name))
 
-    def _leave(self, actor: Actor, reason: str, at: float) -> None:
-        actor.doing, actor.tokens_per_s, actor.step = "gone", 0.0, 0
-        self.say(at, f"{actor.name} is gone: {reason}", "bad")
-
-    def _train(self, event: events.Training) -> None:
-        actor = self.actors[self._names.get(event.peer, "")] if event.peer in self._names else None
-        if actor is None or actor.doing == "gone":
-            return
-        inner_steps = self.config.sync.inner_steps
-        done = event.step - (event.round - 1) * inner_steps
-        actor.step = max(0, min(done, inner_steps))
-        actor.doing = "training" if actor.step < inner_steps else "exchanging"
-        actor.loss, actor.tokens_per_s = event.loss, event.tokens_per_s
-
-    def _commit(self, event: events.RoundCommitted, at: float) -> None:
-        self.committed = event.round
-        self.losses.append(event.mean_loss)
-        speed = format_count(event.num_tokens / event.seconds)
-        peers = f"{len(event.roster)} peer{'s' if len(event.roster) > 1 else ''}"
-        self.say(
-            at,
-            f"round {event.round} of {self.config.sync.rounds} committed: "
-            f"loss {event.mean_loss:.3f}, {peers}, {speed} tokens/s",
-        )
-
-    def _named(self, peers: tuple[PeerId, ...]) -> str:
-        return " and ".join(self._names.get(peer, peer[:8]) for peer in peers)
+    def _named(self, peer: PeerId) -> str:
+        return self._names.get(peer, peer[:8])

@@ -8,16 +8,19 @@
 A connection serves one request at a time, and is kept for the next one to the same member.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from atoll.errors import BadBlobError, PeerError, ProtocolError
+from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection, Transport
 
 DIAL_S = 10.0
+ANSWER_S = 30.0  # for a member to say something
+SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 
 
 class Links:
@@ -65,20 +68,21 @@ async def offer(
         PeerError: the reducer is gone, or refuses the slice.
     """
     num_bytes = len(payload)
-    await connection.send(
-        wire.Offer(round=round_id, slice=index, digest=digest, num_bytes=num_bytes)
-    )
-    match await connection.receive():
-        case wire.Have():
-            return 0
-        case wire.Want():
-            await connection.send(wire.Blob(digest=digest, num_bytes=num_bytes), payload)
-            answer = await connection.receive()
-            if not isinstance(answer, wire.Taken):
+    async with patience(num_bytes):
+        await connection.send(
+            wire.Offer(round=round_id, slice=index, digest=digest, num_bytes=num_bytes)
+        )
+        match await connection.receive():
+            case wire.Have():
+                return 0
+            case wire.Want():
+                await connection.send(wire.Blob(digest=digest, num_bytes=num_bytes), payload)
+                answer = await connection.receive()
+                if not isinstance(answer, wire.Taken):
+                    raise _unexpected(answer)
+                return num_bytes
+            case answer:
                 raise _unexpected(answer)
-            return num_bytes
-        case answer:
-            raise _unexpected(answer)
 
 
 async def fetch(connection: Connection, digest: Digest) -> bytearray | None:
@@ -87,8 +91,9 @@ async def fetch(connection: Connection, digest: Digest) -> bytearray | None:
     Raises:
         PeerError: the member is gone, or what it sent is not that blob.
     """
-    await connection.send(wire.Fetch(digest=digest))
-    answer = await connection.receive()
+    async with patience(0):
+        await connection.send(wire.Fetch(digest=digest))
+        answer = await connection.receive()
     if isinstance(answer, wire.Missing):
         return None
     if not isinstance(answer, wire.Blob) or answer.digest != digest:
@@ -104,12 +109,12 @@ async def fetch_update(
     Raises:
         PeerError: the reducer is gone, or what it sent is damaged.
     """
-    await connection.send(
-        wire.FetchUpdate(
-            round=round_id, roster_version=roster_version, slice=index, seconds=seconds
-        )
+    request = wire.FetchUpdate(
+        round=round_id, roster_version=roster_version, slice=index, seconds=seconds
     )
-    answer = await connection.receive()
+    async with patience(0, waiting_s=seconds):
+        await connection.send(request)
+        answer = await connection.receive()
     if isinstance(answer, wire.Missing):
         return None
     if not isinstance(answer, wire.Blob):
@@ -133,10 +138,25 @@ async def fetch_from_any(
 
 
 async def _payload(connection: Connection, blob: wire.Blob) -> bytearray:
-    payload = await connection.receive_payload(blob.num_bytes)
+    async with patience(blob.num_bytes):
+        payload = await connection.receive_payload(blob.num_bytes)
     if digest_of(payload) != blob.digest:
         raise BadBlobError(f"{connection.peer} sent a damaged blob {blob.digest[:12]}")
     return payload
+
+
+@asynccontextmanager
+async def patience(num_bytes: int, *, waiting_s: float = 0.0) -> AsyncIterator[None]:
+    """Give the other side the time that so many bytes take on a slow line, and a little more.
+
+    Raises:
+        ConnectionLost: it took longer: it is frozen, or cut off without a word.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_S + waiting_s + num_bytes / SLOWEST_BYTES_PER_S):
+            yield
+    except TimeoutError as error:
+        raise ConnectionLost("the other side does not answer") from error
 
 
 def _unexpected(answer: wire.Message) -> PeerError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
+from atoll.exchange.links import patience
 from atoll.exchange.reduce import Reducer
 from atoll.ids import Digest, PeerId
 from atoll.net import wire
@@ -63,10 +64,12 @@ class BlobServer:
         if offer.num_bytes != reducer.expected_bytes(offer.slice):
             raise await _refuse(connection, f"slice {offer.slice} has another size")
         await connection.send(wire.Want())
-        blob = await connection.receive()
+        async with patience(0):
+            blob = await connection.receive()
         if not isinstance(blob, wire.Blob) or blob.num_bytes != offer.num_bytes:
             raise await _refuse(connection, "not the blob that was offered")
-        payload = await connection.receive_payload(blob.num_bytes)
+        async with patience(blob.num_bytes):
+            payload = await connection.receive_payload(blob.num_bytes)
         try:
             await reducer.take(peer, offer.slice, offer.digest, payload)
         except BadBlobError as error:
@@ -96,7 +99,8 @@ class BlobServer:
         if payload is None:
             await connection.send(wire.Missing())
         else:
-            await connection.send(wire.Blob(digest=digest, num_bytes=len(payload)), payload)
+            async with patience(len(payload)):
+                await connection.send(wire.Blob(digest=digest, num_bytes=len(payload)), payload)
 
 
 async def _refuse(connection: Connection, reason: str) -> PeerError:

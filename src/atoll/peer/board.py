@@ -1,11 +1,11 @@
 """What the host has said, newest first, for all tasks of an agent to look at and to wait on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from atoll.exchange.tasks import running
 from atoll.ids import Digest, Lease, RoundId
 from atoll.net import wire
 from atoll.net.records import Committed
@@ -46,23 +46,13 @@ class Board:
         return found
 
     async def follow(
-        self, key: Callable[[], T | None], act: Callable[[T], Awaitable[None]]
+        self, key: Callable[[], T | None], act: Callable[[T], Coroutine[Any, Any, None]]
     ) -> None:
         """Run `act` for the newest key, and afresh whenever that changes. It never returns."""
         while True:
             current = await self.wait_for(key)
-            acting = asyncio.ensure_future(act(current))
-            changing = asyncio.ensure_future(self._wait_until_not(key, current))
-            try:
-                await asyncio.wait((acting, changing), return_when=asyncio.FIRST_COMPLETED)
-                if acting.done():
-                    acting.result()
-                    await changing
-            finally:
-                for task in (acting, changing):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+            async with running(act(current)):
+                await self._wait_until_not(key, current)
 
     async def _wait_until_not(self, key: Callable[[], T | None], old: T) -> None:
         await self.wait_for(lambda: None if key() == old else True)

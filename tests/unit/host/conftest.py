@@ -67,6 +67,7 @@ class Recorded:
     opened: RunDirectory
     state: PeerState
     num_leases: int = 0
+    next_sample: int = 0
     # What a test may change in the commit of each round before it is signed.
     change: Callable[[Committed], Committed] = field(default=lambda commit: commit)
 
@@ -106,7 +107,8 @@ class Recorded:
         self.agree()
 
     def _lease(self, peer: PeerId) -> Lease:
-        start = self.num_leases * SAMPLES
+        start = self.next_sample
+        self.next_sample += SAMPLES
         self.num_leases += 1
         lease = Lease(id=LeaseId(self.num_leases), start=start, stop=start + SAMPLES)
         self.opened.journal.append([Leased(peer=peer, leases=(lease,))])

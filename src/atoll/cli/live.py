@@ -1,0 +1,154 @@
+"""A story on the terminal: a picture that changes in place, or plain lines where there is none."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from atoll.cli.show import sparkline
+from atoll.cli.story import Actor, Doing, News, Story, Tone
+from atoll.clock import wall_s
+from atoll.model.shapes import num_parameters
+from atoll.units import format_bytes, format_count
+
+MAX_WIDTH: Final = 110
+CURVE_COLUMNS: Final = 40
+STYLES: Final[dict[Tone, str]] = {
+    "plain": "",
+    "good": "green",
+    "bad": "yellow",
+    "alarm": "bold red",
+}
+DOING_STYLES: Final[dict[Doing, str]] = {
+    "starting": "dim",
+    "training": "green",
+    "exchanging": "cyan",
+    "serving": "cyan",
+    "gone": "bold yellow",
+    "done": "dim",
+}
+
+
+@contextmanager
+def shown(story: Story, console: Console) -> Iterator[Callable[[], None]]:
+    """Yield what shows the story as it stands by now; to be called often."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _lines(story, console)
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        yield lambda: live.update(picture(story, console), refresh=True)
+
+
+def _lines(story: Story, console: Console) -> Callable[[], None]:
+    num_printed = 0
+
+    def show() -> None:
+        nonlocal num_printed
+        for news in story.news[num_printed:]:
+            console.print(_line(news), soft_wrap=True)
+        num_printed = len(story.news)
+
+    return show
+
+
+def _line(news: News) -> Text:
+    minutes, seconds = divmod(int(news.at_s), 60)
+    return Text.assemble((f"{minutes:2}:{seconds:02}  ", "dim"), (news.text, STYLES[news.tone]))
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+
+def picture(story: Story, console: Console) -> RenderableType:
+    """Return the story as it stands, as high as the terminal at most."""
+    rest = console.height - len(story.actors) - 11  # all lines but the news, and one below
+    news = story.news[-max(3, rest) :]
+    return Panel(
+        Group(_rounds(story), _loss(story), "", _members(story), "", *map(_line, news)),
+        title=f"[bold]atoll demo[/]: {_subject(story)}",
+        title_align="left",
+        border_style="blue",
+        box=box.ROUNDED,
+        width=min(console.width, MAX_WIDTH),
+        padding=(0, 1),
+    )
+
+
+def _subject(story: Story) -> str:
+    model = story.config.model
+    source = story.config.data.sources[0].name
+    return f"{format_count(num_parameters(model))} parameters read {source}"
+
+
+def _rounds(story: Story) -> RenderableType:
+    rounds = story.config.sync.rounds
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    grid.add_row(
+        f"round [bold]{min(story.committed + 1, rounds)}[/] of {rounds}",
+        ProgressBar(total=1.0, completed=story.progress, complete_style="blue"),
+        _clock(story),
+    )
+    return grid
+
+
+def _clock(story: Story) -> str:
+    minutes, seconds = divmod(int(wall_s() - story.began_at), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+def _loss(story: Story) -> RenderableType:
+    if not story.losses:
+        return Text("loss    (after the first round)", style="dim")
+    curve = sparkline(story.losses, columns=CURVE_COLUMNS)
+    first, last = story.losses[0], story.losses[-1]
+    return Text.assemble(f"loss    {first:.3f} ", (curve, "magenta"), (f" {last:.3f}", "bold"))
+
+
+def _members(story: Story) -> Table:
+    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim", show_edge=False)
+    table.add_column("member", no_wrap=True)
+    table.add_column("inner steps", no_wrap=True, min_width=14)
+    for title in ("loss", "tokens/s", "sent", "received"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, min_width=10)
+    for actor in story.actors.values():
+        table.add_row(*_row(actor, inner_steps=story.config.sync.inner_steps))
+    table.add_row(
+        "in all",
+        "",
+        f"{story.losses[-1]:.3f}" if story.losses else "",
+        format_count(story.tokens_per_s) if story.tokens_per_s else "",
+        format_bytes(sum(actor.num_sent for actor in story.actors.values())),
+        format_bytes(sum(actor.num_received for actor in story.actors.values())),
+        f"{sum(actor.is_in for actor in story.actors.values())} are in",
+        style="bold",
+    )
+    return table
+
+
+def _row(actor: Actor, *, inner_steps: int) -> tuple[RenderableType, ...]:
+    return (
+        actor.name,
+        "" if actor.doing == "serving" else _steps(actor.step, inner_steps),
+        "" if actor.loss is None else f"{actor.loss:.3f}",
+        format_count(actor.tokens_per_s) if actor.tokens_per_s else "",
+        format_bytes(actor.num_sent) if actor.num_sent else "",
+        format_bytes(actor.num_received) if actor.num_received else "",
+        Text(actor.doing, style=DOING_STYLES[actor.doing]),
+    )
+
+
+def _steps(done: int, inner_steps: int) -> Text:
+    """Return a bar of ten cells, and the number."""
+    full = 10 * done // inner_steps
+    return Text.assemble(("■" * full, "green"), ("·" * (10 - full), "dim"), f" {done:2}")

@@ -1,0 +1,116 @@
+"""Work that comes too late for its round is in the next one, once.
+
+    round 1: Anna and Ben train; Ben is late, only Anna is in the roster
+    round 2: Ben's weights are the new global ones plus what he did; both are in the roster
+
+Shapes: N values of the model.
+"""
+
+import numpy as np
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+from msgspec.structs import replace as changed
+from tests.numerics.diloco import (
+    ANNA,
+    BEN,
+    CONFIG,
+    commit_,
+    contribution,
+    decoded,
+    flat,
+    fresh_loop,
+    initial_state,
+    train,
+    train_round,
+)
+
+from atoll.config import OuterConfig
+from atoll.data.batches import Batches
+from atoll.data.leases import LeaseBook, Span, commit, grant, held_by
+from atoll.exchange.codec import CODECS
+from atoll.model.flat import load_flat_
+from atoll.outer.state import PeerState
+from atoll.peer.work import LocalWork
+from atoll.train.merge import carry_
+from atoll.train.work import num_samples
+
+GRID = 2.0**-12  # of values so few and so small that fp32 holds every sum and half of them
+vectors = arrays(np.float32, 50, elements=st.integers(-(2**9), 2**9).map(lambda k: k * GRID))
+
+
+@settings(deadline=None)
+@given(vectors, vectors, vectors, vectors)
+def test_over_both_rounds_a_late_peer_contributes_just_what_it_did(start_N, anna_N, ben_N, more_N):
+    """`anna_N` and `ben_N` are the local weights of round 1, `more_N` is Ben's work in round 2."""
+    codec = CODECS["fp64"]
+    model = changed(CONFIG, outer=OuterConfig(lr=1.0, momentum=0.0))
+    state = PeerState.initial(start_N.copy())
+    commit_(state, {ANNA: contribution(state, anna_N, num_samples=1, config=model)}, model)
+    np.testing.assert_array_equal(state.params_N, anna_N)
+    local_N = ben_N.copy()
+    carry_(local_N, global_N=state.params_N, reference_N=start_N)
+    local_N += more_N
+    late = contribution(state, local_N, num_samples=2, config=model)
+    done_N = start_N - ben_N - more_N
+    np.testing.assert_array_equal(codec.decode(late.slices[0], len(done_N)), done_N)
+    idle = contribution(state, state.params_N, num_samples=2, config=model)
+    commit_(state, {ANNA: idle, BEN: late}, changed_clip(model))
+    np.testing.assert_array_equal(state.params_N, anna_N - done_N / 2)
+
+
+def changed_clip(config):
+    """Return the config without the clip, which would shorten the longer of two contributions."""
+    return changed(config, sync=changed(config.sync, clip_to_median=1e9))
+
+
+def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
+    batches = Batches(dataset, seed=CONFIG.seed)
+    state = initial_state(CONFIG)
+    anna, ben = fresh_loop(CONFIG, batches), fresh_loop(CONFIG, batches)
+    book, ben_work, start_N = LeaseBook(), LocalWork(), state.params_N.copy()
+
+    def lease(book, peer):
+        return grant(book, peer, num_samples=CONFIG.samples_per_round)
+
+    def work_of_ben(*, first_step):
+        """Train on what is left of Ben's leases."""
+        ben_work.hold(held_by(book, BEN))
+        spans = ben_work.left()
+        train(ben, spans, first_step=first_step)
+        ben_work.consume(num_samples(spans))
+        return spans
+
+    # Round 1: Ben trains, and is late.
+    book, for_anna = lease(book, ANNA)
+    book, for_ben = lease(book, BEN)
+    load_flat_(ben.model, state.params_N)
+    first_spans = work_of_ben(first_step=0)
+    ben_N = flat(ben)
+    made, _ = train_round(anna, state, [(one.start, one.stop) for one in for_anna])
+    commit_(state, {ANNA: made}, CONFIG)
+    book = commit(book, [one.id for one in for_anna])
+    carried_N = ben_N.copy()
+    carry_(carried_N, global_N=state.params_N, reference_N=start_N)
+    load_flat_(ben.model, carried_N)
+
+    # Round 2: his leases are still his, with new ones; only those are left to train on.
+    book, for_anna = lease(book, ANNA)
+    book, more_for_ben = lease(book, BEN)
+    second_spans = work_of_ben(first_step=CONFIG.sync.inner_steps)
+    assert first_spans == tuple((one.start, one.stop) for one in for_ben)
+    assert second_spans == tuple((one.start, one.stop) for one in more_for_ben)
+    assert ben_work.is_whole
+    late = contribution(state, flat(ben), num_samples=2 * CONFIG.samples_per_round, config=CONFIG)
+    # What he moved by in both rounds: up to the rounding of the carried weights, half an ulp.
+    moved_N = (start_N.astype(float) - ben_N) + (carried_N.astype(float) - flat(ben))
+    half_ulp_N = np.spacing(np.abs(carried_N)) / 2
+    error_N = np.abs(decoded(late, CONFIG) - moved_N)
+    assert (error_N <= half_ulp_N).all()
+    assert np.linalg.norm(moved_N) > 1e4 * np.linalg.norm(error_N)
+
+    # The commit of round 2 takes both of his leases: `commit` refuses one that is not held.
+    made, _ = train_round(anna, state, [(one.start, one.stop) for one in for_anna])
+    commit_(state, {ANNA: made, BEN: late}, CONFIG)
+    book = commit(book, [*(one.id for one in for_anna), *ben_work.touched()])
+    assert book.committed == (Span(0, 4 * CONFIG.samples_per_round),)
+    assert (book.held, book.free) == ({}, ())

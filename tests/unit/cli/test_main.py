@@ -1,0 +1,77 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import atoll.cli
+from atoll import __version__
+from atoll.cli.main import COMMANDS, report
+from atoll.errors import ConfigError
+
+
+def test_the_help_names_every_command_and_what_it_does(atoll):
+    for arguments in ((), ("--help",)):
+        outcome = atoll(*arguments)
+        assert outcome.code == 0
+        for name, summary in COMMANDS.items():
+            assert name in outcome.out
+            assert summary.split()[0] in outcome.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(atoll, name):
+    outcome = atoll(name, "--help")
+    assert outcome.code == 0
+    assert f"Usage: atoll {name}" in outcome.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_the_function_of_its_name(name):
+    path = Path(atoll.cli.__file__).with_name(f"{name}.py")
+    functions = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+    assert name in {function.name for function in functions}
+
+
+def test_the_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom atoll.cli.main import main\nsys.argv = ['atoll', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numba', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version(atoll):
+    outcome = atoll("--version")
+    assert (outcome.code, outcome.out) == (0, f"atoll {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (("hots",), "error: No such command 'hots'", "hint: see: atoll --help"),
+        (
+            ("status", "x", "--jsn"),
+            "error: No such option: --jsn",
+            "hint: see: atoll status --help",
+        ),
+        (("export", "x"), "error: Missing argument 'out'", "hint: see: atoll export --help"),
+        (("new", "x", "--peers", "0"), "error: Invalid value for '--peers'", "atoll new --help"),
+    ],
+)
+def test_wrong_arguments_are_an_error_like_any_other(atoll, arguments, error, hint):
+    outcome = atoll(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith(error)
+    assert hint in outcome.err
+
+
+def test_an_error_is_printed_as_it_is_whatever_it_quotes(capsys):
+    report(ConfigError("data.sources[0]: [/bold] [red]x", hint="write [[data.sources]] above each"))
+    assert capsys.readouterr().err == (
+        "error: data.sources[0]: [/bold] [red]x\nhint: write [[data.sources]] above each\n"
+    )

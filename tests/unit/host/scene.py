@@ -1,0 +1,231 @@
+"""A run in memory, with everything that may happen to it in one short call each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from atoll.config import (
+    DataConfig,
+    InnerConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    SyncConfig,
+    canonical,
+    run_digest,
+)
+from atoll.data import leases
+from atoll.host import run as decisions
+from atoll.host.effects import Append, Effect, Report, Send
+from atoll.host.membership import Member
+from atoll.ids import Digest, PeerId, RoundId, digest_of
+from atoll.net import records, wire
+
+T = TypeVar("T")
+
+A, B, C, D = (PeerId(letter * 32) for letter in "abcd")
+BUILT_IN = PeerId("f" * 32)
+SYNC = SyncConfig(
+    rounds=3,
+    inner_steps=2,
+    quorum=0.6,
+    grace_factor=0.5,
+    grace_floor_s=2.0,
+    silent_s=10.0,
+    reconnect_s=30.0,
+)
+CONFIG = RunConfig(
+    name="scene",
+    model=ModelConfig(
+        vocab_size=4096, num_layers=1, width=8, num_heads=1, num_kv_heads=1, ffn_width=8
+    ),
+    data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),)),
+    inner=InnerConfig(lr=1e-3, batch_sequences=2),
+    sync=SYNC,
+)
+GENESIS = records.Genesis(
+    run=run_digest(CONFIG),
+    config=canonical(CONFIG).decode(),
+    dataset=digest_of(b"dataset"),
+    authority=digest_of(b"authority"),
+    public_key="",
+    built_in=BUILT_IN,
+    built_in_key="",
+    at=0.0,
+)
+NUM_SLICES = 2
+
+
+def name(*parts: object) -> Digest:
+    return digest_of(repr(parts).encode())
+
+
+def state(round_id: int, *, of: str = "all") -> Digest:
+    return name("state", round_id, of)
+
+
+def contribution(
+    peer: PeerId, *, round_id: int = 1, lease_ids: Iterable[int] = (1,), loss: float = 2.0
+) -> wire.Contribution:
+    return wire.Contribution(
+        round=RoundId(round_id),
+        leases=tuple(lease_ids),
+        num_steps=2,
+        mean_loss=loss,
+        digests=tuple(name("slice", peer, round_id, k) for k in range(NUM_SLICES)),
+    )
+
+
+def delivered(
+    peer: PeerId, k: int, *, round_id: int = 1, norm: float = 1.0, digest: Digest | None = None
+) -> wire.Delivered:
+    return wire.Delivered(
+        round=RoundId(round_id),
+        contributor=peer,
+        slice=k,
+        digest=digest or name("slice", peer, round_id, k),
+        squared_norm=norm,
+    )
+
+
+def update(k: int, *, round_id: int = 1, version: int) -> Digest:
+    return name("update", round_id, k, version)
+
+
+def reduced(k: int, *, version: int, round_id: int = 1) -> wire.Reduced:
+    return wire.Reduced(
+        round=RoundId(round_id),
+        roster_version=version,
+        slice=k,
+        digest=update(k, round_id=round_id, version=version),
+        num_bytes=7,
+    )
+
+
+def held(*, version: int, round_id: int = 1) -> wire.Held:
+    digests = tuple(update(k, round_id=round_id, version=version) for k in range(NUM_SLICES))
+    return wire.Held(round=RoundId(round_id), roster_version=version, digests=digests)
+
+
+def hello(
+    peer: PeerId, *, round_id: int = 0, state_digest: Digest | None = None, trained: tuple = ()
+) -> wire.Hello:
+    return wire.Hello(
+        protocol=wire.PROTOCOL,
+        run=GENESIS.run,
+        name=peer[:1],
+        trains=peer != BUILT_IN,
+        listen_host="",
+        listen_port=1,
+        codecs=("fp32", "int8"),
+        round=RoundId(round_id),
+        state=state_digest or state(round_id),
+        trained=trained,
+    )
+
+
+@dataclass
+class Scene:
+    """A run, its journal, and what its last event led to. Each call lets one thing happen."""
+
+    journal: list[records.Record] = field(default_factory=lambda: [GENESIS])
+    now: float = 0.0
+    effects: list[Effect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.run = decisions.replay(self.journal, num_slices=NUM_SLICES)
+
+    def restart(self) -> "Scene":
+        """Return the scene after the host process ended and another took over."""
+        return Scene(self.journal, self.now)
+
+    def note(self, effects: list[Effect]) -> list[Effect]:
+        self.effects = effects
+        for effect in effects:
+            if isinstance(effect, Append):
+                self.journal += effect.records
+        return effects
+
+    def hello(self, peer: PeerId, **says: object) -> list[Effect]:
+        member = Member(
+            peer=peer, name=peer[:1], trains=peer != BUILT_IN, built_in=peer == BUILT_IN
+        )
+        said = hello(peer, **says)  # type: ignore[arg-type]
+        return self.note(decisions.on_hello(self.run, member, said, now=self.now))
+
+    def probed(self, peer: PeerId, *, reachable: bool = True) -> list[Effect]:
+        address = wire.Address(peer=peer, host="h", port=1) if reachable else None
+        return self.note(decisions.on_probed(self.run, peer, address, now=self.now))
+
+    def says(self, peer: PeerId, message: wire.Message) -> list[Effect]:
+        return self.note(decisions.on_message(self.run, peer, message, now=self.now))
+
+    def at_state(self, peer: PeerId, round_id: int = 0, *, of: str = "all") -> list[Effect]:
+        at = wire.AtState(round=RoundId(round_id), state=state(round_id, of=of), device="cpu")
+        return self.says(peer, at)
+
+    def join(self, *peers: PeerId, reachable: bool = True, round_id: int = 0) -> None:
+        """Let these come in and be ready, and the grace time for others pass."""
+        for peer in peers:
+            self.hello(peer, round_id=round_id)
+            self.probed(peer, reachable=reachable)
+        for peer in peers:
+            self.at_state(peer, round_id)
+
+    def lost(self, peer: PeerId) -> list[Effect]:
+        return self.note(decisions.on_lost(self.run, peer, "its connection ended", now=self.now))
+
+    def passes(self, seconds: float) -> list[Effect]:
+        """Let time pass; the members that are connected give a sign of life at its end."""
+        self.now += seconds
+        for member in self.run.membership.connected():
+            self.run.membership.hear(member.peer, now=self.now)
+        return self.tick()
+
+    def tick(self) -> list[Effect]:
+        return self.note(decisions.on_tick(self.run, now=self.now))
+
+    def claims(self, peer: PeerId) -> None:
+        """Let the peer announce a contribution with all its leases."""
+        ids = [lease.id for lease in leases.held_by(self.run.book, peer)]
+        round_id = self.run.next_round
+        self.says(peer, contribution(peer, round_id=round_id, lease_ids=ids))
+
+    def delivers(self, *peers: PeerId) -> None:
+        """Let these contribute, and all their slices arrive."""
+        for peer in peers:
+            self.claims(peer)
+            for k in range(NUM_SLICES):
+                if (rnd := self.run.round) is not None:
+                    self.says(rnd.assignment[k], delivered(peer, k, round_id=rnd.id))
+
+    def reduces(self) -> int:
+        """Let the reducers form all updates; return the version of the roster."""
+        rnd = self.run.round
+        assert rnd is not None
+        for k in range(NUM_SLICES):
+            message = reduced(k, version=rnd.roster_version, round_id=rnd.id)
+            self.says(rnd.assignment[k], message)
+        return rnd.roster_version
+
+    def commits(self, *holders: PeerId) -> None:
+        """Let the closed round be reduced, held by these, and so committed."""
+        round_id, version = self.run.next_round, self.reduces()
+        for peer in holders:
+            self.says(peer, held(version=version, round_id=round_id))
+        assert self.run.committed == round_id
+
+    # --- what came of it ------------------------------------------------------------------------
+
+    def sent(self, kind: type[T], *, to: PeerId | None = None) -> list[T]:
+        """Return the messages of this kind that the last event sent."""
+        sends = [e for e in self.effects if isinstance(e, Send) and to in (None, e.peer)]
+        return [send.message for send in sends if isinstance(send.message, kind)]
+
+    def recorded(self, kind: type[T]) -> list[T]:
+        """Return all records of this kind."""
+        return [record for record in self.journal if isinstance(record, kind)]
+
+    def reported(self, kind: type[T]) -> list[T]:
+        reports = [e.event for e in self.effects if isinstance(e, Report)]
+        return [event for event in reports if isinstance(event, kind)]

@@ -1,0 +1,365 @@
+"""One round as a value, and time as a number. Slices 0 and 1 are reduced by C and D."""
+
+from math import inf, nan
+
+import pytest
+from msgspec.structs import replace
+from tests.unit.host.scene import (
+    BUILT_IN,
+    SYNC,
+    A,
+    B,
+    C,
+    D,
+    contribution,
+    delivered,
+    held,
+    name,
+    reduced,
+)
+
+from atoll.host import rounds
+from atoll.host.rounds import Close, Commit, Phase, Reopen, Replace, Round, Wait
+from atoll.ids import RoundId
+
+E = BUILT_IN
+EVERYONE = frozenset({A, B, C, D, E})
+
+
+def opened(*waited, invited=(), at=0.0) -> Round:
+    return Round(
+        id=RoundId(1),
+        opened_at=at,
+        waited=set(waited),
+        invited={*waited, *invited},
+        assignment=(C, D),
+        version=1,
+        roster_version=1,
+    )
+
+
+def arrive(rnd, peer, *, at, norm=1.0):
+    rounds.claim(rnd, peer, contribution(peer), now=at)
+    rounds.deliver(rnd, C, delivered(peer, 0, norm=norm), now=at)
+    rounds.deliver(rnd, D, delivered(peer, 1, norm=norm), now=at)
+
+
+def decide(rnd, *, at, connected=EVERYONE, away=frozenset(), able=frozenset({A, B})):
+    return rounds.decide(rnd, now=at, connected=connected, away=away, able=able, policy=SYNC)
+
+
+def closed(*contributors, at=0.0, waited=()) -> Round:
+    """Return a round that was closed with these contributors, at this time."""
+    rnd = opened(*contributors, *waited)
+    for peer in contributors:
+        arrive(rnd, peer, at=at)
+    roster = rounds.roster_of(
+        rnd, tuple(contributors), num_tokens=dict.fromkeys(contributors, 10), policy=SYNC
+    )
+    rounds.close(rnd, roster, now=at)
+    return rnd
+
+
+# --- the close -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "at", "expected"),
+    [
+        ({}, 1000.0, Wait("0 delivered, 2 are needed")),
+        ({A: 10}, 1000.0, Wait("1 delivered, 2 are needed")),
+        ({A: 10, B: 20}, 20.0, Wait("waiting for 1 of 3")),
+        ({A: 10, B: 20}, 31.9, Wait("waiting for 1 of 3")),  # grace: 2 s + half of 20 s
+        ({A: 10, B: 20}, 32.0, Close((A, B), "the grace time is over, 1 missing")),
+        ({A: 10, C: 31, B: 20}, 31.0, Close((A, B, C), "all delivered")),
+    ],
+)
+def test_a_round_closes_with_everyone_or_with_the_quorum_after_the_grace_time(
+    arrivals, at, expected
+):
+    rnd = opened(A, B, C)
+    for peer, arrived_at in arrivals.items():
+        arrive(rnd, peer, at=arrived_at)
+    assert decide(rnd, at=at) == expected
+
+
+@pytest.mark.parametrize(("at", "closes"), [(21.9, False), (22.0, True)])
+def test_who_lost_its_connection_gets_the_least_grace(at, closes):
+    rnd = opened(A, B, D)
+    rnd.assignment = (C, C)
+    for peer, arrived_at in ((A, 10), (B, 20)):
+        rounds.claim(rnd, peer, contribution(peer), now=arrived_at)
+        for k in range(2):
+            rounds.deliver(rnd, C, delivered(peer, k), now=arrived_at)
+    decision = decide(rnd, at=at, connected=frozenset({A, B, C}), away=frozenset({D}))
+    assert isinstance(decision, Close) == closes
+
+
+def test_who_is_gone_for_good_is_not_waited_for():
+    rnd = opened(A, B)
+    arrive(rnd, A, at=10)
+    assert decide(rnd, at=10, connected=frozenset({A, C, D})) == Close((A,), "all delivered")
+
+
+def test_when_all_that_were_waited_for_are_gone_the_round_waits_for_whoever_was_invited():
+    rnd = opened(A, invited=(B,))
+    there = frozenset({B, C, D})
+    assert decide(rnd, at=5, connected=there) == Wait("0 delivered, 1 are needed")
+    arrive(rnd, B, at=6)
+    assert decide(rnd, at=6, connected=there) == Close((B,), "all delivered")
+
+
+def test_an_uninvited_latecomer_is_not_in_and_does_not_count():
+    rnd = opened(A)
+    arrive(rnd, B, at=1)
+    assert not rnd.claims
+    assert not rnd.delivered
+    assert decide(rnd, at=1) == Wait("0 delivered, 1 are needed")
+
+
+# --- what may be said, and by whom ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        replace(contribution(A), digests=(name("one"),)),
+        replace(contribution(A), digests=(name("one"),) * 3),
+        replace(contribution(A), mean_loss=nan),
+        replace(contribution(A), mean_loss=inf),
+    ],
+)
+def test_a_claim_that_makes_no_sense_is_not_noted(message):
+    rnd = opened(A)
+    rounds.claim(rnd, A, message, now=1)
+    assert not rnd.claims
+
+
+@pytest.mark.parametrize(
+    ("reducer", "message"),
+    [
+        (D, delivered(A, 0)),  # it is C's
+        (E, delivered(A, 0)),
+        (C, delivered(A, 2)),  # there are two slices
+        (C, delivered(A, 0, norm=nan)),
+        (C, delivered(A, 0, norm=inf)),
+        (C, delivered(A, 0, norm=-1.0)),
+        (C, delivered(B, 0)),  # not invited
+    ],
+)
+@pytest.mark.parametrize("phase", Phase)
+def test_a_reducer_speaks_only_for_its_own_slices_and_of_what_it_may(phase, reducer, message):
+    rnd = opened(A)
+    rounds.claim(rnd, A, contribution(A), now=0)
+    if phase is Phase.REDUCE:
+        arrive(rnd, A, at=0)
+        rounds.close(rnd, rounds.roster_of(rnd, (A,), num_tokens={A: 1}, policy=SYNC), now=0)
+    before = {peer: dict(slices) for peer, slices in rnd.delivered.items()}
+    rounds.deliver(rnd, reducer, message, now=50)
+    assert rnd.delivered == before
+    assert rnd.progress_at == 0
+
+
+def test_a_contributor_is_complete_when_what_arrived_is_what_it_claims():
+    rnd = opened(A)
+    rounds.deliver(rnd, C, delivered(A, 0), now=1)
+    rounds.deliver(rnd, D, delivered(A, 1), now=2)
+    assert not rnd.completed_at
+    rounds.claim(rnd, A, contribution(A), now=3)
+    assert rnd.completed_at == {A: 3}
+    rounds.deliver(rnd, D, delivered(A, 1), now=4)  # said again, after the host was away
+    assert rnd.completed_at == {A: 3}
+    rounds.deliver(rnd, D, delivered(A, 1, digest=name("another")), now=5)
+    assert not rnd.completed_at
+
+
+def test_after_the_close_nothing_changes_what_the_roster_delivered():
+    rnd = closed(A, B, at=1)
+    rounds.claim(rnd, A, replace(contribution(A), digests=(name(0), name(1))), now=2)
+    rounds.deliver(rnd, C, delivered(A, 0, digest=name(0)), now=2)
+    assert rnd.claims[A] == contribution(A)
+    assert rnd.delivered[A][0] == delivered(A, 0)
+    assert set(rnd.completed_at) == {A, B}
+
+
+def test_one_that_is_not_in_the_roster_may_still_deliver_after_the_close():
+    rnd = closed(A, waited=(B,))
+    arrive(rnd, B, at=3)
+    assert set(rnd.completed_at) == {A, B}
+    assert [share.peer for share in rnd.roster] == [A]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_updates_for_another_roster_do_not_count(version):
+    rnd = closed(A)
+    assert rnd.roster_version == 2
+    rounds.reduce(rnd, C, reduced(0, version=version), now=5)
+    rounds.hold(rnd, A, held(version=version), now=5)
+    assert not rnd.reduced
+    assert not rnd.held
+
+
+def test_updates_of_slices_that_are_not_the_reducers_or_before_the_close_do_not_count():
+    rnd = closed(A)
+    for reducer, k in ((D, 0), (C, 1), (C, 2)):
+        rounds.reduce(rnd, reducer, reduced(k, version=2), now=5)
+    assert not rnd.reduced
+    rnd = opened(A)
+    rounds.reduce(rnd, C, reduced(0, version=1), now=5)
+    rounds.hold(rnd, A, held(version=1), now=5)
+    assert not rnd.reduced
+    assert not rnd.held
+
+
+# --- the roster ----------------------------------------------------------------------------------
+
+
+def test_weights_are_tokens_and_a_norm_far_above_the_others_is_clipped():
+    rnd = opened(A, B, C)
+    for peer, norm in ((A, 2.0), (B, 2.0), (C, 800.0)):  # squared, of each of two slices
+        arrive(rnd, peer, at=1, norm=norm)
+    roster = rounds.roster_of(rnd, (A, B, C), num_tokens={A: 10, B: 30, C: 10}, policy=SYNC)
+    assert [(s.peer, s.num_tokens) for s in roster] == [(A, 10), (B, 30), (C, 10)]
+    # The norms are 2, 2 and 40: C counts 3 * 2 / 40 of its 10 tokens.
+    assert [s.share for s in roster] == pytest.approx([10 / 41.5, 30 / 41.5, 1.5 / 41.5])
+
+
+# --- the reduction -------------------------------------------------------------------------------
+
+
+def reduce_all(rnd, *, at):
+    version = rnd.roster_version
+    rounds.reduce(rnd, C, reduced(0, version=version), now=at)
+    rounds.reduce(rnd, D, reduced(1, version=version), now=at)
+    return version
+
+
+@pytest.mark.parametrize(
+    ("holders", "able", "expected"),
+    [
+        ((), {A, B}, Wait("waiting until the updates are on disk")),
+        ((A,), {A, B}, Wait("waiting until the updates are on disk")),
+        ((A, B), {A, B}, Commit()),
+        ((A, E), {A, B, E}, Commit()),
+        ((A,), {A}, Commit()),
+        ((), set(), Wait("waiting until the updates are on disk")),
+    ],
+)
+def test_a_commit_needs_the_updates_on_two_disks_if_there_are_two(holders, able, expected):
+    rnd = closed(A, B)
+    version = reduce_all(rnd, at=1)
+    for peer in holders:
+        rounds.hold(rnd, peer, held(version=version), now=1)
+    assert decide(rnd, at=1, able=frozenset(able)) == expected
+
+
+def test_who_holds_other_bytes_is_no_holder():
+    rnd = closed(A)
+    version = reduce_all(rnd, at=1)
+    rounds.hold(rnd, A, replace(held(version=version), digests=(name(1), name(2))), now=1)
+    assert isinstance(decide(rnd, at=1, able=frozenset({A})), Wait)
+
+
+def test_before_all_slices_are_reduced_the_round_waits():
+    rnd = closed(A, B)
+    rounds.reduce(rnd, C, reduced(0, version=2), now=1)
+    assert decide(rnd, at=1) == Wait("reducing")
+
+
+@pytest.mark.parametrize(("at", "replaced"), [(11.0, False), (11.1, True)])
+def test_a_reducer_that_delivers_nothing_for_too_long_is_replaced(at, replaced):
+    rnd = closed(A, B, at=1)
+    rounds.reduce(rnd, C, reduced(0, version=2), now=1)
+    expected = Replace(frozenset({D}), "a reducer does not deliver")
+    assert (decide(rnd, at=at) == expected) == replaced
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_reducer_that_is_gone_is_replaced_at_once(phase):
+    rnd = closed(A, B)
+    rnd.phase = phase
+    decision = decide(rnd, at=1, connected=EVERYONE - {D})
+    assert decision == Replace(frozenset({D}), "1 of the reducers are gone")
+
+
+def test_a_moved_slice_starts_again_and_the_others_stay():
+    rnd = closed(A, B, at=1)
+    rounds.reduce(rnd, C, reduced(0, version=2), now=1)
+    rounds.reduce(rnd, D, reduced(1, version=2), now=1)
+    assert rounds.reassign(rnd, (C, E), now=4) == (1,)
+    assert set(rnd.reduced) == {0}
+    assert set(rnd.delivered[A]) == {0}
+    assert not rnd.completed_at
+    assert (rnd.version, rnd.progress_at) == (2, 4)
+    rounds.deliver(rnd, D, delivered(A, 1), now=5)  # it is not D's any more
+    assert set(rnd.delivered[A]) == {0}
+    rounds.deliver(rnd, E, delivered(A, 1), now=6)
+    assert rnd.completed_at == {A: 6}
+
+
+@pytest.mark.parametrize(
+    ("at", "lost", "expected"),
+    [
+        (6.0, {B}, Wait("reducing")),
+        (6.1, {B}, Close((A,), "1 contributors were lost before the reduction")),
+        (6.1, {A, B}, Reopen("every contributor was lost before its slices were reduced")),
+        (14.0, set(), Wait("reducing")),  # those that are there may deliver again
+        (14.1, set(), Reopen("every contributor was lost before its slices were reduced")),
+    ],
+)
+def test_contributors_lost_with_a_slice_missing_are_left_out(at, lost, expected):
+    rnd = closed(A, B, at=1)
+    rounds.reassign(rnd, (C, E), now=4)
+    if lost == {B}:
+        rounds.deliver(rnd, E, delivered(A, 1), now=4)
+    assert decide(rnd, at=at, connected=EVERYONE - lost) == expected
+
+
+def test_a_contributor_lost_after_its_slices_arrived_stays_in():
+    rnd = closed(A, B, at=1)
+    assert decide(rnd, at=5, connected=EVERYONE - {B}) == Wait("reducing")
+
+
+def test_closing_again_voids_what_was_formed_and_reopening_the_roster():
+    rnd = closed(A, B, at=1)
+    reduce_all(rnd, at=2)
+    rounds.hold(rnd, A, held(version=2), now=2)
+    rounds.close(rnd, rnd.roster[:1], now=3)
+    assert (rnd.roster_version, rnd.reduced, rnd.held) == (3, {}, {})
+    rounds.reopen(rnd)
+    assert (rnd.phase, rnd.roster) == (Phase.COLLECT, ())
+    assert set(rnd.claims) == {A, B}
+
+
+# --- complaints ----------------------------------------------------------------------------------
+
+
+def test_a_reducer_that_all_who_have_to_deliver_complain_about_is_replaced():
+    rnd = opened(A, B)
+    for peer in (A, B):
+        rounds.claim(rnd, peer, contribution(peer), now=1)
+    rounds.complain(rnd, A, D)
+    assert isinstance(decide(rnd, at=2), Wait)
+    rounds.complain(rnd, B, D)
+    decision = decide(rnd, at=2)
+    assert isinstance(decision, Replace)
+    assert decision.reducers == {D}
+
+
+def test_complaints_of_those_who_have_delivered_or_gone_do_not_count():
+    rnd = opened(A, B)
+    arrive(rnd, A, at=1)
+    rounds.complain(rnd, A, D)
+    assert isinstance(decide(rnd, at=2), Wait)
+    rounds.claim(rnd, B, contribution(B), now=2)
+    assert isinstance(decide(rnd, at=2), Wait)
+    rounds.complain(rnd, B, D)
+    assert isinstance(decide(rnd, at=2), Replace)
+    assert isinstance(decide(rnd, at=2, connected=EVERYONE - {B}, away=frozenset({B})), Wait)
+
+
+def test_complaints_about_one_who_reduces_nothing_change_nothing():
+    rnd = opened(A)
+    rounds.claim(rnd, A, contribution(A), now=1)
+    rounds.complain(rnd, A, E)
+    assert isinstance(decide(rnd, at=2), Wait)
