@@ -65,7 +65,9 @@ def state_on_disk(
     store = StateStore(cluster.peers / name / "states", keep=2)
     state = PeerState.initial(np.zeros(num_parameters(config.model), dtype=np.float32))
     newest = store.rounds()[-1]
-    store.load_(state, round=RoundId(newest if round_id is None else round_id), run=run_digest(config))
+    store.load_(
+        state, round=RoundId(newest if round_id is None else round_id), run=run_digest(config)
+    )
     return state
 
 
@@ -74,6 +76,10 @@ def digest_on_disk(cluster: Cluster, name: str, config: RunConfig) -> Digest:
     return manifest_of(state_on_disk(cluster, name, config), run=run_digest(config)).digest
 
 
-def assert_all_hold_the_final_state(cluster: Cluster, config: RunConfig, names: Iterable[str]) -> None:
+def assert_all_hold_the_final_state(
+    cluster: Cluster, config: RunConfig, names: Iterable[str]
+) -> None:
     final = cluster.records(records.Agreed)[-1].state
-    assert {name: digest_on_disk(cluster, name, config) for name in names} == dict.fromkeys(names, final)
+    assert {name: digest_on_disk(cluster, name, config) for name in names} == dict.fromkeys(
+        names, final
+    )

@@ -1,19 +1,21 @@
 """What goes wrong for users: one message, what to do about it, an exit code, and nothing lost."""
 
 import asyncio
+import os
 import re
 import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from atoll.config import RunConfig, run_digest
-from atoll.events import HostStarted, PhaseTimed, RoundClosed, RoundCommitted, Training, read_events
+from atoll.events import HostStarted, PhaseTimed, RoundClosed, RoundCommitted, read_events
 from atoll.ids import PeerId
 from atoll.net import records, wire
 from atoll.net.enrol import enrol
@@ -240,7 +242,9 @@ def test_a_damaged_checkpoint(cluster, config):
 
     ben = cluster.join("ben")
     folder = f"{damaged.parent.name}/{damaged.name}"
-    assert_fails(ben, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}")
+    assert_fails(
+        ben, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}"
+    )
 
     shutil.rmtree(damaged)
     ben = cluster.join("ben")
@@ -287,7 +291,9 @@ def test_the_disk_of_a_peer_is_full(small_disk, cluster, config):
     host, anna, ben = start(cluster, config, anna=(), ben=())
 
     filler = fill(ben.home)
-    assert_fails(ben, code=1, error=f"cannot write {ben.home}.*No space left", hint="free some space")
+    assert_fails(
+        ben, code=1, error=f"cannot write {ben.home}.*No space left", hint="free some space"
+    )
     assert_contributes(cluster, host, "anna")
 
     filler.unlink()
@@ -322,43 +328,80 @@ time.time = lambda: true_time() + {seconds}
 """
 
 
-@pytest.mark.parametrize("seconds", [3600, -3600])
-def test_a_clock_that_is_an_hour_off(cluster, config, tmp_path, seconds):
-    (tmp_path / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(seconds=seconds))
-    cluster.write_run(endless(config))
+def test_clocks_that_are_an_hour_off(cluster, config, tmp_path):
+    config = endless(config)
+    cluster.write_run(config)
     host = cluster.start_host()
-    anna = cluster.join("anna")
-    ben = cluster.join("ben", env={"PYTHONPATH": str(tmp_path)})
+    peers = []
+    for name, seconds in (("anna", 3600), ("ben", -3600)):
+        (tmp_path / name).mkdir()
+        code = SHIFTED_CLOCK.format(seconds=seconds)
+        (tmp_path / name / "sitecustomize.py").write_text(code, encoding="utf-8")
+        path = os.pathsep.join(filter(None, (str(tmp_path / name), os.environ.get("PYTHONPATH"))))
+        peers.append(cluster.join(name, env={"PYTHONPATH": path}))
 
     host.wait_for(RoundCommitted, lambda event: len(event.roster) == 2 and event.round > 3)
 
-    (true, *_), _ = read_events(anna.home / "events.jsonl")
-    (shifted, *_), _ = read_events(ben.home / "events.jsonl")
-    assert abs(shifted.at - true.at - seconds) < 60, "the clock was not off"
-    stop(cluster, endless(config), host, [anna, ben])
+    (hers, *_), (his, *_) = (read_events(peer.home / "events.jsonl")[0] for peer in peers)
+    assert 7100 < hers.at - his.at < 7300, "the clocks were not off"
+    stop(cluster, config, host, peers)
+
+
+def test_a_trainer_that_runs_out_of_memory(cluster, config):
+    inner = msgspec.structs.replace(config.inner, batch_sequences=2000)
+    sync = msgspec.structs.replace(config.sync, rounds=2, inner_steps=1, min_peers=1)
+    config = msgspec.structs.replace(config, inner=inner, sync=sync)
+    cluster.write_run(config)
+    host = cluster.start_host()
+
+    anna = cluster.join("anna")
+    limit_trainers(anna)
+    assert_fails(
+        anna,
+        code=1,
+        error="died 3 times in a row.* has run out of memory",
+        hint="a smaller --micro-batch needs less, and changes no result",
+    )
+
+    anna = cluster.join("anna", "--micro-batch", "8")
+    limit_trainers(anna)
+    assert [anna.wait(), host.wait()] == [0, 0]
+    assert_run_is_sound(cluster, config, rounds=2)
+
+
+def limit_trainers(peer: Process) -> None:
+    """Give each trainer of the peer, until that ends, memory for torch and for a small batch."""
+
+    def limit() -> bool:
+        for pid in trainers_of(peer):
+            with suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_AS, (1500 * MIB, 1500 * MIB))
+        return peer.has_ended()
+
+    wait_until(limit, f"end of {peer.name}")
+
+
+def trainers_of(peer: Process) -> list[int]:
+    return [pid for pid in children_of(peer.pid) if b"atoll.train.trainer" in command_of(pid)]
 
 
 def test_ctrl_c_at_many_moments(cluster, config):
     config = endless(config, min_peers=1, grace_floor_s=5.0)
     host, ben = start(cluster, config, ben=())
-
-    def has_trainer(peer: Process) -> bool:
-        return any(b"trainer" in command_of(pid) for pid in children_of(peer.pid))
-
-    moments = {
-        "connected": lambda peer: wait_until((peer.home / "run.json").exists, "enrolment"),
-        "starting its trainer": lambda peer: wait_until(lambda: has_trainer(peer), "a trainer"),
-        "training": lambda peer: peer.wait_for(PhaseTimed, lambda e: e.phase == "train"),
-        "uploading": lambda peer: peer.wait_for_next(PhaseTimed, lambda e: e.phase == "encode"),
-        "waiting": lambda peer: host.wait_for_next(RoundClosed),
+    moments: dict[str, Callable[[Process], object]] = {
+        "enrolled": lambda peer: wait_until((peer.home / "run.json").exists, "enrolment"),
+        "starting": lambda peer: wait_until(lambda: trainers_of(peer), "a trainer"),
+        "trained": lambda peer: peer.wait_for(PhaseTimed, lambda event: event.phase == "train"),
+        "uploading": lambda peer: peer.wait_for(PhaseTimed, lambda event: event.phase == "encode"),
     }
-    anna = cluster.join("anna", *SLOW)
+
     for moment, reached in moments.items():
+        anna = cluster.join("anna", *SLOW)
         reached(anna)
         anna.interrupt()
         assert anna.wait() == 0, moment
         assert "Traceback" not in anna.output, moment
-        anna = cluster.join("anna", *SLOW)
+    anna = cluster.join("anna")
     assert_contributes(cluster, host, "anna")
 
     host.wait_for_next(RoundClosed)

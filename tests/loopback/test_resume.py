@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from atoll.events import HostStarted
 from atoll.ids import Digest
 from atoll.net import records
 from tests.loopback.cluster import Cluster, Process, wait_until
@@ -48,7 +47,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(enrolled, tmp_path, sh
 
     cut = copy_of(enrolled, tmp_path / "cut", shared)
     try:
-        host, *peers = start(cut)
+        host, *peers = start(cut, *SLOW)
         for name in NAMES:
             wait_until(
                 (cut.peers / name / f"inner/{STOP_AFTER:06}.safetensors").exists, "a checkpoint"
@@ -68,10 +67,8 @@ def copy_of(folder: Path, target: Path, shared: Path) -> Cluster:
     return Cluster(target, cache=shared / "datasets")
 
 
-def start(cluster: Cluster) -> list[Process]:
-    host = cluster.start_host()
-    host.wait_for(HostStarted)
-    return [host, *(cluster.join(name, *SLOW) for name in NAMES)]
+def start(cluster: Cluster, *options: str) -> list[Process]:
+    return [cluster.start_host(), *(cluster.join(name, *options) for name in NAMES)]
 
 
 def finish(cluster: Cluster, config) -> Digest:

@@ -21,7 +21,7 @@ from tests.loopback.proof import (
 
 PEERS = ("anna", "ben", "carl")
 ROUNDS = 10
-MARGIN_NATS = 1.0  # at the least; 
+MARGIN_NATS = 1.0  # at the least;
 
 
 @pytest.fixture(scope="module")

@@ -260,12 +260,13 @@ def _print_outcome(config: RunConfig, stage: Stage, story: Story, dataset: Datas
     from atoll.cli import outcome
 
     comparison = outcome.compare(stage.directory, stage.homes, config)
-    console.print("\n", outcome.states_table(comparison, story.actors), sep="")
+    console.print()
+    console.print(outcome.states_table(comparison, story.actors))
     _require_none(comparison.problems, stage)
     console.print("equal on all disks, and as the journal says\n", style="green")
-    params_N = comparison.held[BUILT_IN][0].params_N
-    before = outcome.initial_quality(config, dataset)
-    after = outcome.quality(params_N, config, dataset)
+    with console.status("measuring what the model has learnt"):
+        before = outcome.initial_quality(config, dataset)
+        after = outcome.quality(comparison.held[BUILT_IN][0].params_N, config, dataset)
     console.print("validation loss in nats per token, and a text, before and after:", style="dim")
     console.print(outcome.quality_table(before, after))
 

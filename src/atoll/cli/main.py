@@ -33,8 +33,8 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main() -> None:
     """Run the command of this process's arguments."""
     arguments = sys.argv[1:] or ["--help"]
-    app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
     try:
+        app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
         code = app(arguments, prog_name="atoll", standalone_mode=False)
     except AtollError as error:
         report(error)

@@ -30,7 +30,7 @@ from atoll.outer.state import PeerState
 from atoll.train.evaluate import validation_loss
 from atoll.units import format_bytes
 
-VALIDATION_SAMPLES: Final = 512  # at most
+VALIDATION_SAMPLES: Final = 256  # at most: seconds, and an error of a few hundredths of a nat
 SAMPLE_TOKENS: Final = 60
 PROMPT: Final = "The state of the Union is"
 SHOWN_DIGITS: Final = 24  # of a digest

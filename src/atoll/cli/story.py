@@ -28,7 +28,8 @@ class Actor:
     num_sent: int = 0  # bytes of its contributions
     num_received: int = 0  # bytes of updates and states
     was_in: bool = False
-    trainer: int | None = None  # its process id
+    trainer: int | None = None  # the process id of its newest one
+    lacks_trainer: bool = False  # that one has died
 
     @property
     def is_in(self) -> bool:
@@ -155,11 +156,12 @@ class Story:
                 self.say(f"{name} fetched state {round_id}: {size} in {time}", at=at)
             case events.TrainerDied(reason=reason):
                 actor.tokens_per_s = 0.0
+                actor.lacks_trainer = True
                 self.say(f"{name} starts another trainer: {reason}", at=at, tone="bad")
             case events.TrainerStarted(pid=pid):
-                actor.trainer = pid
-                if actor.is_in:
+                if actor.lacks_trainer:
                     self.say(f"{name} has a trainer again", at=at, tone="good")
+                actor.trainer, actor.lacks_trainer = pid, False
             case events.Stopped():
                 actor.doing = "done"
             case events.Warned(text=text):

@@ -3,7 +3,7 @@
 update --decode, slice by slice--> mean pseudo-gradient --Nesterov--> next state
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from atoll.config import OuterConfig
 from atoll.exchange.codec import Codec
@@ -14,7 +14,7 @@ from atoll.outer.state import PeerState
 
 
 def apply_updates_(
-    state: PeerState, updates: Sequence[Buffer], *, codec: Codec, outer: OuterConfig
+    state: PeerState, updates: Iterable[Buffer], *, codec: Codec, outer: OuterConfig
 ) -> None:
     """Make `state` that of the next round, whose updates these are, one for each slice in order.
 

@@ -30,6 +30,9 @@ class Journal:
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         self.entries = list(read_entries(path))
+        for entry in self.entries:  # Ed25519 signs the same bytes the same way every time
+            if sign(bytes.fromhex(entry.hash)) != entry.signature:
+                raise _damaged(path, entry.seq)
 
     def append(self, records: Sequence[Record]) -> list[Entry]:
         """Make the records durable, all or none, and return their entries.
@@ -71,6 +74,12 @@ def _unusable(path: Path, error: sqlite3.Error) -> DamagedError:
     )
 
 
+def _damaged(path: Path, seq: int) -> DamagedError:
+    return DamagedError(
+        f"the journal {path} is damaged at entry {seq}", hint="restore the file from a backup"
+    )
+
+
 def read_entries(path: Path) -> Iterator[Entry]:
     """Yield the entries of a journal in order, each checked against the chain.
 
@@ -88,10 +97,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
                 entry = Entry(*row)
                 whole = entry_hash(seq=entry.seq, previous=entry.previous, body=entry.body)
                 if (entry.seq, entry.previous, entry.hash) != (expected_seq, previous, whole):
-                    raise DamagedError(
-                        f"the journal {path} is damaged at entry {expected_seq}",
-                        hint="restore the file from a backup",
-                    )
+                    raise _damaged(path, expected_seq)
                 previous = entry.hash
                 yield entry
         finally:

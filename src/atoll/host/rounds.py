@@ -98,18 +98,15 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     """Note that a slice arrived; a reducer speaks only for the slices that are its own."""
     own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
     sane = isfinite(message.squared_norm) and message.squared_norm >= 0
-    claimed = rnd.claims.get(message.contributor)
-    settled = (
-        rnd.phase is Phase.REDUCE
-        and claimed
-        and any(share.peer == message.contributor for share in rnd.roster)
-    )
-    if settled and claimed and claimed.digests[message.slice] != message.digest:
+    contributor = message.contributor
+    if not (own and sane and contributor in rnd.invited):
+        return
+    in_roster = any(share.peer == contributor for share in rnd.roster)
+    if in_roster and rnd.claims[contributor].digests[message.slice] != message.digest:
         return  # it trained again; the roster has what it delivered first
-    if own and sane and message.contributor in rnd.invited:
-        rnd.delivered.setdefault(message.contributor, {})[message.slice] = message
-        rnd.progress_at = now
-        _note_completion(rnd, message.contributor, now=now)
+    rnd.delivered.setdefault(contributor, {})[message.slice] = message
+    rnd.progress_at = now
+    _note_completion(rnd, contributor, now=now)
 
 
 def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) -> None:

@@ -8,6 +8,7 @@ handler ends in `advance`, which does whatever is due.
 """
 
 from collections.abc import Iterable
+from math import isfinite
 
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
@@ -71,7 +72,7 @@ def _replay_one(run: Run, record: records.Record) -> None:
 def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list[Effect]:
     """A peer connected, and says which state it holds: tell it how to catch up."""
     peer = member.peer
-    if hello.round > run.committed:
+    if not 0 <= hello.round <= run.committed:
         reason = f"your state is of round {hello.round}, but this run is at {run.committed}"
         hint = "the host's journal was set back; ask its operator, or start with a new directory"
         return [Send(peer, wire.Refused(reason=reason, hint=hint)), Drop(peer, reason)]
@@ -145,7 +146,8 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: wire.Message, *, now: flo
     match message:
         case wire.Contribution() if message.round == rnd.id:
             held = {lease.id for lease in leases.held_by(run.book, peer)}
-            if message.leases and held.issuperset(message.leases):
+            named = set(message.leases)
+            if named and held >= named and len(named) == len(message.leases):
                 rounds.claim(rnd, peer, message, now=now)
         case wire.Delivered() if message.round == rnd.id:
             rounds.deliver(rnd, peer, message, now=now)
@@ -160,7 +162,7 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: wire.Message, *, now: flo
 
 
 def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
-    if not beat.step:
+    if not (beat.step and isfinite(beat.loss) and isfinite(beat.tokens_per_s)):
         return []
     training = events.Training(
         peer=peer,

@@ -147,6 +147,7 @@ class Agent:
             member.report_state()
             return
         assert self._board.dataset is not None
+        self._home.remember_dataset(self._board.dataset)
         cache = Path(self._peer.cache_directory)
         while self._dataset is None:
             try:
@@ -213,7 +214,11 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             while True:
                 job = await self._reductions.get()
-                group.create_task(self._member.reducer.reduce(job))
+                group.create_task(self._form(job))
+
+    async def _form(self, job: wire.Reduce) -> None:
+        with self._member.timed("reduce", job.round):
+            await self._member.reducer.reduce(job)
 
     # --- beginning and end ----------------------------------------------------------------------
 
@@ -234,6 +239,7 @@ class Agent:
     def serve_dataset(self, dataset: Dataset) -> None:
         """Serve this dataset to joiners, though we do not train on it ourselves."""
         self._dataset = dataset
+        self._home.remember_dataset(dataset.digest)
 
     async def _close(self) -> None:
         await self._member.links.close()

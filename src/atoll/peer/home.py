@@ -21,6 +21,7 @@ from atoll.net import records, wire
 from atoll.net.identity import Identity, public_key_of
 from atoll.outer.checkpoint import StateStore
 
+DATASET_FILE = "dataset"
 KEEP_ROUNDS = 9  # of updates: as many as the host lets a peer replay, and one
 
 
@@ -106,6 +107,17 @@ class Home:
                 if update.digest not in still_named:
                     self.blobs.remove(update.digest)
             (self._commits / f"{round_id:06}").unlink(missing_ok=True)
+
+    def remember_dataset(self, digest: Digest) -> None:
+        """Note which dataset the run is on: who writes with the model needs its tokenizer.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        path = self.directory / DATASET_FILE
+        with disk_errors(self.directory):
+            write_synced(path.with_suffix(".new"), [digest.encode()])
+            publish(path.with_suffix(".new"), path)
 
     def inner_path(self, round_id: RoundId) -> Path:
         """Return where the inner optimizer's state after the merge of that round is kept."""

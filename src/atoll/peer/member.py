@@ -17,6 +17,7 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.statesync import fetch_state
+from atoll.exchange.step import apply_updates_
 from atoll.ids import Digest, PeerId, RoundId
 from atoll.model.initial import fill_initial_
 from atoll.model.shapes import num_parameters
@@ -24,7 +25,6 @@ from atoll.net import wire
 from atoll.net.records import Committed
 from atoll.outer.layout import slice_bounds
 from atoll.outer.manifest import manifest_of
-from atoll.outer.nesterov import momentum_at, outer_step_
 from atoll.outer.state import PeerState
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
@@ -205,24 +205,23 @@ class Member:
         self._emit_bytes(commit.round)
 
     def _apply(self, commit: Committed) -> None:
-        """Take the outer step slice by slice, in double on fp32 storage."""
-        outer = self.config.outer
-        codec = CODECS[commit.update_codec]
-        for (start, stop), update in zip(self.slices, commit.updates, strict=True):
+        apply_updates_(
+            self.state,
+            self._payloads(commit),
+            codec=CODECS[commit.update_codec],
+            outer=self.config.outer,
+        )
+
+    def _payloads(self, commit: Committed) -> Iterator[bytes]:
+        """Yield the updates one by one, so that a slice at a time is in memory."""
+        for update in commit.updates:
             payload = self.blobs.get(update.digest)
             if payload is None:
                 raise DamagedError(
                     f"the update {update.digest[:12]} was damaged on our disk just now",
                     hint="start again: the last state is on disk, and the update is fetched anew",
                 )
-            outer_step_(
-                self.state.params_N[start:stop],
-                self.state.momentum_N[start:stop],
-                codec.decode(payload, stop - start),
-                lr=outer.lr,
-                momentum=momentum_at(outer, commit.round),
-            )
-        self.state.round = commit.round
+            yield payload
 
     def _is_carried(self, commit: Committed) -> bool:
         """Return whether the local weights contain work that the commit does not."""

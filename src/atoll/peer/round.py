@@ -74,13 +74,14 @@ async def contribute(round_id: RoundId, member: Member) -> None:
 
     async def deliver(key: tuple[int, wire.Plan]) -> None:
         session, plan = key
-        await together(
-            announce(session),
-            *(
-                _deliver_run(reduction, session, contribution, delivered_to, member)
-                for reduction in plan.reductions
-            ),
-        )
+        with member.timed("send", round_id):
+            await together(
+                announce(session),
+                *(
+                    _deliver_run(reduction, session, contribution, delivered_to, member)
+                    for reduction in plan.reductions
+                ),
+            )
 
     encoding = asyncio.ensure_future(encode())
     try:

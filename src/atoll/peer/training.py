@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
-from atoll.events import Emit, TrainerDied as TrainerDeath, TrainerStarted
+from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
 from atoll.net import wire
 from atoll.peer.work import LocalWork
 from atoll.train.channel import Stepped, Train
@@ -106,6 +106,7 @@ class Training:
             self._note(death)
             return
         self._deaths = 0
+        self._emit(PhaseTimed(round=plan.round, phase="snapshot", seconds=done.snapshot_s))
         self.work.consume(done.num_samples)
         self._loss_sum += done.mean_loss * done.num_tokens
         self._loss_tokens += done.num_tokens

@@ -110,6 +110,7 @@ class Trained(Struct, frozen=True, kw_only=True, tag_field="t", tag="trained"):
     num_samples: int
     num_tokens: int
     mean_loss: float  # per token; 0 where there was none
+    snapshot_s: float  # how long the copy to snapshot_N took
     halted: bool
 
 

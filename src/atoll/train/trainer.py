@@ -89,12 +89,14 @@ class Replica:
             samples += num_samples(spans)
             tokens += result.num_tokens
             total_loss += result.loss * result.num_tokens
+        stored_from = monotonic_s()
         store_flat_(self.loop.model, self.vectors.snapshot_N)
         return Trained(
             num_steps=done,
             num_samples=samples,
             num_tokens=tokens,
             mean_loss=total_loss / max(1, tokens),
+            snapshot_s=monotonic_s() - stored_from,
             halted=halted,
         )
 

@@ -5,11 +5,14 @@ import sqlite3
 
 import pytest
 from msgspec.structs import replace
+from tests.unit.host.conftest import CONFIG
 
+from atoll.config import run_digest
 from atoll.errors import AtollError
 from atoll.host.audit import Proved, Unproved, audit
 from atoll.net.records import Committed
-from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE
+from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE, StateStore
+from atoll.outer.manifest import manifest_of
 
 
 @pytest.fixture
@@ -101,6 +104,15 @@ def test_a_state_under_the_name_of_another_round_is_found(run):
     shutil.rmtree(states / "000002")
     shutil.copytree(states / "000003", states / "000002")
     with pytest.raises(AtollError, match="000002"):
+        list(audit(run.path))
+
+
+def test_a_whole_state_that_is_not_the_agreed_one_is_found(run):
+    shutil.rmtree(run.home / "blobs")  # so that it is not computed anew
+    run.state.params_N[0] += 1
+    manifest = manifest_of(run.state, run=run_digest(CONFIG))
+    StateStore(run.home / "states", keep=2).save(run.state, manifest, now=0.0)
+    with pytest.raises(AtollError, match="000003 is not the state that the members agreed on"):
         list(audit(run.path))
 
 

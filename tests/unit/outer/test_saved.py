@@ -46,21 +46,21 @@ def test_where_there_is_no_store_there_are_no_states(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "at"),
+    ("name", "at", "message"),
     [
-        (STATE_FILE, -1),  # the last value
-        (STATE_FILE, -8 * SIZE),  # the first one
-        (STATE_FILE, 0),  # the length of the header
-        (STATE_FILE, 40),  # the header
-        (MANIFEST_FILE, -90),
+        (STATE_FILE, -1, "chunk 0"),  # the last value
+        (STATE_FILE, -8 * SIZE, "chunk 0"),  # the first one
+        (STATE_FILE, 0, STATE_FILE),  # the length of the header
+        (STATE_FILE, 40, STATE_FILE),  # the header
+        (MANIFEST_FILE, -90, MANIFEST_FILE),
     ],
 )
-def test_a_flipped_bit_is_found(store, name, at):
+def test_a_flipped_bit_is_found(store, name, at, message):
     path = store / "000012" / name
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match="000012"):
+    with pytest.raises(DamagedError, match=rf"000012.*{message}"):
         read_saved(store, RoundId(12), run=RUN)
 
 

@@ -57,7 +57,9 @@ def test_commands_arrive_in_order_and_whole(config, ends):
 
 def test_answers_arrive(ends):
     agent, channel = ends
-    trained = Trained(num_steps=1, num_samples=4, num_tokens=64, mean_loss=2.0, halted=False)
+    trained = Trained(
+        num_steps=1, num_samples=4, num_tokens=64, mean_loss=2.0, snapshot_s=0.5, halted=False
+    )
     channel.send(STEPPED)
     channel.send(trained)
     sent = agent.recv(1000)

@@ -1,0 +1,534 @@
+"""What happens to a run, and what the host then does: no socket, no clock."""
+
+from math import inf, nan
+
+import pytest
+from msgspec.structs import replace
+from tests.unit.host.scene import (
+    BUILT_IN,
+    CONFIG,
+    GENESIS,
+    NUM_SLICES,
+    SYNC,
+    A,
+    B,
+    C,
+    Scene,
+    contribution,
+    delivered,
+    held,
+    name,
+    reduced,
+    state,
+)
+
+from atoll import events
+from atoll.config import canonical
+from atoll.data import leases
+from atoll.host import run as decisions
+from atoll.host.effects import Drop, Report, SendCommits
+from atoll.host.rounds import Phase
+from atoll.host.state import REPLAY_ROUNDS
+from atoll.ids import INITIAL, RoundId
+from atoll.net import records, wire
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A run with A, B and the built-in member, whose first round is open."""
+    scene = Scene()
+    scene.join(BUILT_IN, A, B)
+    assert scene.run.round is not None
+    return scene
+
+
+def with_commits(num_rounds: int) -> Scene:
+    """Return a run that has so many rounds behind it, and nobody in it."""
+    config = replace(CONFIG, sync=replace(SYNC, rounds=100))
+    scene = Scene([replace(GENESIS, config=canonical(config).decode())])
+    scene.join(BUILT_IN, A, B)
+    for round_id in range(1, num_rounds + 1):
+        scene.delivers(A, B)
+        scene.commits(A, B)
+        for peer in (BUILT_IN, A, B):
+            scene.at_state(peer, round_id)
+    return scene.restart()
+
+
+# --- from nothing to a commit --------------------------------------------------------------------
+
+
+def test_a_round_from_the_first_hello_to_the_commit():
+    scene = Scene()
+    scene.hello(A)
+    (welcome,) = scene.sent(wire.Welcome)
+    assert welcome == wire.Welcome(
+        committed=INITIAL,
+        base_round=INITIAL,
+        base_state=state(0),
+        dataset=GENESIS.dataset,
+        held=(),
+        reset=False,
+        sources=(),
+    )
+    assert SendCommits(A, INITIAL) in scene.effects
+    scene.probed(A)
+    scene.at_state(A)
+    joined = events.PeerJoined(peer=A, name="a", device="cpu", reachable=True)
+    assert scene.reported(events.PeerJoined) == [joined]
+    assert scene.recorded(records.Agreed) == [
+        records.Agreed(round=INITIAL, state=state(0), peers=(A,))
+    ]
+    assert scene.sent(wire.Plan, to=A) != []  # nobody else is expected: it opens at once
+
+    plan = scene.sent(wire.Plan, to=A)[0]
+    assert (plan.round, plan.first_step, plan.codec, plan.update_codec) == (1, 0, "int8", "int8")
+    assert [(r.start, r.stop) for r in plan.reductions] == [(0, NUM_SLICES)]
+    assert sum(lease.stop - lease.start for lease in plan.leases) == CONFIG.samples_per_round
+
+    scene.delivers(A)
+    rnd = scene.run.round
+    assert rnd.phase is Phase.REDUCE
+    (closed,) = scene.sent(wire.Closed)
+    assert closed.roster == (wire.Share(peer=A, share=1.0, num_tokens=512),)
+    jobs = scene.sent(wire.Reduce, to=A)
+    assert [job.slice for job in jobs] == [0, 1]
+    digest = name("slice", A, 1, 1)
+    assert jobs[1].inputs == (wire.ReduceInput(peer=A, share=1.0, digest=digest),)
+
+    version = scene.reduces()
+    scene.says(A, held(version=version))
+    assert (scene.run.committed, scene.run.round) == (1, None)
+    (commit,) = scene.recorded(records.Committed)
+    (entry,) = commit.roster
+    assert (entry.peer, entry.num_tokens, entry.mean_loss) == (A, 512, 2.0)
+    assert SendCommits(A, INITIAL) in scene.effects
+    (report,) = scene.reported(events.RoundCommitted)
+    assert (report.num_tokens, report.mean_loss, report.update_bytes) == (512, 2.0, 14)
+    assert scene.run.book.committed == ((0, 4),)
+    assert not scene.run.is_complete
+
+
+def test_the_last_commit_is_the_end_once_its_state_is_agreed():
+    scene = Scene()
+    scene.join(A)
+    for round_id in range(1, SYNC.rounds + 1):
+        assert not scene.run.is_complete
+        scene.delivers(A)
+        scene.commits(A)
+        assert not scene.run.is_complete
+        scene.at_state(A, round_id)
+    assert scene.run.is_complete
+    assert scene.run.round is None
+    assert scene.passes(100) == []
+
+
+# --- the opening ---------------------------------------------------------------------------------
+
+
+def test_the_first_round_waits_a_moment_for_those_who_are_coming():
+    scene = Scene()
+    scene.join(BUILT_IN)
+    scene.hello(A)
+    scene.hello(B)
+    scene.probed(A)
+    scene.at_state(A)
+    assert scene.run.round is None  # B may be ready in a moment
+    scene.passes(1.9)
+    assert scene.run.round is None
+    scene.passes(0.1)
+    assert scene.run.round.waited == {A}
+
+
+def test_when_all_that_are_coming_are_there_it_opens_at_once():
+    scene = Scene()
+    scene.hello(A)
+    scene.hello(B)
+    for peer in (A, B):
+        scene.at_state(peer)
+    scene.probed(A)
+    assert scene.run.round is None  # the host has not tried to reach B yet
+    scene.probed(B)
+    assert scene.run.round.waited == {A, B}
+
+
+def test_fewer_than_the_least_number_of_peers_wait():
+    config = replace(CONFIG, sync=replace(SYNC, min_peers=2))
+    scene = Scene([replace(GENESIS, config=canonical(config).decode())])
+    scene.join(A)
+    scene.passes(9)
+    assert scene.run.round is None
+    scene.join(B)
+    assert scene.run.round.waited == {A, B}
+
+
+def test_without_anyone_who_can_reduce_no_round_opens():
+    scene = Scene()
+    scene.join(A, reachable=False)
+    assert scene.passes(9) == []
+    assert scene.run.round is None
+    scene.join(BUILT_IN)
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+    assert scene.run.round.waited == {A}  # the built-in member does not train
+
+
+def test_all_reachable_peers_reduce_and_the_built_in_member_only_without_them(scene):
+    assert scene.run.round.assignment == (A, B)
+    plan = scene.sent(wire.Plan, to=A)[0]
+    assert [r.reducer.peer for r in plan.reductions] == [A, B]
+    assert [source.peer for source in plan.sources] == [A, B, BUILT_IN]
+    (to_built_in,) = scene.sent(wire.Plan, to=BUILT_IN)
+    assert to_built_in.leases == ()
+
+
+def test_a_latecomer_is_invited_to_the_open_round(scene):
+    scene.join(C)
+    (plan,) = scene.sent(wire.Plan, to=C)
+    assert plan.leases == (leases.Lease(id=3, start=8, stop=12),)
+    assert C in scene.run.round.invited
+    assert C not in scene.run.round.waited
+    scene.delivers(A, B)
+    assert scene.run.round.phase is Phase.REDUCE
+    scene.lost(C)
+    scene.join(C)
+    assert scene.sent(wire.Closed, to=C) != []
+
+
+def test_one_that_becomes_reachable_after_it_is_ready_is_invited_then(scene):
+    scene.hello(C)
+    scene.at_state(C)
+    assert scene.sent(wire.Plan, to=C) == []
+    scene.probed(C)
+    assert scene.sent(wire.Plan, to=C) != []
+
+
+# --- catching up ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("round_id", [-1, 1, 99])
+def test_a_peer_from_another_history_is_refused(scene, round_id):
+    scene.hello(C, round_id=round_id)
+    (refused,) = scene.sent(wire.Refused)
+    assert f"round {round_id}" in refused.reason
+    assert Drop(C, refused.reason) in scene.effects
+    assert C not in scene.run.membership
+
+
+@pytest.mark.parametrize(
+    ("round_id", "of", "base"),
+    [
+        (10, "all", 10),
+        (10 - REPLAY_ROUNDS, "all", 10 - REPLAY_ROUNDS),  # it replays the updates since
+        (9 - REPLAY_ROUNDS, "all", 10),  # too far behind: the newest state is cheaper
+        (9, "other", 10),  # a state that the others did not agree on
+        (0, "other", 10),
+    ],
+)
+def test_a_peer_that_comes_back_starts_from_its_own_state_if_it_is_any_good(round_id, of, base):
+    scene = with_commits(10)
+    scene.hello(A, round_id=round_id, state_digest=state(round_id, of=of))
+    (welcome,) = scene.sent(wire.Welcome)
+    assert (welcome.committed, welcome.base_round) == (10, base)
+    assert welcome.base_state == state(base)
+    assert SendCommits(A, RoundId(base)) in scene.effects
+
+
+def test_the_newest_agreed_state_may_be_older_than_the_newest_commit():
+    scene = with_commits(2)
+    scene.join(A, round_id=2)
+    scene.passes(SYNC.grace_floor_s)
+    scene.delivers(A)
+    scene.commits(A)
+    scene.hello(B, round_id=1, state_digest=state(1, of="other"))
+    (welcome,) = scene.sent(wire.Welcome)
+    assert (welcome.committed, welcome.base_round, welcome.base_state) == (3, 2, state(2))
+
+
+@pytest.mark.parametrize(("trained", "reset"), [((), False), ((1,), False), ((1, 77), True)])
+def test_local_work_of_leases_that_are_not_held_any_more_is_dropped(scene, trained, reset):
+    assert [lease.id for lease in leases.held_by(scene.run.book, A)] == [1]
+    scene.lost(A)
+    scene.hello(A, trained=trained)
+    (welcome,) = scene.sent(wire.Welcome)
+    assert welcome.reset is reset
+    assert [lease.id for lease in welcome.held] == [1]
+
+
+# --- agreement -----------------------------------------------------------------------------------
+
+
+def committed_once(*peers) -> Scene:
+    scene = Scene()
+    scene.join(*peers)
+    scene.passes(SYNC.grace_floor_s)
+    trainers = [peer for peer in peers if peer != BUILT_IN]
+    scene.delivers(*trainers)
+    scene.commits(*peers[:2])
+    return scene
+
+
+def test_the_state_of_most_is_the_state_and_the_others_fetch_it():
+    scene = committed_once(A, B, C)
+    scene.at_state(A, 1, of="other")
+    scene.at_state(B, 1)
+    assert 1 not in scene.run.agreed  # one against one, and C has not spoken
+    scene.at_state(C, 1)
+    assert scene.run.agreed[1] == state(1)
+    (differs,) = scene.reported(events.StateDiffers)
+    assert (differs.peer, differs.digest, differs.agreed) == (A, state(1, of="other"), state(1))
+    assert scene.sent(wire.Resync, to=A) == [wire.Resync(round=1, state=state(1))]
+    assert SendCommits(A, RoundId(1)) in scene.effects
+    scene.passes(SYNC.grace_floor_s)
+    assert scene.run.round.waited == {B, C}
+
+
+def test_who_reports_another_state_later_is_told_to_fetch_the_agreed_one():
+    scene = committed_once(A, B, C)
+    scene.at_state(A, 1)
+    scene.at_state(B, 1)
+    scene.at_state(C, 1, of="other")
+    assert scene.sent(wire.Resync, to=C) == [wire.Resync(round=1, state=state(1))]
+    scene.at_state(C, 1)
+    assert scene.run.membership.get(C).state == state(1)
+
+
+def test_one_against_one_the_built_in_member_decides():
+    scene = committed_once(A, BUILT_IN)
+    scene.at_state(A, 1, of="x")
+    assert 1 not in scene.run.agreed
+    scene.at_state(BUILT_IN, 1, of="y")
+    assert scene.run.agreed[1] == state(1, of="y")
+
+
+def test_whoever_stays_silent_does_not_hold_up_a_majority():
+    scene = committed_once(A, B, C)
+    scene.at_state(A, 1)
+    scene.at_state(B, 1)
+    assert scene.run.agreed[1] == state(1)
+
+
+# --- the close, and what is not believed ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("lease_ids", [(), (2,), (1, 2), (99,), (1, 1)])
+def test_a_peer_cannot_claim_leases_that_are_not_its_own_nor_one_twice(scene, lease_ids):
+    scene.says(A, contribution(A, lease_ids=lease_ids))
+    assert A not in scene.run.round.claims
+
+
+def test_weight_is_the_tokens_of_the_leases_whatever_the_peer_says(scene):
+    scene.delivers(B)
+    scene.says(A, replace(contribution(A), num_steps=4_000_000))
+    for k in range(NUM_SLICES):
+        scene.says(scene.run.round.assignment[k], delivered(A, k))
+    assert [(s.share, s.num_tokens) for s in scene.run.round.roster] == [(0.5, 512), (0.5, 512)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        contribution(A, round_id=2),
+        delivered(A, 0, round_id=2),
+        reduced(0, round_id=2, version=0),
+        held(round_id=2, version=0),
+        wire.Unreachable(round=RoundId(2), reducer=A),
+        wire.Want(),
+    ],
+)
+def test_messages_about_another_round_change_nothing(scene, message):
+    assert scene.says(A, message) == []
+    rnd = scene.run.round
+    for noted in (rnd.claims, rnd.delivered, rnd.reduced, rnd.held, rnd.complaints):
+        assert not noted
+
+
+def test_messages_without_an_open_round_change_nothing():
+    scene = Scene()
+    scene.join(BUILT_IN)
+    assert scene.says(BUILT_IN, delivered(A, 0)) == []
+
+
+def test_who_is_missing_is_reported_at_the_close(scene):
+    scene.join(C)
+    scene.run.round.waited.add(C)
+    scene.delivers(A, B)
+    scene.passes(2.0)
+    (closed,) = scene.reported(events.RoundClosed)
+    assert (closed.roster, closed.missing) == ((A, B), (C,))
+
+
+# --- heartbeats ----------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_with_a_step_is_news(scene):
+    beat = wire.Heartbeat(round=RoundId(1), step=3, loss=2.5, tokens_per_s=10.0)
+    scene.says(A, beat)
+    expected = events.Training(peer=A, round=RoundId(1), step=3, loss=2.5, tokens_per_s=10.0)
+    assert scene.effects == [Report(expected)]
+    assert scene.says(A, wire.Heartbeat()) == []
+
+
+@pytest.mark.parametrize("number", [nan, inf])
+def test_figures_that_no_file_of_events_can_hold_are_not_reported(scene, number):
+    assert scene.says(A, wire.Heartbeat(step=3, loss=number)) == []
+    assert scene.says(A, wire.Heartbeat(step=3, tokens_per_s=number)) == []
+
+
+def test_who_is_silent_is_dropped_and_later_loses_its_leases(scene):
+    scene.now += 5
+    scene.run.membership.hear(B, now=scene.now)
+    scene.run.membership.hear(BUILT_IN, now=scene.now)
+    scene.now += 5.1
+    scene.tick()
+    assert Drop(A, "silent for more than 10 s") in scene.effects
+    (left,) = scene.reported(events.PeerLeft)
+    assert left.peer == A
+    assert leases.held_by(scene.run.book, A) != ()
+    scene.passes(30.1)
+    assert scene.recorded(records.Released) == [
+        records.Released(peer=A, leases=(1,), reason="its holder is gone")
+    ]
+    assert A not in scene.run.membership
+
+
+def test_who_leaves_gives_its_leases_back_at_once(scene):
+    scene.says(A, wire.Leaving(reason="it left"))
+    assert scene.recorded(records.Released)[0].leases == (1,)
+    assert Drop(A, "it left") in scene.effects
+    (left,) = scene.reported(events.PeerLeft)
+    assert (left.name, left.reason) == ("a", "it left")
+    assert scene.lost(A) == []
+    scene.says(A, wire.Leaving(reason=""))  # twice: it is nobody any more
+    assert scene.reported(events.PeerLeft)[0].name == ""
+    scene.join(C)
+    (plan,) = scene.sent(wire.Plan, to=C)
+    assert (plan.leases[0].start, plan.leases[0].stop) == (0, 4)  # they are leased again
+
+
+def test_the_work_of_one_that_delivered_and_left_still_counts(scene):
+    scene.delivers(A)
+    scene.says(A, wire.Leaving(reason="it left"))
+    assert scene.recorded(records.Released) == []
+    scene.delivers(B)
+    # A's slice went with it: whoever takes over asks the contributors again, and A is gone.
+    scene.passes(2.1)
+    assert [share.peer for share in scene.run.round.roster] == [B]
+    assert [r.peer for r in scene.recorded(records.Released)] == [A]
+
+
+def test_a_claim_that_was_never_completed_goes_with_its_leases(scene):
+    scene.claims(A)
+    assert A in scene.run.round.claims
+    scene.says(A, wire.Leaving(reason="it left"))
+    assert A not in scene.run.round.claims
+
+
+# --- reducers that fail --------------------------------------------------------------------------
+
+
+def test_a_lost_reducer_is_replaced_and_its_jobs_go_to_another(scene):
+    scene.delivers(A, B)
+    assert scene.run.round.assignment == (A, B)
+    scene.lost(B)
+    rnd = scene.run.round
+    assert rnd.assignment == (A, A)
+    assert [plan.version for plan in scene.sent(wire.Plan, to=A)] == [rnd.version]
+    assert [job.slice for job in scene.sent(wire.Reduce, to=A)] == [1]
+    (planned,) = scene.reported(events.RoundPlanned)
+    assert planned.reason == "1 of the reducers are gone"
+
+
+def test_one_that_is_still_catching_up_gets_no_plan(scene):
+    scene.hello(C)
+    scene.delivers(A, B)
+    scene.lost(B)
+    assert scene.sent(wire.Plan, to=A) != []
+    assert scene.sent(wire.Plan, to=C) == []
+
+
+def test_with_no_other_peer_the_built_in_member_takes_over(scene):
+    scene.lost(A)
+    scene.lost(B)
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+    scene.lost(BUILT_IN)
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)  # until somebody comes
+    scene.join(BUILT_IN)
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+
+
+def test_a_reducer_that_nobody_can_reach_is_replaced(scene):
+    for peer in (A, B):
+        scene.claims(peer)
+        scene.says(peer, wire.Unreachable(round=RoundId(1), reducer=B))
+    assert scene.run.round.assignment == (A, A)
+    for peer in (A, B):
+        scene.says(peer, wire.Unreachable(round=RoundId(1), reducer=A))
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+    for peer in (A, B):  # there is no other: it stays, and they try again
+        scene.says(peer, wire.Unreachable(round=RoundId(1), reducer=BUILT_IN))
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+
+
+def test_a_round_whose_contributors_are_all_lost_collects_again(scene):
+    scene.delivers(A, B)
+    scene.lost(A)
+    scene.lost(B)
+    assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
+    scene.passes(2.1)
+    assert scene.run.round.phase is Phase.COLLECT
+    (planned,) = scene.reported(events.RoundPlanned)
+    assert "every contributor was lost" in planned.reason
+    scene.join(A)
+    scene.delivers(A)
+    scene.passes(60)
+    assert scene.run.round.phase is Phase.REDUCE
+    assert [share.peer for share in scene.run.round.roster] == [A]
+
+
+# --- the host comes back -------------------------------------------------------------------------
+
+
+def test_a_restarted_host_waits_a_moment_for_those_it_had_in_its_round(scene):
+    scene = scene.restart()
+    assert scene.run.expected_back == {A, B}
+    assert leases.held_by(scene.run.book, A) != ()
+    scene.join(A)
+    assert scene.run.round is None
+    scene.join(B)
+    assert scene.run.round.waited == {A, B}
+    (again, other) = scene.recorded(records.Planned)
+    assert again == other
+    assert scene.run.round.version == 2 << 12  # none of the earlier process's
+
+
+def test_leases_of_those_who_were_not_in_the_open_round_are_free_after_a_restart(scene):
+    scene.join(C)
+    assert leases.held_by(scene.run.book, C) != ()
+    scene = scene.restart()
+    assert scene.run.departed == {C}
+    scene.tick()
+    assert scene.recorded(records.Released)[-1].peer == C
+
+
+def test_leases_that_were_given_back_are_free_after_a_restart(scene):
+    scene.says(A, wire.Leaving(reason="it left"))
+    book = scene.run.book
+    assert book.free == ((0, 4),)
+    assert scene.restart().run.book == book
+
+
+def test_a_replayed_run_is_the_one_that_was():
+    scene = with_commits(2)
+    assert scene.run.committed == 2
+    assert scene.run.agreed == {r: state(r) for r in range(3)}
+    assert scene.run.book.committed == ((0, 16),)
+    assert [r.round for r in scene.recorded(records.Committed)] == [1, 2]
+    assert decisions.config_of(scene.journal) == scene.run.config
+
+
+def test_what_is_heard_of_nobody_changes_nothing(scene):
+    for effects in (scene.lost(C), scene.probed(C), scene.says(C, wire.Heartbeat())):
+        assert effects == []
+    scene.lost(A)
+    assert scene.lost(A) == []
+    assert scene.probed(A) == []
