@@ -21,11 +21,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from atoll.config import RunConfig, template
-from atoll.events import Event, read_events
-from atoll.host.journal import read_entries
-from atoll.net.records import Committed, Entry
+import msgspec
 
+from atoll.config import RunConfig, template
+from atoll.events import Event, HostStarted, RoundCommitted, read_events
+from atoll.host.journal import read_entries
+from atoll.ids import PeerId
+from atoll.net.records import Admitted, Committed, Entry
+
+SLOW = ("--max-upload", "0.8")  # Mb/s: what takes a moment otherwise takes two seconds
 POLL_S = 0.02
 PATIENCE_S = 60.0  # for anything to happen: most of it is torch being imported by several at once
 LOG_CHARACTERS = 4000
@@ -116,10 +120,14 @@ class Process:
             os.kill(pid, signal.SIGCONT)
 
     @property
-    def trainer(self) -> int:
-        """The process id of this peer's trainer."""
-        (pid,) = [pid for pid in children_of(self.pid) if b"trainer" in command_of(pid)]
-        return pid
+    def trainers(self) -> list[int]:
+        """The process id of this peer's trainer, if it has one now."""
+        return [pid for pid in children_of(self.pid) if b"atoll.train.trainer" in command_of(pid)]
+
+    @property
+    def port(self) -> int:
+        """The port of this host."""
+        return int(self.wait_for(HostStarted).address.rpartition(":")[2])
 
 
 class Cluster:
@@ -132,6 +140,14 @@ class Cluster:
         self.processes: list[Process] = []
         self.run.mkdir(exist_ok=True)
         self.peers.mkdir(exist_ok=True)
+
+    def start(self, config: RunConfig, **options: tuple[str, ...]) -> list[Process]:
+        """Return a host, and a peer for each keyword, once all are in a round that is committed."""
+        self.write_run(config)
+        host = self.start_host()
+        peers = [self.join(name, *more) for name, more in options.items()]
+        host.wait_for(RoundCommitted, lambda event: len(event.roster) == len(peers))
+        return [host, *peers]
 
     def write_run(self, config: RunConfig) -> None:
         (self.run / "run.toml").write_text(template(config), encoding="utf-8")
@@ -187,6 +203,10 @@ class Cluster:
     def records(self, kind: type[T]) -> list[T]:
         return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]
 
+    def id_of(self, name: str) -> PeerId:
+        (admitted,) = [record for record in self.records(Admitted) if record.name == name]
+        return admitted.peer
+
     def committed(self) -> int:
         """Return how many rounds are committed."""
         return len(self.records(Committed))
@@ -212,6 +232,11 @@ class Cluster:
             for path in logs
             if path.exists()
         )
+
+
+def with_sync(config: RunConfig, **changes: object) -> RunConfig:
+    """Return the config with other values in its table `sync`."""
+    return msgspec.structs.replace(config, sync=msgspec.structs.replace(config.sync, **changes))
 
 
 def wait_until(look: Callable[[], object], what: str, *, watch: Process | None = None) -> None:

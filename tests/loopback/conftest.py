@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.loopback.cluster import Cluster
 
 from atoll.config import (
     DataConfig,
@@ -17,11 +18,36 @@ from atoll.config import (
     SyncConfig,
     TokenizerConfig,
 )
-from tests.loopback.cluster import Cluster
 
-NOUNS = "reef tide island lagoon wave boat crab shell palm gull storm sail current harbour".split()
-VERBS = "carries follows hides breaks finds leaves keeps crosses watches joins".split()
-PLACES = "near the shore, below the cliff, at night, in the morning, after the rain".split(", ")
+NOUNS = [
+    "reef",
+    "tide",
+    "island",
+    "lagoon",
+    "wave",
+    "boat",
+    "crab",
+    "shell",
+    "palm",
+    "gull",
+    "storm",
+    "sail",
+    "current",
+    "harbour",
+]
+VERBS = [
+    "carries",
+    "follows",
+    "hides",
+    "breaks",
+    "finds",
+    "leaves",
+    "keeps",
+    "crosses",
+    "watches",
+    "joins",
+]
+PLACES = ["near the shore", "below the cliff", "at night", "in the morning", "after the rain"]
 MODEL = ModelConfig(  # 205,000 values: four slices
     vocab_size=512, num_layers=1, width=64, num_heads=4, num_kv_heads=4, ffn_width=640
 )

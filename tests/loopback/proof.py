@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
+from tests.loopback.cluster import Cluster, Process
 
 from atoll.config import RunConfig, run_digest
-from atoll.events import StateDiffers
-from atoll.ids import Digest, Lease, LeaseId, RoundId
+from atoll.events import RoundCommitted, StateDiffers
+from atoll.ids import Digest, Lease, LeaseId
 from atoll.model.shapes import num_parameters
 from atoll.net import records
 from atoll.net.identity import verify
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import manifest_of
 from atoll.outer.state import PeerState
-from tests.loopback.cluster import Cluster
 
 
 def assert_run_is_sound(cluster: Cluster, config: RunConfig, *, rounds: int) -> None:
@@ -58,16 +58,11 @@ def assert_no_sample_counts_twice(history: Iterable[records.Record]) -> None:
     assert set(samples.values()) == {1}
 
 
-def state_on_disk(
-    cluster: Cluster, name: str, config: RunConfig, *, round_id: int | None = None
-) -> PeerState:
-    """Return a state that a peer keeps, the newest unless a round is named."""
+def state_on_disk(cluster: Cluster, name: str, config: RunConfig) -> PeerState:
+    """Return the newest state that a peer keeps."""
     store = StateStore(cluster.peers / name / "states", keep=2)
     state = PeerState.initial(np.zeros(num_parameters(config.model), dtype=np.float32))
-    newest = store.rounds()[-1]
-    store.load_(
-        state, round=RoundId(newest if round_id is None else round_id), run=run_digest(config)
-    )
+    store.load_(state, round=store.rounds()[-1], run=run_digest(config))
     return state
 
 
@@ -83,3 +78,30 @@ def assert_all_hold_the_final_state(
     assert {name: digest_on_disk(cluster, name, config) for name in names} == dict.fromkeys(
         names, final
     )
+
+
+def assert_finished(
+    cluster: Cluster, config: RunConfig, processes: list[Process], *, names: list[str]
+) -> None:
+    """Check that these processes end well, with all rounds done, and what the peers then hold."""
+    assert [process.wait() for process in processes] == [0] * len(processes)
+    assert_run_is_sound(cluster, config, rounds=config.sync.rounds)
+    assert_all_hold_the_final_state(cluster, config, names)
+
+
+def assert_all_leave(
+    cluster: Cluster, config: RunConfig, host: Process, peers: list[Process]
+) -> None:
+    """Press Ctrl-C everywhere; check that all leave cleanly, and nothing committed is lost."""
+    committed = cluster.committed()
+    for process in (*peers, host):
+        process.interrupt()
+    assert [process.wait() for process in (*peers, host)] == [0] * (len(peers) + 1)
+    assert cluster.committed() >= committed
+    assert_run_is_sound(cluster, config, rounds=cluster.committed())
+
+
+def assert_contributes(cluster: Cluster, host: Process, name: str) -> None:
+    """Check that the peer is in a round that is committed from now on."""
+    peer = cluster.id_of(name)
+    host.wait_for_next(RoundCommitted, lambda event: peer in event.roster)

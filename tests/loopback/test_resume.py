@@ -3,23 +3,21 @@
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.loopback.cluster import SLOW, Cluster, Process, wait_until, with_sync
+from tests.loopback.proof import assert_finished
 
+from atoll.config import RunConfig
 from atoll.ids import Digest
 from atoll.net import records
-from tests.loopback.cluster import Cluster, Process, wait_until
-from tests.loopback.proof import assert_all_hold_the_final_state, assert_run_is_sound
 
-NAMES = ("anna", "ben")
-SLOW = ("--max-upload", "0.8")  # Mb/s: a round takes so long that it can be cut anywhere
+NAMES = ["anna", "ben"]
 STOP_AFTER = 2
 
 
 @pytest.fixture
 def short(config):
-    sync = msgspec.structs.replace(config.sync, rounds=4, grace_floor_s=5.0)
-    return msgspec.structs.replace(config, sync=sync)
+    return with_sync(config, rounds=4, grace_floor_s=5.0)
 
 
 @pytest.fixture
@@ -71,13 +69,10 @@ def start(cluster: Cluster, *options: str) -> list[Process]:
     return [cluster.start_host(), *(cluster.join(name, *options) for name in NAMES)]
 
 
-def finish(cluster: Cluster, config) -> Digest:
+def finish(cluster: Cluster, config: RunConfig) -> Digest:
     """Start everything, and return the digest of the final state."""
     try:
-        processes = start(cluster)
-        assert [process.wait() for process in processes] == [0, 0, 0]
-        assert_run_is_sound(cluster, config, rounds=config.sync.rounds)
-        assert_all_hold_the_final_state(cluster, config, NAMES)
+        assert_finished(cluster, config, start(cluster), names=NAMES)
         return cluster.records(records.Agreed)[-1].state
     finally:
         cluster.close()

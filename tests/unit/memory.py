@@ -110,11 +110,15 @@ class MemoryConnection:
         self.owner = owner
         self.peer = peer
         self.other: MemoryConnection
-        self.is_open = True
+        self._is_closed = False
         self._network = network
         self._inbox: deque[bytes] = deque()
         self._end = ""
         self._changed = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return not self._end
 
     async def send(self, message: wire.Message, payload: Buffer = b"") -> None:
         await self._put(wire.encode(message))
@@ -130,7 +134,7 @@ class MemoryConnection:
         return payload
 
     async def close(self) -> None:
-        self.is_open = False
+        self._is_closed = True
         self._finish("the connection was closed here")
         self.other._finish("the other side closed the connection")
 
@@ -159,7 +163,7 @@ class MemoryConnection:
             if self._end:
                 raise ConnectionLost(self._end)
             await self._next_change()
-        if not self.is_open:
+        if self._is_closed:
             raise ConnectionLost(self._end)
         self.other._notify()
         return self._inbox.popleft()

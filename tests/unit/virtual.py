@@ -21,7 +21,7 @@ class _Jump(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """What would run in a thread runs at once, so that nothing depends on which is faster."""
+    """What would run in a thread runs here, in its turn: nothing depends on which is faster."""
 
     def __init__(self) -> None:
         self._jump = _Jump()
@@ -36,10 +36,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self, executor: object, func: Callable[..., Any], *args: Any
     ) -> "asyncio.Future[Any]":
         future = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - it is for whoever awaits the future
-            future.set_exception(error)
+
+        def work() -> None:
+            try:
+                result = func(*args)
+            except Exception as error:  # noqa: BLE001 - it is for whoever awaits the future
+                if not future.cancelled():
+                    future.set_exception(error)
+            else:
+                if not future.cancelled():
+                    future.set_result(result)
+
+        self.call_soon(work)
         return future
 
 

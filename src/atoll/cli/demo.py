@@ -32,7 +32,9 @@ from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
 from atoll.durable import disk_errors
 from atoll.errors import ConfigError, RunError
-from atoll.units import format_count, format_seconds
+from atoll.model.shapes import num_parameters
+from atoll.train.shared import vectors_path
+from atoll.units import format_bytes, format_count, format_seconds
 
 NAMES: Final = ("ada", "ben", "carol", "dan", "eve", "finn", "gina", "hugo", "ines", "jack")
 BUILT_IN: Final = "built-in"
@@ -77,7 +79,7 @@ def demo(
         Path | None, typer.Option(help="A new folder to keep the run in.", show_default=False)
     ] = None,
     chaos: Annotated[bool, typer.Option(help="Kill a trainer and a peer on the way.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each peer.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for each peer.")] = 1,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
     ] = None,
@@ -119,15 +121,17 @@ def perform(config: RunConfig, stage: Stage) -> None:
         dataset = _prepare(config, stage)
         story = _run(config, stage)
         _print_outcome(config, stage, story, dataset)
-        console.print(f"all in {format_seconds(monotonic_s() - began_at)}\n")
+        exchanged = format_bytes(story.num_sent + story.num_received)
+        took = format_seconds(monotonic_s() - began_at)
+        console.print(f"\n{exchanged} exchanged, {took} in all\n")
         _print_next(stage)
     except KeyboardInterrupt:
         _print_way_on(stage)
     except ConfigError:
-        _remove(stage)
+        _remove(config, stage)
         raise
     if not stage.is_kept:
-        _remove(stage)
+        _remove(config, stage)
 
 
 def _prepare(config: RunConfig, stage: Stage) -> Dataset:
@@ -161,7 +165,7 @@ def _run(config: RunConfig, stage: Stage) -> Story:
     Raises:
         RunError: it did not end as it should have.
     """
-    actors = {name: Actor(name) for name in stage.homes}
+    actors = {name: Actor(name, trains=name != BUILT_IN) for name in stage.homes}
     story = Story(config, actors, began_at=wall_s())
     host = Process("the host", stage.host_arguments(), directory=stage.directory)
     peers: list[Process] = []
@@ -258,12 +262,14 @@ def _print_outcome(config: RunConfig, stage: Stage, story: Story, dataset: Datas
     """
     # Imported here: torch takes seconds, and until now the CPU was for the peers.
     from atoll.cli import outcome
+    from atoll.train.device import set_threads
 
     comparison = outcome.compare(stage.directory, stage.homes, config)
     console.print()
     console.print(outcome.states_table(comparison, story.actors))
     _require_none(comparison.problems, stage)
     console.print("equal on all disks, and as the journal says\n", style="green")
+    set_threads(stage.threads)
     with console.status("measuring what the model has learnt"):
         before = outcome.initial_quality(config, dataset)
         after = outcome.quality(comparison.held[BUILT_IN][0].params_N, config, dataset)
@@ -304,7 +310,10 @@ def _program() -> str:
     return sys.argv[0] if called.name == "atoll" else f"{sys.executable} -m atoll.cli.main"
 
 
-def _remove(stage: Stage) -> None:
+def _remove(config: RunConfig, stage: Stage) -> None:
+    """Leave nothing behind, also of a peer that was killed and did not come back."""
+    for home in stage.homes.values():
+        vectors_path(home, num_parameters(config.model)).unlink(missing_ok=True)
     shutil.rmtree(stage.directory, ignore_errors=True)
 
 

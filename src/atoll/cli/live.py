@@ -18,7 +18,7 @@ from atoll.clock import wall_s
 from atoll.model.shapes import num_parameters
 from atoll.units import format_bytes, format_count
 
-MAX_WIDTH: Final = 110
+MAX_WIDTH: Final = 100
 CURVE_COLUMNS: Final = 40
 STYLES: Final[dict[Tone, str]] = {
     "plain": "",
@@ -59,8 +59,8 @@ def _lines(story: Story, console: Console) -> Callable[[], None]:
 
 
 def _line(news: News) -> Text:
-    minutes, seconds = divmod(int(news.at_s), 60)
-    return Text.assemble((f"{minutes:2}:{seconds:02}  ", "dim"), (news.text, STYLES[news.tone]))
+    moment = (f"{_minutes(news.at_s):>5}  ", "dim")
+    return Text.assemble(moment, (news.text, STYLES[news.tone]), no_wrap=True, overflow="ellipsis")
 
 
 # --- the picture ---------------------------------------------------------------------------------
@@ -82,9 +82,8 @@ def picture(story: Story, console: Console) -> RenderableType:
 
 
 def _subject(story: Story) -> str:
-    model = story.config.model
-    source = story.config.data.sources[0].name
-    return f"{format_count(num_parameters(model))} parameters read {source}"
+    size = format_count(num_parameters(story.config.model))
+    return f"{size} parameters, text: {story.config.data.sources[0].name}"
 
 
 def _rounds(story: Story) -> RenderableType:
@@ -102,35 +101,42 @@ def _rounds(story: Story) -> RenderableType:
 
 
 def _clock(story: Story) -> str:
-    minutes, seconds = divmod(int(wall_s() - story.began_at), 60)
-    return f"{minutes}:{seconds:02}"
+    now = wall_s()
+    left_s = None if story.is_complete else story.seconds_left(now=now)
+    left = "" if left_s is None else f", about {_minutes(left_s)} left"
+    return _minutes(now - story.began_at) + left
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def _loss(story: Story) -> RenderableType:
     if not story.losses:
-        return Text("loss    (after the first round)", style="dim")
+        return Text("loss     after the first round", style="dim")
     curve = sparkline(story.losses, columns=CURVE_COLUMNS)
     first, last = story.losses[0], story.losses[-1]
-    return Text.assemble(f"loss    {first:.3f} ", (curve, "magenta"), (f" {last:.3f}", "bold"))
+    return Text.assemble(f"loss     {first:.3f} ", (curve, "magenta"), (f" {last:.3f}", "bold"))
 
 
 def _members(story: Story) -> Table:
-    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim", show_edge=False)
-    table.add_column("member", no_wrap=True)
-    table.add_column("inner steps", no_wrap=True, min_width=14)
-    for title in ("loss", "tokens/s", "sent", "received"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, min_width=10)
-    for actor in story.actors.values():
+    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    table.add_column("member", no_wrap=True, ratio=1)
+    table.add_column("inner steps", width=13)
+    for title, width in (("loss", 6), ("tokens/s", 8), ("sent", 8), ("received", 8)):
+        table.add_column(title, justify="right", no_wrap=True, width=width)
+    table.add_column(width=10)
+    actors = story.actors.values()
+    for actor in actors:
         table.add_row(*_row(actor, inner_steps=story.config.sync.inner_steps))
     table.add_row(
         "in all",
         "",
         f"{story.losses[-1]:.3f}" if story.losses else "",
         format_count(story.tokens_per_s) if story.tokens_per_s else "",
-        format_bytes(sum(actor.num_sent for actor in story.actors.values())),
-        format_bytes(sum(actor.num_received for actor in story.actors.values())),
-        f"{sum(actor.is_in for actor in story.actors.values())} are in",
+        format_bytes(story.num_sent),
+        format_bytes(story.num_received),
+        f"{sum(actor.is_in for actor in actors)} are in",
         style="bold",
     )
     return table
@@ -139,7 +145,7 @@ def _members(story: Story) -> Table:
 def _row(actor: Actor, *, inner_steps: int) -> tuple[RenderableType, ...]:
     return (
         actor.name,
-        "" if actor.doing == "serving" else _steps(actor.step, inner_steps),
+        _steps(actor.step, inner_steps) if actor.trains else "",
         "" if actor.loss is None else f"{actor.loss:.3f}",
         format_count(actor.tokens_per_s) if actor.tokens_per_s else "",
         format_bytes(actor.num_sent) if actor.num_sent else "",

@@ -30,7 +30,7 @@ from atoll.outer.state import PeerState
 from atoll.train.evaluate import validation_loss
 from atoll.units import format_bytes
 
-VALIDATION_SAMPLES: Final = 256  # at most: seconds, and an error of a few hundredths of a nat
+VALIDATION_SAMPLES: Final = 512  # at most, as in `atoll train`
 SAMPLE_TOKENS: Final = 60
 PROMPT: Final = "The state of the Union is"
 SHOWN_DIGITS: Final = 24  # of a digest
@@ -87,8 +87,8 @@ def states_table(comparison: Comparison, actors: Mapping[str, Actor]) -> Table:
     for name, (_, digest) in comparison.held.items():
         style = "green" if digest == comparison.agreed.state else "bold red"
         actor = actors[name]
-        sent, received = format_bytes(actor.num_sent), format_bytes(actor.num_received)
-        table.add_row(name, Text(digest[:SHOWN_DIGITS], style=style), sent, received)
+        exchanged = (format_bytes(actor.num_sent), format_bytes(actor.num_received))
+        table.add_row(name, Text(digest[:SHOWN_DIGITS], style=style), *exchanged)
     table.add_row("journal", Text(comparison.agreed.state[:SHOWN_DIGITS], style="green"))
     return table
 

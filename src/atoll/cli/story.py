@@ -4,13 +4,15 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from atoll import events
 from atoll.config import RunConfig
 from atoll.events import Stamped
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.units import format_bytes, format_count, format_seconds
+
+MIN_PROGRESS: Final = 0.04  # for a guess at when it will be over
 
 Tone = Literal["plain", "good", "bad", "alarm"]
 Doing = Literal["starting", "training", "exchanging", "serving", "gone", "done"]
@@ -21,6 +23,7 @@ class Actor:
     """A member of the run. `loss` and `tokens_per_s` are those of its newest inner step."""
 
     name: str
+    trains: bool = True
     doing: Doing = "starting"
     step: int = 0  # inner steps done in the open round
     loss: float | None = None
@@ -52,6 +55,7 @@ class Story:
     losses: list[float] = field(default_factory=list)  # mean of each round
     news: list[News] = field(default_factory=list)
     is_complete: bool = False
+    trains_since: float | None = None  # by the wall clock: the first inner step that we heard of
     _planned: RoundId = INITIAL
     _names: dict[PeerId, str] = field(default_factory=dict)
 
@@ -64,13 +68,24 @@ class Story:
         return min(1.0, (self.committed + of_open_round) / sync.rounds)
 
     @property
-    def num_exchanged(self) -> int:
-        """Bytes that went from one member to another: each contribution, update and state."""
-        return sum(actor.num_sent + actor.num_received for actor in self.actors.values())
+    def num_sent(self) -> int:
+        """Bytes of all contributions."""
+        return sum(actor.num_sent for actor in self.actors.values())
+
+    @property
+    def num_received(self) -> int:
+        """Bytes of all updates and states that somebody fetched."""
+        return sum(actor.num_received for actor in self.actors.values())
 
     @property
     def tokens_per_s(self) -> float:
         return sum(actor.tokens_per_s for actor in self.actors.values())
+
+    def seconds_left(self, *, now: float) -> float | None:
+        """Return how long the rest will take if it goes on like this; None: too early to tell."""
+        if self.trains_since is None or self.progress < MIN_PROGRESS:
+            return None
+        return (now - self.trains_since) * (1 - self.progress) / self.progress
 
     def say(self, text: str, *, at: float, tone: Tone = "plain") -> None:
         self.news.append(News(max(0.0, at - self.began_at), text, tone))
@@ -88,6 +103,7 @@ class Story:
                 self.say(f"{name} is gone: {reason}", at=at, tone="bad")
             case events.Training(peer=peer, round=round_id) if round_id == self.committed + 1:
                 self._train(self._actor(self._named(peer)), event)
+                self.trains_since = self.trains_since or at
             case events.RoundPlanned(round=round_id, reason=reason):
                 if round_id == self._planned:
                     self.say(f"round {round_id} is planned anew: {reason}", at=at, tone="bad")
@@ -112,9 +128,9 @@ class Story:
         self._names[event.peer] = event.name
         actor = self._actor(event.name)
         what = "is back" if actor.was_in else "joined"
-        where = f", it trains on {event.device}" if event.device else ", it does not train"
-        self.say(f"{actor.name} {what}{where}", at=at, tone="good")
-        actor.doing = "training" if event.device else "serving"
+        device = f", it trains on {event.device}" if actor.trains else ""
+        self.say(f"{actor.name} {what}{device}", at=at, tone="good")
+        actor.doing = "training" if actor.trains else "serving"
         actor.was_in = True
 
     def _train(self, actor: Actor, event: events.Training) -> None:
@@ -148,8 +164,8 @@ class Story:
                 actor.num_sent += num_bytes
             case events.PhaseTimed(phase="received", num_bytes=num_bytes):
                 actor.num_received += num_bytes
-            case events.PhaseTimed(phase="outer_step", round=round_id) if not actor.is_in:
-                self.say(f"{name} catches up with round {round_id}", at=at)
+            case events.PhaseTimed(phase="outer_step", round=round_id) if round_id < self.committed:
+                self.say(f"{name} catches up: round {round_id}", at=at)
             case events.StateSynced(round=round_id, num_bytes=num_bytes, seconds=seconds):
                 actor.num_received += num_bytes
                 size, time = format_bytes(num_bytes), format_seconds(seconds)

@@ -37,20 +37,25 @@ class Links:
         Raises:
             PeerError: the member cannot be reached.
         """
-        idle = self._idle[address.peer]
-        connection = (
-            idle.pop()
-            if idle
-            else await self._transport.dial(
-                address.host, address.port, expect=address.peer, timeout_s=DIAL_S
-            )
+        connection = await self._kept(address.peer) or await self._transport.dial(
+            address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
         try:
             yield connection
         except BaseException:  # also a cancelled request leaves its answer in the pipe
             await connection.close()
             raise
-        idle.append(connection)
+        self._idle[address.peer].append(connection)
+
+    async def _kept(self, peer: PeerId) -> Connection | None:
+        """Return a kept connection to the member, if there is one that it has not ended."""
+        idle = self._idle[peer]
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                return connection
+            await connection.close()
+        return None
 
     async def close(self) -> None:
         for connections in self._idle.values():

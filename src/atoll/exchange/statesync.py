@@ -73,7 +73,7 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
     await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
     # Peers on one machine share the cache: one of them fetches, the others wait and find it.
     lock = FileLock(cache / f"{digest}.lock")
-    while not lock.is_locked:
+    while True:
         with suppress(Timeout):
             lock.acquire(timeout=0)
             break
@@ -113,6 +113,7 @@ async def _fetch_all(
     A source that fails, or lacks a blob, is not asked again.
     """
     todo = list(reversed(range(len(digests))))
+    working = list(sources)
     num_bytes = 0
 
     async def drain(source: wire.Address) -> None:
@@ -126,13 +127,14 @@ async def _fetch_all(
                 payload = None
             if payload is None:
                 todo.append(index)
+                working.remove(source)
                 return
             await store(index, payload)
             num_bytes += len(payload)
 
     # A source may give up after the others ran dry, so those that still work are asked once more.
-    for _ in range(2):
-        await together(*(drain(source) for source in sources))
+    while todo and working:
+        await together(*(drain(source) for source in working))
     if todo:
         raise PeerError(f"{len(todo)} of {len(digests)} blobs are not to be had any more")
     return num_bytes

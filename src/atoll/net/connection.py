@@ -130,6 +130,10 @@ class TcpConnection:
         self._upload = upload
         self._sending = asyncio.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        return self._stream.end is None
+
     async def send(self, message: Message, payload: Buffer = b"") -> None:
         """Send the message and the raw bytes that it announces, with nothing in between.
 

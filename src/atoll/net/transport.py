@@ -33,6 +33,11 @@ class Connection(Protocol):
     peer: PeerId | None
     remote_host: str
 
+    @property
+    def is_open(self) -> bool:
+        """Whether, as far as is known here, something can still be sent."""
+        ...
+
     async def send(self, message: Message, payload: Buffer = b"") -> None: ...
 
     async def receive(self) -> Message: ...

@@ -8,13 +8,14 @@ again from its directory and from other members, so it may be killed at any mome
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from atoll.config import PeerConfig
 from atoll.data.shards import Dataset
-from atoll.errors import BadUpdateError, PeerError
+from atoll.errors import BadUpdateError, PeerError, RunError
 from atoll.events import Emit, Stopped
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
@@ -245,6 +246,8 @@ class Agent:
         await self._member.links.close()
         if self._member.training is not None:
             await self._member.training.stop()
+        with suppress(RunError):  # of a full disk, the error that ends us tells already
+            await self._member.saved()
         self._home.close()
 
 

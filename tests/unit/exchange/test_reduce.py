@@ -1,0 +1,231 @@
+import asyncio
+import resource
+from itertools import permutations
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from tests.unit.exchange.cast import BOUNDS, ROUND, A, B, C, encoded, job, reducer, values
+from tests.unit.virtual import run
+
+from atoll.errors import BadBlobError, RunError
+from atoll.exchange import fp64
+from atoll.exchange.codec import CODECS
+from atoll.exchange.reduce import Reducer, reduce_slice
+from atoll.ids import RoundId, digest_of
+
+SHARES = {A: 0.5, B: 0.25, C: 0.25}
+SLICES = {peer: encoded(seed) for seed, peer in enumerate(SHARES)}
+JOB = job(*((peer, SHARES[peer], SLICES[peer][0]) for peer in SHARES))
+
+
+async def take(reducer, peer, *, index=0):
+    digest, payload = SLICES[peer]
+    await reducer.take(peer, index, digest, payload)
+
+
+def test_the_update_is_the_weighted_mean():
+    inputs = [(fp64.encode(values(seed)), share) for seed, share in enumerate(SHARES.values())]
+    update = reduce_slice(inputs, codec=fp64, update_codec=fp64, num_values=300)
+    expected = sum(share * values(seed) for seed, share in enumerate(SHARES.values()))
+    assert np.array_equal(fp64.decode(update, 300), expected)
+
+
+def test_whatever_the_order_of_arrival_every_reducer_forms_the_same_bytes(tmp_path):
+    async def main():
+        updates = set()
+        for number, order in enumerate(permutations(SHARES)):
+            one, told = reducer(tmp_path / str(number))
+            reducing = asyncio.create_task(one.reduce(JOB))
+            for peer in order:
+                assert not told.reduced()
+                await take(one, peer)
+            await reducing
+            (reduced,) = told.reduced()
+            payload = (tmp_path / str(number) / reduced.digest).read_bytes()
+            assert (digest_of(payload), len(payload)) == (reduced.digest, reduced.num_bytes)
+            updates.add(payload)
+        (update,) = updates
+        inputs = [(SLICES[peer][1], share) for peer, share in SHARES.items()]
+        int8 = CODECS["int8"]
+        assert update == reduce_slice(inputs, codec=int8, update_codec=int8, num_values=300)
+
+    run(main())
+
+
+def test_the_host_is_told_of_each_slice_with_its_norm(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path, codec="fp64")
+        digest, payload = encoded(5, 1, codec="fp64")
+        await one.take(B, 1, digest, payload)
+        one.confirm(B, 1, digest)
+        (first, again) = told.delivered()
+        assert first == again
+        assert (first.round, first.contributor, first.slice, first.digest) == (ROUND, B, 1, digest)
+        assert first.squared_norm == pytest.approx(np.square(values(5, 1)).sum())
+        assert one.has(B, 1, digest)
+        assert not one.has(A, 1, digest)
+        assert not one.has(B, 0, digest)
+
+    run(main())
+
+
+def test_how_long_a_slice_is_follows_from_the_plan(tmp_path):
+    one, _ = reducer(tmp_path, codec="fp32")
+    assert [one.expected_bytes(k) for k in (-1, 0, 1, 2)] == [None, 1200, 800, None]
+    one.open(RoundId(4), codec="bf16", update_codec="bf16")
+    assert one.expected_bytes(0) == 600
+
+
+@pytest.mark.parametrize(
+    ("codec", "payload"),
+    [
+        ("int8", encoded(0)[1][:-1]),
+        ("int8", encoded(0)[1] + b"\0"),
+        ("int8", b"\xff" * len(encoded(0)[1])),  # its scales are no numbers
+        ("fp32", np.full(300, np.nan, np.float32).tobytes()),
+        ("fp32", np.full(300, np.inf, np.float32).tobytes()),
+        ("fp32", np.full(300, 3e38, np.float32).tobytes()),
+    ],
+)
+def test_a_slice_that_does_not_decode_is_refused(tmp_path, codec, payload):
+    async def main():
+        one, told = reducer(tmp_path, codec=codec)
+        with pytest.raises(BadBlobError):
+            await one.take(A, 0, digest_of(payload), payload)
+        assert not told
+        assert not one.has(A, 0, digest_of(payload))
+
+    run(main())
+
+
+def test_a_slice_that_is_not_what_was_announced_is_refused(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path)
+        with pytest.raises(BadBlobError, match="not what it announced"):
+            await one.take(A, 0, SLICES[A][0], SLICES[B][1])
+        assert not told
+
+    run(main())
+
+
+def test_a_third_version_of_a_slice_is_refused(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path)
+        for seed in (1, 2):
+            await one.take(A, 0, *encoded(seed))
+        with pytest.raises(BadBlobError, match="third version"):
+            await one.take(A, 0, *encoded(3))
+        await one.take(B, 0, *encoded(3))
+        assert [message.contributor for message in told.delivered()] == [A, A, B]
+
+    run(main())
+
+
+def test_of_two_versions_the_job_says_which(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path, codec="fp64")
+        for seed in (1, 2):
+            await one.take(A, 0, *encoded(seed, codec="fp64"))
+        digest, payload = encoded(1, codec="fp64")
+        await one.reduce(job((A, 1.0, digest)))
+        (reduced,) = told.reduced()
+        assert reduced.digest == digest_of(payload)
+
+    run(main())
+
+
+def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path)
+        waiting = asyncio.create_task(one.update(round_id=ROUND, roster_version=1, index=0))
+        other = asyncio.create_task(one.update(round_id=ROUND, roster_version=2, index=0))
+        for peer in SHARES:
+            await take(one, peer)
+        await one.reduce(JOB)
+        assert await waiting == told.reduced()[0].digest
+        assert await one.update(round_id=ROUND, roster_version=1, index=0) == await waiting
+        assert not other.done()
+        one.open(RoundId(4), codec="int8", update_codec="int8")
+        assert await other is None
+        assert await one.update(round_id=ROUND, roster_version=1, index=0) is None
+
+    run(main())
+
+
+@pytest.mark.parametrize("stale", [replace(JOB, round=RoundId(2)), replace(JOB, slice=2)])
+def test_a_job_of_another_round_or_for_no_slice_is_ignored(tmp_path, stale):
+    async def main():
+        one, told = reducer(tmp_path)
+        await one.reduce(stale)
+        assert not told
+
+    run(main())
+
+
+def test_a_new_round_ends_what_waits_and_forgets_what_was_taken(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path)
+        reducing = asyncio.create_task(one.reduce(JOB))
+        await take(one, A)
+        one.open(RoundId(4), codec="int8", update_codec="int8")
+        await reducing
+        assert not told.reduced()
+        assert not one.has(A, 0, SLICES[A][0])
+
+    run(main())
+
+
+class Interrupted:
+    """A codec and a store of blobs that let a new round begin while they are at work."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+
+    def check(self, payload, num_values):
+        self.meanwhile()
+        return 1.0
+
+    def put(self, digest, payload):
+        self.meanwhile()
+
+
+def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped():
+    async def main():
+        told = []
+
+        def next_round():
+            one.open(RoundId(one.round_id + 1), codec="int8", update_codec="int8")
+
+        store = Interrupted(next_round)
+        one = Reducer(slices=BOUNDS, blobs=store, tell_host=told.append)
+        one.codec = Interrupted(next_round)
+        await take(one, A)
+        assert not told
+        assert not one.has(A, 0, SLICES[A][0])
+
+        one.open(ROUND, codec="int8", update_codec="int8")
+        for peer in SHARES:
+            await take(one, peer)
+        told.clear()
+        await one.reduce(JOB)
+        assert one.round_id == ROUND + 1
+        assert not told
+
+    run(main())
+
+
+def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
+    async def main():
+        one, _ = reducer(tmp_path)
+        for peer in SHARES:
+            await take(one, peer)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(RunError):
+                await one.reduce(JOB)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    run(main())

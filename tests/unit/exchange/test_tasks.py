@@ -1,0 +1,93 @@
+import asyncio
+
+import pytest
+from tests.unit.virtual import now, run
+
+from atoll.errors import PeerError, RunError
+from atoll.exchange.tasks import running, together
+
+
+async def after(seconds, error=None, done=None):
+    try:
+        await asyncio.sleep(seconds)
+        if error is not None:
+            raise error
+    finally:
+        if done is not None:
+            done.append(now())
+
+
+def test_together_returns_when_all_are_done():
+    async def main():
+        await together(after(1), after(5), after(3))
+        return now()
+
+    assert run(main()) == 5
+
+
+def test_nothing_to_do_is_done():
+    run(together())
+
+
+def test_the_first_error_ends_the_others_and_comes_out_as_it_is():
+    async def main():
+        done = []
+        with pytest.raises(PeerError, match="three"):
+            await together(
+                after(5, RunError("five"), done),
+                together(after(3, PeerError("three"), done), after(9, None, done)),
+            )
+        return done
+
+    assert run(main()) == [3, 3, 3]
+
+
+def test_cancelled_together_cancels_all():
+    async def main():
+        done = []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await together(after(5, None, done), after(6, None, done))
+        return done
+
+    assert run(main()) == [2, 2]
+
+
+def test_running_ends_with_its_body():
+    async def main():
+        done = []
+        async with running(after(5, None, done)):
+            await asyncio.sleep(2)
+        return done
+
+    assert run(main()) == [2]
+
+
+def test_a_failure_beside_the_body_ends_the_body():
+    async def main():
+        with pytest.raises(RunError, match="beside"):
+            async with running(after(2, RunError("beside"))):
+                await asyncio.sleep(100)
+        return now()
+
+    assert run(main()) == 2
+
+
+def test_an_error_of_the_body_ends_what_runs_beside_it():
+    async def main():
+        done = []
+        with pytest.raises(PeerError, match="body"):
+            async with running(after(5, None, done)):
+                await after(1, PeerError("body"))
+        return done
+
+    assert run(main()) == [1]
+
+
+def test_work_that_is_done_first_leaves_the_body_alone():
+    async def main():
+        async with running(after(1)):
+            await asyncio.sleep(4)
+        return now()
+
+    assert run(main()) == 4
