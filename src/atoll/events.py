@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from atoll.clock import wall_s
+from atoll.errors import RunError
 from atoll.ids import Digest, PeerId, RoundId
 
 
@@ -161,7 +162,18 @@ class EventLog:
         self._show = show
 
     def emit(self, event: Event) -> None:
-        self._file.write(msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n")
+        """Append the event, and show it.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        try:
+            self._file.write(msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self._file.name}: {error.strerror}",
+                hint="make room on the disk and start again; what was committed is safe",
+            ) from error
         self._show(event)
 
     def close(self) -> None:

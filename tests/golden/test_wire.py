@@ -39,7 +39,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)
     ),
     wire.Delivered(round=ROUND, contributor=BEN, slice=2, digest=D1, squared_norm=0.125),
-    wire.Reduced(round=ROUND, roster_version=1, slice=2, digest=D1, num_bytes=2**31),
+    wire.Reduced(round=ROUND, roster_version=1, slice=2, digest=D1),
     wire.Held(round=ROUND, roster_version=1, digests=(D1, D2)),
     wire.Unreachable(round=ROUND, reducer=BEN),
     wire.Heartbeat(round=ROUND, step=4, loss=3.25, tokens_per_s=1e6),

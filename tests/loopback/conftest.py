@@ -19,35 +19,9 @@ from atoll.config import (
     TokenizerConfig,
 )
 
-NOUNS = [
-    "reef",
-    "tide",
-    "island",
-    "lagoon",
-    "wave",
-    "boat",
-    "crab",
-    "shell",
-    "palm",
-    "gull",
-    "storm",
-    "sail",
-    "current",
-    "harbour",
-]
-VERBS = [
-    "carries",
-    "follows",
-    "hides",
-    "breaks",
-    "finds",
-    "leaves",
-    "keeps",
-    "crosses",
-    "watches",
-    "joins",
-]
-PLACES = ["near the shore", "below the cliff", "at night", "in the morning", "after the rain"]
+NOUNS = ("reef", "tide", "island", "lagoon", "wave", "boat", "crab", "shell", "palm", "gull")
+VERBS = ("carries", "follows", "hides", "breaks", "finds", "leaves", "keeps", "crosses", "joins")
+PLACES = ("near the shore", "below the cliff", "at night", "in the morning", "after the rain")
 MODEL = ModelConfig(  # 205,000 values: four slices
     vocab_size=512, num_layers=1, width=64, num_heads=4, num_kv_heads=4, ffn_width=640
 )

@@ -11,6 +11,8 @@ from atoll.config import RunConfig
 from atoll.ids import Digest
 from atoll.net import records
 
+pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+
 NAMES = ["anna", "ben"]
 STOP_AFTER = 2
 

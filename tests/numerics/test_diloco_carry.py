@@ -24,7 +24,6 @@ from tests.numerics.diloco import (
     train_round,
 )
 
-from atoll.config import OuterConfig
 from atoll.data.batches import Batches
 from atoll.data.leases import LeaseBook, Span, commit, grant, held_by
 from atoll.exchange.codec import CODECS
@@ -35,6 +34,8 @@ from atoll.train.merge import carry_
 from atoll.train.work import num_samples
 
 GRID = 2.0**-12  # of values so few and so small that fp32 holds every sum and half of them
+# The clip would shorten the longer of two contributions: another test's concern.
+UNCLIPPED = changed(CONFIG, sync=changed(CONFIG.sync, clip_to_median=1e9))
 vectors = arrays(np.float32, 50, elements=st.integers(-(2**9), 2**9).map(lambda k: k * GRID))
 
 
@@ -42,25 +43,17 @@ vectors = arrays(np.float32, 50, elements=st.integers(-(2**9), 2**9).map(lambda 
 @given(vectors, vectors, vectors, vectors)
 def test_over_both_rounds_a_late_peer_contributes_just_what_it_did(start_N, anna_N, ben_N, more_N):
     """`anna_N` and `ben_N` are the local weights of round 1, `more_N` is Ben's work in round 2."""
-    codec = CODECS["fp64"]
-    model = changed(CONFIG, outer=OuterConfig(lr=1.0, momentum=0.0))
     state = PeerState.initial(start_N.copy())
-    commit_(state, {ANNA: contribution(state, anna_N, num_samples=1, config=model)}, model)
+    commit_(state, {ANNA: contribution(state, anna_N, num_samples=1, config=UNCLIPPED)}, UNCLIPPED)
     np.testing.assert_array_equal(state.params_N, anna_N)
     local_N = ben_N.copy()
     carry_(local_N, global_N=state.params_N, reference_N=start_N)
-    local_N += more_N
-    late = contribution(state, local_N, num_samples=2, config=model)
+    late = contribution(state, local_N + more_N, num_samples=2, config=UNCLIPPED)
     done_N = start_N - ben_N - more_N
-    np.testing.assert_array_equal(codec.decode(late.slices[0], len(done_N)), done_N)
-    idle = contribution(state, state.params_N, num_samples=2, config=model)
-    commit_(state, {ANNA: idle, BEN: late}, changed_clip(model))
+    np.testing.assert_array_equal(CODECS["fp64"].decode(late.slices[0], len(done_N)), done_N)
+    idle = contribution(state, state.params_N, num_samples=2, config=UNCLIPPED)
+    commit_(state, {ANNA: idle, BEN: late}, UNCLIPPED)
     np.testing.assert_array_equal(state.params_N, anna_N - done_N / 2)
-
-
-def changed_clip(config):
-    """Return the config without the clip, which would shorten the longer of two contributions."""
-    return changed(config, sync=changed(config.sync, clip_to_median=1e9))
 
 
 def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):

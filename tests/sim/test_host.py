@@ -47,10 +47,12 @@ def random_fault(world: World, *, every_s: float) -> None:
     world.after(rng.expovariate(1 / every_s), lambda: random_fault(world, every_s=every_s))
 
 
-@pytest.mark.parametrize("slowest_s", [15, 150])
-@pytest.mark.parametrize("seed", range(80))
-def test_whatever_happens_the_run_completes_and_nothing_counts_twice(seed: int, slowest_s: float):
-    world = World(seed, peers=4, rounds=ROUNDS, slowest_s=slowest_s)
+@pytest.mark.parametrize(("slowest_s", "reachable"), [(15, 1.0), (15, 0.5), (15, 0.0), (150, 0.5)])
+@pytest.mark.parametrize("seed", range(50))
+def test_whatever_happens_the_run_completes_and_nothing_counts_twice(
+    seed: int, slowest_s: float, reachable: float
+):
+    world = World(seed, peers=4, rounds=ROUNDS, slowest_s=slowest_s, reachable=reachable)
     world.after(world.rng.uniform(0, 20), lambda: random_fault(world, every_s=slowest_s / 2))
     world.run_until(lambda: complete(world), deadline=20_000)
     assert run_of(world) == [1, 2, 3, 4, 5, 6]

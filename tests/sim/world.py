@@ -25,6 +25,7 @@ from atoll.data import leases
 from atoll.host import run as decisions
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
+from atoll.host.state import Run
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
 from atoll.net import records, wire
 
@@ -61,6 +62,8 @@ class Peer:
     id: PeerId
     trains: bool
     speed: float  # seconds of training in a round
+    reachable: bool = True  # by others; who is not may still dial them
+    start_s: float = 0.0  # from its start until it reports its state
     alive: bool = False
     frozen: bool = False
     session: int = 0  # of which connection to the host; messages of older ones are lost
@@ -85,7 +88,14 @@ class Peer:
 
 class World:
     def __init__(
-        self, seed: int, *, peers: int, rounds: int, min_peers: int = 1, slowest_s: float = 15.0
+        self,
+        seed: int,
+        *,
+        peers: int,
+        rounds: int,
+        min_peers: int = 1,
+        slowest_s: float = 15.0,
+        reachable: float = 1.0,
     ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
@@ -102,12 +112,17 @@ class World:
             at=0.0,
         )
         self.journal: list[records.Record] = [genesis]
-        self.host: decisions.Run | None = None
+        self.commits: dict[RoundId, records.Committed] = {}
+        self.host: Run | None = None
         self.peers = {
             peer: Peer(peer, trains=True, speed=self.rng.uniform(5, slowest_s))
             for peer in (PeerId(f"{k:032x}") for k in range(peers))
         }
-        self.peers[BUILT_IN] = Peer(BUILT_IN, trains=False, speed=0.0)
+        for peer in self.peers.values():
+            peer.reachable = self.rng.random() < reachable
+        self.peers[BUILT_IN] = Peer(
+            BUILT_IN, trains=False, speed=0.0, start_s=self.rng.choice([0.0, 3.0])
+        )
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self.finished_work: dict[LeaseId, PeerId] = {}
@@ -135,13 +150,15 @@ class World:
             return "the host is down"
         rnd = self.host.round
         where = (rnd.phase, rnd.waited, rnd.completed_at, rnd.assignment) if rnd else "none open"
-        members = {m.peer[-1]: (m.connected, m.round) for m in self.host.membership.members.values()}
+        members = {
+            m.peer[-1]: (m.connected, m.round) for m in self.host.membership.members.values()
+        }
         return f"committed {self.host.committed}, round {where}, members {members}"
 
     # --- the host -------------------------------------------------------------------------------
 
     def start_host(self) -> None:
-        self.host = decisions.replay(self.journal, num_slices=NUM_SLICES)
+        self.host = decisions.replay(self.journal, slice_bytes=(1,) * NUM_SLICES, now=self.now)
         self.tick(self.host)
 
     def crash_host(self) -> None:
@@ -151,7 +168,7 @@ class World:
             if peer.alive:
                 self.after(self.delay(), lambda p=peer, s=peer.session: self.connect(p, s))
 
-    def tick(self, host: decisions.Run) -> None:
+    def tick(self, host: Run) -> None:
         if self.host is host:
             self.do(decisions.on_tick(host, now=self.now))
             self.after(0.25, lambda: self.tick(host))
@@ -163,12 +180,13 @@ class World:
                     self.journal += new
                     for record in new:
                         self.check(record)
+                        if isinstance(record, records.Committed):
+                            self.commits[record.round] = record
                 case Send(peer=peer, message=message):
                     self.to_peer(peer, message)
-                case SendCommits(peer=peer, after=after):
-                    for record in self.journal:
-                        if isinstance(record, records.Committed) and record.round > after:
-                            self.to_peer(peer, record)
+                case SendCommits(peer=peer, after=after, through=through):
+                    for round_id in range(after + 1, through + 1):
+                        self.to_peer(peer, self.commits[RoundId(round_id)])
                 case Drop(peer=peer):
                     self.disconnect(self.peers[peer])
                 case Report():
@@ -227,7 +245,7 @@ class World:
         if peer.alive:
             self.after(self.delay(), lambda s=peer.session: self.connect(peer, s))
 
-    def _lost(self, host: decisions.Run, peer: Peer) -> None:
+    def _lost(self, host: Run, peer: Peer) -> None:
         if self.host is host and not host.membership.is_connected(peer.id):
             return
         if self.host is host:
@@ -257,10 +275,10 @@ class World:
         )
         host = self.host
         self.do(decisions.on_hello(host, member, hello, now=self.now))
-        address = wire.Address(peer=peer.id, host="h", port=1)
+        address = wire.Address(peer=peer.id, host="h", port=1) if peer.reachable else None
         self.after(0.05, lambda: self._probed(host, peer, session, address))
 
-    def _probed(self, host: decisions.Run, peer: Peer, session: int, to: wire.Address) -> None:
+    def _probed(self, host: Run, peer: Peer, session: int, to: wire.Address | None) -> None:
         if self.host is host and peer.session == session:
             self.do(decisions.on_probed(host, peer.id, to, now=self.now))
 
@@ -275,7 +293,7 @@ class World:
                     peer.training += 1
                 if message.base_round > peer.round:
                     self.fetch_state(peer, message.base_round)
-                self.report(peer)
+                self.after(peer.start_s, lambda s=peer.session: self.report(peer, s))
             case wire.Resync():
                 raise AssertionError(f"seed {self.seed}: no state differs here")
             case wire.Plan():
@@ -291,7 +309,9 @@ class World:
             case _:
                 pass
 
-    def report(self, peer: Peer) -> None:
+    def report(self, peer: Peer, session: int) -> None:
+        if not peer.alive or peer.session != session:
+            return
         self.to_host(
             peer, wire.AtState(round=peer.round, state=state_of(peer.history), device="cpu")
         )
@@ -381,7 +401,6 @@ class World:
                         roster_version=job.roster_version,
                         slice=job.slice,
                         digest=digest,
-                        num_bytes=1,
                     ),
                 )
 
@@ -431,7 +450,7 @@ class World:
         peer.training += 1
         peer.taken, peer.jobs, peer.updates = set(), [], {}
         peer.history = (*peer.history, commit.updates[0].digest)
-        self.report(peer)
+        self.report(peer, peer.session)
 
     # --- what must hold -------------------------------------------------------------------------
 
@@ -450,7 +469,7 @@ class World:
         assert len(holders) >= min(2, len(able)), f"seed {self.seed}: one disk alone has it"
 
     def book(self) -> leases.LeaseBook:
-        return decisions.replay(self.journal, num_slices=NUM_SLICES).book
+        return decisions.replay(self.journal, slice_bytes=(1,) * NUM_SLICES).book
 
 
 def run_of(world: World) -> list[RoundId]:

@@ -22,9 +22,10 @@ FIRST_PORT = 40_000
 
 @dataclass
 class Network:
-    """Everyone's connections. The sets and `damage` may change at any time."""
+    """Everyone's connections. The faults may change at any time."""
 
     unreachable: set[int] = field(default_factory=set)  # ports that nobody can dial
+    delays: dict[int, float] = field(default_factory=dict)  # seconds that dialling a port takes
     damaging: set[PeerId | None] = field(default_factory=set)  # whose payloads arrive damaged
     connections: list["MemoryConnection"] = field(default_factory=list)
     listeners: dict[int, "MemoryListener"] = field(default_factory=dict)
@@ -49,9 +50,10 @@ class MemoryTransport:
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
     ) -> "MemoryConnection":
         network = self._network
-        await asyncio.sleep(0)
+        delay_s = network.delays.get(port, 0.0)
+        await asyncio.sleep(min(delay_s, timeout_s))
         listener = network.listeners.get(port)
-        if listener is None or port in network.unreachable:
+        if listener is None or port in network.unreachable or delay_s > timeout_s:
             raise ConnectionLost(f"nothing listens on {host}:{port}")
         network.num_dialled += 1
         if expect is not None and listener.peer != expect:

@@ -1,6 +1,6 @@
 """The host's built-in member: an agent without a trainer, in a process that ends with the host's.
 
-python -m atoll.cli.built_in DIRECTORY DATASET ADVERTISE
+python -m atoll.cli.built_in DIRECTORY DATASET LISTEN PORT ADVERTISE
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from atoll.peer.agent import Agent
 from atoll.peer.home import Home
 
 
-async def _keep(directory: Path, dataset: Path, advertise: str) -> None:
-    peer = PeerConfig(directory=str(directory), name="built-in", advertise_host=advertise)
+async def _keep(peer: PeerConfig, dataset: Path) -> None:
+    directory = Path(peer.directory)
     home = Home(directory, keep_states=peer.keep_states)
     log = EventLog(directory / "events.jsonl", show=Lines().show)
     agent = Agent(home, peer, transport=TcpTransport(home.identity), trains=False, emit=log.emit)
@@ -44,7 +44,15 @@ async def _keep(directory: Path, dataset: Path, advertise: str) -> None:
 
 
 if __name__ == "__main__":
+    _, _directory, _dataset, _listen, _port, _advertise = sys.argv
+    _peer = PeerConfig(
+        directory=_directory,
+        name="built-in",
+        listen_host=_listen,
+        listen_port=int(_port),
+        advertise_host=_advertise,
+    )
     try:
-        asyncio.run(_keep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+        asyncio.run(_keep(_peer, Path(_dataset)))
     except AtollError as error:
         sys.exit(f"error: {error}\nhint: {error.hint}")

@@ -33,6 +33,7 @@ from atoll.data.shards import Dataset
 from atoll.durable import disk_errors
 from atoll.errors import ConfigError, RunError
 from atoll.model.shapes import num_parameters
+from atoll.outer.saved import saved_rounds
 from atoll.train.shared import vectors_path
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -61,14 +62,15 @@ class Stage:
 
     def host_arguments(self) -> list[str]:
         arguments = ["host", str(self.directory), "--port", str(self.port)]
-        return [*arguments, "--listen", LOOPBACK, "--advertise", LOOPBACK, *self._cache_option()]
+        return [*arguments, "--listen", LOOPBACK, "--advertise", LOOPBACK, *self.cache_option()]
 
     def join_arguments(self, name: str, *, invite: str = "") -> list[str]:
         """Return the command of a peer; without an invite, one that was in before."""
         arguments = ["join", *([invite] if invite else []), "--dir", str(self.homes[name])]
-        return [*arguments, "--name", name, "--threads", str(self.threads), *self._cache_option()]
+        return [*arguments, "--name", name, "--threads", str(self.threads), *self.cache_option()]
 
-    def _cache_option(self) -> list[str]:
+    def cache_option(self) -> list[str]:
+        """Return what a command needs to find the dataset."""
         return [] if self.cache == cache_directory() else ["--cache", str(self.cache)]
 
 
@@ -78,7 +80,9 @@ def demo(
     keep: Annotated[
         Path | None, typer.Option(help="A new folder to keep the run in.", show_default=False)
     ] = None,
-    chaos: Annotated[bool, typer.Option(help="Kill a trainer and a peer on the way.")] = False,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Kill a trainer and a peer on the way.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for each peer.")] = 1,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
@@ -98,7 +102,7 @@ def demo(
         directory=keep or Path(mkdtemp(prefix="atoll-demo-")),
         cache=cache or cache_directory(),
         names=NAMES[:peers],
-        port=_free_port(),
+        port=free_port(),
         threads=threads,
         chaos=chaos,
         is_kept=keep is not None,
@@ -126,7 +130,7 @@ def perform(config: RunConfig, stage: Stage) -> None:
         console.print(f"\n{exchanged} exchanged, {took} in all\n")
         _print_next(stage)
     except KeyboardInterrupt:
-        _print_way_on(stage)
+        _print_way_on(config, stage)
     except ConfigError:
         _remove(config, stage)
         raise
@@ -136,8 +140,8 @@ def perform(config: RunConfig, stage: Stage) -> None:
 
 def _prepare(config: RunConfig, stage: Stage) -> Dataset:
     """Return the dataset, made now if it is the first time, after writing the run.toml."""
-    source = config.data.sources[0].name
-    console.print(f"preparing the text: {source}, and a tokenizer trained on it", markup=False)
+    text = Path(config.data.sources[0].name).name
+    console.print(f"preparing the text: {text}, and a tokenizer trained on it", markup=False)
     dataset = prepare(
         config,
         base_directory=stage.directory,
@@ -282,16 +286,18 @@ def _print_next(stage: Stage) -> None:
     console.print(
         "try next:" if stage.is_kept else "with `atoll demo --keep DIR` you can then try:"
     )
-    cache = stage._cache_option()
+    cache = stage.cache_option()
     _print_command(["generate", str(directory), "My fellow citizens", *cache])
     _print_command(["verify", str(directory)])
     _print_command(["export", str(directory), "out", *cache])
 
 
-def _print_way_on(stage: Stage) -> None:
+def _print_way_on(config: RunConfig, stage: Stage) -> None:
     console.print("\nstopped: everything that the demo started has ended")
     joined = [name for name in stage.names if (stage.homes[name] / "run.json").exists()]
-    if stage.is_kept and joined:
+    if config.sync.rounds in saved_rounds(stage.homes[BUILT_IN] / "states"):
+        _print_next(stage)
+    elif stage.is_kept and joined:
         console.print("the run goes on with these, each in a terminal of its own:")
         _print_command(stage.host_arguments())
         for name in joined:
@@ -317,7 +323,7 @@ def _remove(config: RunConfig, stage: Stage) -> None:
     shutil.rmtree(stage.directory, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server((LOOPBACK, 0)) as listening:
         port: int = listening.getsockname()[1]
         return port

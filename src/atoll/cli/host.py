@@ -1,11 +1,11 @@
 """`atoll host`: serve a run, with its built-in member beside."""
 
 import asyncio
-import contextlib
 import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from atoll.config import RunConfig, load_run_config
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
 from atoll.events import EventLog, Warned
+from atoll.exchange.tasks import running
 from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
 from atoll.net.identity import write_private
@@ -24,12 +25,21 @@ from atoll.net.transport import TcpTransport
 from atoll.peer.home import RunFile, write_run_file
 
 DAY_S = 86_400.0
+RESTART_S = 2.0  # before the built-in member is started again
 
 
 def host(
     run: Annotated[Path, typer.Argument(help="The run's directory, or its run.toml.")],
     listen: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 7777,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port for peers; 0: any free one.")
+    ] = 7777,
+    reducer_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of the built-in member, which averages if no peer can."
+        ),
+    ] = 7778,
     advertise: Annotated[
         str, typer.Option(help="Name or address that peers know this machine by; empty: guessed.")
     ] = "",
@@ -50,8 +60,9 @@ def host(
     )
     opened = open_run(directory, config, dataset=dataset.digest)
     try:
-        service = _Service(opened, config, dataset, advertise=advertise or own_address())
-        asyncio.run(service.serve(listen, port, uses=uses, valid_s=days * DAY_S))
+        place = Place(listen, port, reducer_port if port else 0, advertise or own_address())
+        service = _Service(opened, config, dataset, place)
+        asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
     finally:
         opened.close()
 
@@ -66,47 +77,52 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the host and its built-in member listen, and what others call this machine."""
+
+    listen: str
+    port: int
+    reducer_port: int
+    advertise: str
+
+    @property
+    def local(self) -> str:
+        """An address at which a process of this machine reaches the host."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)
+
+
 class _Service:
     """The host and its built-in member, for as long as the run is served."""
 
     def __init__(
-        self, opened: RunDirectory, config: RunConfig, dataset: Dataset, *, advertise: str
+        self, opened: RunDirectory, config: RunConfig, dataset: Dataset, place: Place
     ) -> None:
         self._opened = opened
         self._config = config
         self._dataset = dataset
-        self._advertise = advertise
+        self._place = place
         self._log = EventLog(opened.path / "events.jsonl", show=Lines().show)
         self._host = Host(
             opened.journal,
             authority=opened.authority,
             transport=TcpTransport(opened.identity),
             identity=opened.identity,
-            advertise=advertise,
+            advertise=place.advertise,
             emit=self._log.emit,
         )
 
-    async def serve(self, listen: str, port: int, *, uses: int, valid_s: float) -> None:
+    async def serve(self, *, uses: int, valid_s: float) -> None:
+        """Serve until the run is complete."""
         if self._host.run.is_complete:
             console.print(f"the run is complete: {self._config.sync.rounds} rounds are committed")
             return
         started = asyncio.Event()
-        serving = asyncio.create_task(self._host.serve(host=listen, port=port, started=started))
-        starting = asyncio.create_task(started.wait())
-        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-        keeping = asyncio.create_task(self._keep_built_in()) if started.is_set() else None
+        place = self._place
         try:
-            if keeping is not None:
-                self._print_invite(self._host.make_invite(uses=uses, valid_s=valid_s))
-            await serving
+            async with running(self._keep_built_in(started, uses=uses, valid_s=valid_s)):
+                await self._host.serve(host=place.listen, port=place.port, started=started)
         finally:
-            starting.cancel()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
-            if keeping is not None:
-                keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
             self._log.close()
 
     def _print_invite(self, invite: str) -> None:
@@ -114,11 +130,13 @@ class _Service:
         console.print("to take part, on any machine that can reach this one:\n")
         console.print(f"    atoll join {invite}\n", soft_wrap=True, markup=False)
 
-    async def _keep_built_in(self) -> None:
+    async def _keep_built_in(self, started: asyncio.Event, *, uses: int, valid_s: float) -> None:
         """Run the built-in member in a process of its own, again whenever it ends."""
+        await started.wait()
+        self._print_invite(self._host.make_invite(uses=uses, valid_s=valid_s))
         run_file = RunFile(
             config=self._config,
-            host="127.0.0.1",
+            host=self._place.local,
             port=self._host.port,
             host_id=self._opened.identity.peer_id,
             built_in=self._opened.built_in.peer_id,
@@ -133,15 +151,18 @@ class _Service:
                 raise
             if code == 0:
                 return
-            self._log.emit(Warned(text=f"the built-in member ended with code {code}; starting it"))
-            await asyncio.sleep(1.0)
+            log = self._opened.path / "built-in" / "built-in.log"
+            text = f"the built-in member ended with code {code} (see {log}); starting it again"
+            self._log.emit(Warned(text=text))
+            await asyncio.sleep(RESTART_S)
 
     async def _start_built_in(self) -> Process:
-        directory = self._opened.path / "built-in"
+        directory, place = self._opened.path / "built-in", self._place
         with (directory / "built-in.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "atoll.cli.built_in"),
-                *(str(directory), str(self._dataset.folder), self._advertise),
+                *(str(directory), str(self._dataset.folder)),
+                *(place.listen, str(place.reducer_port), place.advertise),
                 stdin=PIPE,  # its end tells the child that we are gone
                 stdout=log,
                 stderr=log,

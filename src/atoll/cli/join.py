@@ -108,7 +108,10 @@ async def _enrol(invite: Invite, directory: Path, *, name: str) -> None:
         )
         write_run_file(directory, moved)
         return
-    identity = Identity.create()
+    # The key is on disk before the host hears of it: with the same key, the same invite is good
+    # again if we are killed in between.
+    identity = Identity.load(directory) if Identity.exists(directory) else Identity.create()
+    identity.save(directory)
     enrolled = await enrol(invite, identity, name)
     identity.save(directory)
     run_file = RunFile(

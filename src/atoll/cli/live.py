@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from rich import box
@@ -83,7 +84,7 @@ def picture(story: Story, console: Console) -> RenderableType:
 
 def _subject(story: Story) -> str:
     size = format_count(num_parameters(story.config.model))
-    return f"{size} parameters, text: {story.config.data.sources[0].name}"
+    return f"{size} parameters, text: {Path(story.config.data.sources[0].name).name}"
 
 
 def _rounds(story: Story) -> RenderableType:

@@ -90,8 +90,8 @@ async def offer(
                 raise _unexpected(answer)
 
 
-async def fetch(connection: Connection, digest: Digest) -> bytearray | None:
-    """Return the blob, or None if the member does not have it.
+async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> bytearray | None:
+    """Return the blob of so many bytes at most, or None if the member does not have it.
 
     Raises:
         PeerError: the member is gone, or what it sent is not that blob.
@@ -103,38 +103,35 @@ async def fetch(connection: Connection, digest: Digest) -> bytearray | None:
         return None
     if not isinstance(answer, wire.Blob) or answer.digest != digest:
         raise _unexpected(answer)
-    return await _payload(connection, answer)
+    return await _payload(connection, answer, at_most=at_most)
 
 
 async def fetch_update(
-    connection: Connection, *, round_id: RoundId, roster_version: int, index: int, seconds: float
+    connection: Connection, request: wire.FetchUpdate, *, at_most: int
 ) -> tuple[Digest, bytearray] | None:
     """Return the update of a slice from its reducer, or None if it is not there in time.
 
     Raises:
         PeerError: the reducer is gone, or what it sent is damaged.
     """
-    request = wire.FetchUpdate(
-        round=round_id, roster_version=roster_version, slice=index, seconds=seconds
-    )
-    async with patience(0, waiting_s=seconds):
+    async with patience(0, waiting_s=request.seconds):
         await connection.send(request)
         answer = await connection.receive()
     if isinstance(answer, wire.Missing):
         return None
     if not isinstance(answer, wire.Blob):
         raise _unexpected(answer)
-    return answer.digest, await _payload(connection, answer)
+    return answer.digest, await _payload(connection, answer, at_most=at_most)
 
 
 async def fetch_from_any(
-    links: Links, sources: Sequence[wire.Address], digest: Digest
+    links: Links, sources: Sequence[wire.Address], digest: Digest, *, at_most: int
 ) -> bytearray | None:
     """Return the blob from the first source that has it, or None if none does."""
     for source in sources:
         try:
             async with links.to(source) as connection:
-                payload = await fetch(connection, digest)
+                payload = await fetch(connection, digest, at_most=at_most)
         except PeerError:
             continue  # the next one may have it
         if payload is not None:
@@ -142,7 +139,9 @@ async def fetch_from_any(
     return None
 
 
-async def _payload(connection: Connection, blob: wire.Blob) -> bytearray:
+async def _payload(connection: Connection, blob: wire.Blob, *, at_most: int) -> bytearray:
+    if blob.num_bytes > at_most:
+        raise ProtocolError(f"a blob of {blob.num_bytes} bytes, where {at_most} are the most")
     async with patience(blob.num_bytes):
         payload = await connection.receive_payload(blob.num_bytes)
     if digest_of(payload) != blob.digest:

@@ -18,7 +18,7 @@ from atoll.exchange.codec import CODECS, Codec
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
-MAX_VERSIONS = 2  # of one slice of one contributor: it may have had to train again
+MAX_VERSIONS = 3  # of one slice of one contributor: it may have had to train again
 
 
 def reduce_slice(
@@ -45,20 +45,27 @@ class Reducer:
         self._blobs = blobs
         self._tell_host = tell_host
         self._changed = asyncio.Event()
-        self.open(RoundId(0), codec="fp32", update_codec="fp32")
+        self._own: set[int] = set()
+        self._open(RoundId(0), codec="fp32", update_codec="fp32")
 
-    def open(self, round_id: RoundId, *, codec: str, update_codec: str) -> None:
-        """Turn to another round, and forget the one before."""
+    def follow(self, plan: wire.Plan, *, own: Sequence[wire.Reduction]) -> None:
+        """Reduce what the plan gives us; with a new round, forget the one before."""
+        if plan.round != self.round_id:
+            self._open(plan.round, codec=plan.codec, update_codec=plan.update_codec)
+        self._own = {k for run in own for k in range(run.start, run.stop)}
+
+    def _open(self, round_id: RoundId, *, codec: str, update_codec: str) -> None:
         self.round_id = round_id
         self.codec = CODECS[codec]
         self._update_codec = CODECS[update_codec]
         self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[bytes, float]]] = {}
+        self._named: set[Digest] = set()  # by a roster: these are needed until the commit
         self._updates: dict[tuple[int, int], Digest] = {}
         self._notify()
 
     def expected_bytes(self, index: int) -> int | None:
-        """Return how long an encoded slice is, or None if there is no such slice."""
-        if not 0 <= index < len(self._sizes):
+        """Return how long an encoded slice is, or None if it is none of ours."""
+        if index not in self._own or index >= len(self._sizes):
             return None
         return self.codec.encoded_bytes(self._sizes[index])
 
@@ -92,7 +99,8 @@ class Reducer:
             return  # it came too late
         versions = self._taken.setdefault((peer, index), {})
         if len(versions) >= MAX_VERSIONS:
-            raise BadBlobError(f"{peer} offers slice {index} in a third version")
+            unnamed = (old for old in versions if old not in self._named)
+            del versions[next(unnamed, next(iter(versions)))]
         versions[digest] = (bytes(payload), norm)
         self.confirm(peer, index, digest)
         self._notify()
@@ -105,6 +113,7 @@ class Reducer:
         """
         if job.round != self.round_id or job.slice >= len(self._sizes):
             return
+        self._named.update(one.digest for one in job.inputs)
         while not all(self.has(i.peer, job.slice, i.digest) for i in job.inputs):
             await self._next_change()
             if job.round != self.round_id:
@@ -128,7 +137,6 @@ class Reducer:
                 roster_version=job.roster_version,
                 slice=job.slice,
                 digest=digest,
-                num_bytes=len(payload),
             )
         )
         self._notify()

@@ -24,8 +24,9 @@ from atoll.ids import Digest, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.state import PeerState
-from atoll.units import format_bytes
+from atoll.units import MIB, format_bytes
 
+MAX_MANIFEST_BYTES = 64 * MIB  # names 4 TB of chunks
 LOCK_S = 0.5  # between looks whether another process is done with fetching
 
 Store = Callable[[int, bytearray], Awaitable[None]]  # index of the wanted blob, and its bytes
@@ -46,7 +47,7 @@ async def fetch_state(
     Raises:
         PeerError: no source has it any more; ask the host for a newer one. `state` is as it was.
     """
-    manifest = await fetch_from_any(links, sources, digest)
+    manifest = await fetch_from_any(links, sources, digest, at_most=MAX_MANIFEST_BYTES)
     if manifest is None:
         raise PeerError(f"none of {len(sources)} members has the state {digest[:12]}")
     receiver = store.begin_receive(manifest, expect=digest, run=run, num_values=state.num_values)
@@ -55,7 +56,8 @@ async def fetch_state(
         await asyncio.to_thread(receiver.put, index, payload)
 
     try:
-        chunks = receiver.manifest.chunks
+        size = receiver.manifest.chunk_bytes
+        chunks = [(chunk, size) for chunk in receiver.manifest.chunks]
         num_bytes = await _fetch_all(chunks, sources=sources, links=links, store=put)
         await asyncio.to_thread(receiver.finish_, state)
     finally:
@@ -87,7 +89,7 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
 
 
 async def _fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:
-    manifest = await fetch_from_any(links, sources, digest)
+    manifest = await fetch_from_any(links, sources, digest, at_most=MAX_MANIFEST_BYTES)
     if manifest is None:
         raise PeerError(f"none of {len(sources)} members has the dataset {digest[:12]}")
     needed = dataset_manifest.blobs_needed(bytes(manifest))
@@ -100,19 +102,21 @@ async def _fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cach
         with disk_errors(partial):
             await asyncio.to_thread((partial / todo[index].file).write_bytes, payload)
 
-    await _fetch_all([blob.digest for blob in todo], sources=sources, links=links, store=write)
+    wanted = [(blob.digest, blob.num_bytes) for blob in todo]
+    await _fetch_all(wanted, sources=sources, links=links, store=write)
     with disk_errors(partial):
         return await asyncio.to_thread(adopt, partial, manifest=bytes(manifest), directory=cache)
 
 
 async def _fetch_all(
-    digests: Sequence[Digest], *, sources: Sources, links: Links, store: Store
+    wanted: Sequence[tuple[Digest, int]], *, sources: Sources, links: Links, store: Store
 ) -> int:
-    """Fetch all blobs, each from whichever source is free; return the bytes that came.
+    """Fetch these blobs (digest, bytes at most), each from whichever source is free.
 
+    Returns the number of bytes that came.
     A source that fails, or lacks a blob, is not asked again.
     """
-    todo = list(reversed(range(len(digests))))
+    todo = list(reversed(range(len(wanted))))
     working = list(sources)
     num_bytes = 0
 
@@ -120,9 +124,10 @@ async def _fetch_all(
         nonlocal num_bytes
         while todo:
             index = todo.pop()
+            digest, at_most = wanted[index]
             try:
                 async with links.to(source) as connection:
-                    payload = await fetch(connection, digests[index])
+                    payload = await fetch(connection, digest, at_most=at_most)
             except PeerError:
                 payload = None
             if payload is None:
@@ -136,7 +141,7 @@ async def _fetch_all(
     while todo and working:
         await together(*(drain(source) for source in working))
     if todo:
-        raise PeerError(f"{len(todo)} of {len(digests)} blobs are not to be had any more")
+        raise PeerError(f"{len(todo)} of {len(wanted)} blobs are not to be had any more")
     return num_bytes
 
 

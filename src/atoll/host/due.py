@@ -10,7 +10,7 @@ from atoll.data import leases
 from atoll.exchange import plan
 from atoll.host import rounds
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
-from atoll.host.rounds import Round
+from atoll.host.rounds import NOBODY, Round
 from atoll.host.state import (
     Run,
     closed_message,
@@ -18,6 +18,7 @@ from atoll.host.state import (
     num_tokens,
     plan_for,
     plan_report,
+    present,
     reduce_job,
     reducers,
 )
@@ -72,7 +73,7 @@ def resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Eff
         round=round_id, peer=peer, digest=state, agreed=run.agreed[round_id]
     )
     resync = wire.Resync(round=newest, state=run.agreed[newest])
-    return [Report(differs), Send(peer, resync), SendCommits(peer, newest)]
+    return [Report(differs), Send(peer, resync), SendCommits(peer, newest, run.committed)]
 
 
 def _free_departed(run: Run) -> list[Effect]:
@@ -104,16 +105,15 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         return []
     if run.ready_at is None:
         run.ready_at = now
-    soon = {
-        m.peer for m in run.membership.connected() if m.trains and m.round >= run.committed - 1
-    } | (run.expected_back - run.departed)
+    soon = {m.peer for m in run.membership.connected() if m.trains and m.round >= run.committed - 1}
+    if now < run.started_at + policy.reconnect_s:  # after a restart all have to find us again
+        soon |= {peer for peer, held in run.book.held.items() if held and peer in run.membership}
     if not soon.issubset(ready) and now < run.ready_at + policy.grace_floor_s:
         return []
     chosen = reducers(run)
     if not chosen:
         return []
     run.ready_at = None
-    run.expected_back = set()
     assignment = plan.assign(run.num_slices, chosen)
     # No version is used twice, also not by the host process that goes on with a round.
     run.num_planned += 1
@@ -128,9 +128,8 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     )
     planned = records.Planned(round=run.next_round, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(run.round, "a new round")]
-    for member in run.membership.connected():
-        if member.round == run.committed and member.state == run.agreed[run.committed]:
-            effects += invite(run, run.round, member.peer)
+    for peer in sorted(present(run).able):
+        effects += invite(run, run.round, peer)
     return effects
 
 
@@ -153,18 +152,7 @@ def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
 
 def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     """Carry out what `rounds.decide` finds due; nothing due, nothing done."""
-    connected = frozenset(m.peer for m in run.membership.connected())
-    able = frozenset(
-        m.peer for m in run.membership.connected() if m.round == run.committed and m.state
-    )
-    decision = rounds.decide(
-        rnd,
-        now=now,
-        connected=connected,
-        away=frozenset(run.membership.members) - connected,
-        able=able,
-        policy=run.config.sync,
-    )
+    decision = rounds.decide(rnd, now=now, present=present(run), policy=run.config.sync)
     match decision:
         case rounds.Close(peers=peers, reason=reason):
             return _close(run, rnd, peers, reason, now=now)
@@ -195,27 +183,25 @@ def _close(
 def _replace(
     run: Run, rnd: Round, lost: frozenset[PeerId], reason: str, *, now: float
 ) -> list[Effect]:
-    candidates = [peer for peer in reducers(run) if peer not in lost | set(rnd.complaints)]
-    if not candidates:
-        candidates = [peer for peer in (run.built_in,) if run.membership.is_connected(peer)]
-    if not candidates or lost.issuperset(candidates):
-        return []  # until somebody comes
-    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=candidates)
+    """Give the slices of these reducers to others; to nobody, if there is none for now."""
+    rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
+    chosen = reducers(run, without=lost | rnd.excluded) or [NOBODY]
+    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen)
+    if assignment == rnd.assignment:
+        return []
     moved = rounds.reassign(rnd, assignment, now=now)
     effects: list[Effect] = [plan_report(rnd, reason)]
-    for member in run.membership.connected():
-        if member.round == run.committed and member.state is not None:
-            effects.append(Send(member.peer, plan_for(run, rnd, member.peer)))
+    effects += [Send(peer, plan_for(run, rnd, peer)) for peer in sorted(present(run).able)]
     if rnd.phase is rounds.Phase.REDUCE:
-        effects += [reduce_job(rnd, k) for k in moved]
+        effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
     return effects
 
 
 def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     entries = tuple(_roster_entry(rnd, share) for share in rnd.roster)
     updates = tuple(
-        records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=rnd.reduced[k].num_bytes)
-        for k in range(run.num_slices)
+        records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=num_bytes)
+        for k, num_bytes in enumerate(run.slice_bytes)
     )
     record = records.Committed(
         round=rnd.id,
@@ -227,7 +213,6 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     )
     run.book = leases.commit(run.book, [i for entry in entries for i in entry.leases])
     before, run.committed, run.round = run.committed, rnd.id, None
-    run.committed_at = now
     tokens = sum(entry.num_tokens for entry in entries)
     report = events.RoundCommitted(
         round=rnd.id,
@@ -238,7 +223,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         seconds=now - rnd.opened_at,
     )
     effects: list[Effect] = [Append((record,))]
-    effects += [SendCommits(m.peer, before) for m in run.membership.connected()]
+    effects += [SendCommits(m.peer, before, rnd.id) for m in run.membership.connected()]
     return [*effects, Report(report)]
 
 

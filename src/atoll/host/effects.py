@@ -1,6 +1,5 @@
 """What a decision of the host asks its shell to do, in this order, as plain values."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,10 +24,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendCommits:
-    """Send the peer the commits of the rounds after `after`, from the journal."""
+    """Send the peer the commits of the rounds after `after`, up to `through`, from the journal."""
 
     peer: PeerId
     after: RoundId
+    through: RoundId
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,3 @@ class Report:
 
 
 Effect: TypeAlias = Append | Send | SendCommits | Drop | Report
-
-
-def to_each(peers: Iterable[PeerId], message: Message) -> list[Effect]:
-    return [Send(peer, message) for peer in peers]

@@ -25,6 +25,7 @@ from atoll.net import wire
 
 Phase = Enum("Phase", "COLLECT REDUCE")
 MIN_HOLDERS = 2  # on whose disks the updates are before the commit: one may die at any moment
+NOBODY = PeerId("")  # reduces a slice while no member can
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +47,25 @@ class Round:
     reduced: dict[int, wire.Reduced] = field(default_factory=dict)
     held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
     complaints: dict[PeerId, set[PeerId]] = field(default_factory=dict)
-    progress_at: float = 0.0  # when something last arrived, in REDUCE
+    excluded: set[PeerId] = field(default_factory=set)  # reducers that were no good in this round
+    closed_at: float = 0.0
+    progress_at: float = 0.0  # when something new last arrived, in REDUCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """Who could do what, now.
+
+    `away` may come back. `able` are connected and at the newest committed state, so they can put
+    updates on disk; `can_reduce` are those of them that others can reach. `keeper` is the host's
+    built-in member: if it is able, its disk is one of those that a commit needs.
+    """
+
+    connected: frozenset[PeerId]
+    away: frozenset[PeerId]
+    able: frozenset[PeerId]
+    can_reduce: frozenset[PeerId]
+    keeper: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +123,10 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     in_roster = any(share.peer == contributor for share in rnd.roster)
     if in_roster and rnd.claims[contributor].digests[message.slice] != message.digest:
         return  # it trained again; the roster has what it delivered first
-    rnd.delivered.setdefault(contributor, {})[message.slice] = message
-    rnd.progress_at = now
+    arrived = rnd.delivered.setdefault(contributor, {})
+    if arrived.get(message.slice) != message:
+        rnd.progress_at = now
+    arrived[message.slice] = message
     _note_completion(rnd, contributor, now=now)
 
 
@@ -113,20 +134,24 @@ def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) ->
     """Note that the update of a slice is there, for the newest roster."""
     own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
     if own and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+        if rnd.reduced.get(message.slice) != message:
+            rnd.progress_at = now
         rnd.reduced[message.slice] = message
-        rnd.progress_at = now
 
 
 def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
     """Note that the peer has the updates of all slices on disk, for the newest roster."""
-    if message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+    whole = len(message.digests) == len(rnd.assignment)
+    if whole and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+        if rnd.held.get(peer) != message.digests:
+            rnd.progress_at = now
         rnd.held[peer] = message.digests
-        rnd.progress_at = now
 
 
 def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
     """Note that the peer cannot reach the reducer."""
-    rnd.complaints.setdefault(reducer, set()).add(peer)
+    if reducer in rnd.assignment:
+        rnd.complaints.setdefault(reducer, set()).add(peer)
 
 
 def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
@@ -136,7 +161,7 @@ def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
     rnd.roster_version += 1
     rnd.reduced = {}
     rnd.held = {}
-    rnd.progress_at = now
+    rnd.closed_at = rnd.progress_at = now
 
 
 def reopen(rnd: Round) -> None:
@@ -191,40 +216,28 @@ def roster_of(
     )
 
 
-def decide(
-    rnd: Round,
-    *,
-    now: float,
-    connected: frozenset[PeerId],
-    away: frozenset[PeerId],
-    able: frozenset[PeerId],
-    policy: SyncConfig,
-) -> Decision:
-    """Return what is due.
-
-    `away` may come back; `able` are the connected members at the newest committed state, which can
-    put updates on disk.
-    """
-    lost = frozenset(rnd.assignment) - connected
+def decide(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:
+    """Return what is due."""
+    lost = frozenset(rnd.assignment) - present.connected
     if lost:
-        return Replace(lost, f"{len(lost)} of the reducers are gone")
-    if shunned := _shunned(rnd, connected):
-        return Replace(shunned, "a reducer cannot be reached by those who have yet to deliver")
+        return Replace(lost, "a reducer is gone")
+    due: Decision
     if rnd.phase is Phase.COLLECT:
-        return _decide_close(rnd, now=now, connected=connected, away=away, policy=policy)
-    return _decide_commit(rnd, now=now, connected=connected, able=able, policy=policy)
+        due = _decide_close(rnd, now=now, present=present, policy=policy)
+        unfinished = set(rnd.claims) & present.connected - set(rnd.completed_at)
+    else:
+        due = _decide_commit(rnd, now=now, present=present, policy=policy)
+        unfinished = _short(rnd) or set(present.able) - _holders(rnd)
+    if not isinstance(due, Wait):
+        return due
+    if shunned := _shunned(rnd, unfinished, present):
+        return Replace(shunned, "a reducer cannot be reached by those who still need it")
+    return due
 
 
-def _decide_close(
-    rnd: Round,
-    *,
-    now: float,
-    connected: frozenset[PeerId],
-    away: frozenset[PeerId],
-    policy: SyncConfig,
-) -> Decision:
+def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Close | Wait:
     complete = set(rnd.completed_at)
-    waited = (rnd.waited & (connected | away)) or (rnd.invited & connected)
+    waited = rnd.waited & (present.connected | present.away) or rnd.invited & present.connected
     missing = waited - complete
     peers = tuple(sorted(complete))
     if complete and not missing:
@@ -235,48 +248,69 @@ def _decide_close(
     quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
     # The others get a share of the time that this very round took so far; whoever has lost its
     # connection has to train anew and will not make it in that time, so it gets the least.
-    took_s = quorum_at - rnd.opened_at if missing & connected else 0.0
-    close_at = quorum_at + policy.grace_floor_s + policy.grace_factor * took_s
-    if now >= close_at:
+    took_s = quorum_at - rnd.opened_at if missing & present.connected else 0.0
+    if now >= quorum_at + _grace_s(took_s, policy):
         return Close(peers, f"the grace time is over, {len(missing)} missing")
     return Wait(f"waiting for {len(missing)} of {len(waited)}")
 
 
-def _decide_commit(
-    rnd: Round,
-    *,
-    now: float,
-    connected: frozenset[PeerId],
-    able: frozenset[PeerId],
-    policy: SyncConfig,
-) -> Decision:
-    if len(rnd.reduced) == len(rnd.assignment):
-        digests = tuple(rnd.reduced[k].digest for k in range(len(rnd.assignment)))
-        holders = [peer for peer, held in rnd.held.items() if held == digests]
-        if len(holders) >= max(1, min(MIN_HOLDERS, len(able))):
-            return Commit()
+def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:
+    # Nothing new for so long, measured by how long this round took: somebody is stuck.
     stalled_s = now - rnd.progress_at
-    short = {share.peer for share in rnd.roster if not is_complete(rnd, share.peer)}
-    given_up = short if stalled_s > policy.silent_s else short - connected
+    is_stuck = stalled_s > policy.silent_s + _grace_s(rnd.closed_at - rnd.opened_at, policy)
+    holders = _holders(rnd)
+    if len(holders) >= max(1, min(MIN_HOLDERS, len(present.able))):
+        kept_here = present.keeper in holders or present.keeper not in present.able
+        if kept_here or is_stuck:
+            return Commit()
+    short = _short(rnd)
+    given_up = short if is_stuck else short - present.connected
     if given_up and stalled_s > policy.grace_floor_s:
         kept = tuple(s.peer for s in rnd.roster if s.peer not in given_up)
         if not kept:
             return Reopen("every contributor was lost before its slices were reduced")
         return Close(kept, f"{len(given_up)} contributors were lost before the reduction")
-    slow = frozenset(peer for k, peer in enumerate(rnd.assignment) if k not in rnd.reduced)
-    if stalled_s > policy.silent_s and slow and not short:
-        return Replace(slow, "a reducer does not deliver")
-    return Wait("reducing" if slow else "waiting until the updates are on disk")
+    suspects = _suspects(rnd)
+    if is_stuck and not short and present.can_reduce - rnd.excluded - suspects:
+        return Replace(suspects, "a reducer does not deliver what it should")
+    return Wait("waiting for updates to be formed and put on disk")
 
 
-def _shunned(rnd: Round, connected: frozenset[PeerId]) -> frozenset[PeerId]:
-    """Return the reducers that everyone who still has to deliver complains about."""
-    unfinished = {peer for peer in rnd.claims if peer in connected and not is_complete(rnd, peer)}
+def _grace_s(took_s: float, policy: SyncConfig) -> float:
+    return policy.grace_floor_s + policy.grace_factor * took_s
+
+
+def _short(rnd: Round) -> set[PeerId]:
+    """Return the contributors of the roster with a slice missing at its reducer."""
+    return {share.peer for share in rnd.roster if not is_complete(rnd, share.peer)}
+
+
+def _holders(rnd: Round) -> set[PeerId]:
+    """Return who has all the updates on disk that the reducers reported."""
+    if len(rnd.reduced) < len(rnd.assignment):
+        return set()
+    digests = tuple(rnd.reduced[k].digest for k in range(len(rnd.assignment)))
+    return {peer for peer, held in rnd.held.items() if held == digests}
+
+
+def _suspects(rnd: Round) -> frozenset[PeerId]:
+    """Return the reducers of slices that were not formed, or not served as they were reported."""
     return frozenset(
+        reducer
+        for k, reducer in enumerate(rnd.assignment)
+        if k not in rnd.reduced
+        or any(held[k] != rnd.reduced[k].digest for held in rnd.held.values())
+    )
+
+
+def _shunned(rnd: Round, unfinished: set[PeerId], present: Present) -> frozenset[PeerId]:
+    """Return the reducers that all the unfinished complain about, if there are others to take."""
+    shunned = frozenset(
         reducer
         for reducer, complainers in rnd.complaints.items()
         if unfinished and unfinished <= complainers and reducer in rnd.assignment
     )
+    return shunned if present.can_reduce - rnd.excluded - shunned else frozenset()
 
 
 def _note_completion(rnd: Round, peer: PeerId, *, now: float) -> None:

@@ -18,7 +18,7 @@ from atoll.host.due import advance, invite, resync
 from atoll.host.effects import Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.rounds import Round
-from atoll.host.state import Run, base_for, is_ready, sources
+from atoll.host.state import Run, base_for, has_newest, sources
 from atoll.ids import PeerId
 from atoll.net import records, wire
 
@@ -30,8 +30,13 @@ def config_of(history: list[records.Record]) -> RunConfig:
     return parse_canonical(genesis.config.encode())
 
 
-def replay(entries: Iterable[records.Record], *, num_slices: int) -> Run:
-    """Return the run that these records, a whole journal, tell of. Nobody is connected."""
+def replay(
+    entries: Iterable[records.Record], *, slice_bytes: tuple[int, ...], now: float = 0.0
+) -> Run:
+    """Return the run that these records, a whole journal, tell of.
+
+    Nobody is connected; whoever holds leases is away since `now`, and has the usual time to return.
+    """
     run: Run | None = None
     for record in entries:
         if isinstance(record, records.Genesis):
@@ -39,12 +44,16 @@ def replay(entries: Iterable[records.Record], *, num_slices: int) -> Run:
                 config=parse_canonical(record.config.encode()),
                 dataset=record.dataset,
                 built_in=record.built_in,
-                num_slices=num_slices,
+                slice_bytes=slice_bytes,
             )
         assert run is not None, "a journal begins with its genesis"
         _replay_one(run, record)
     assert run is not None, "a journal has at least its genesis"
-    run.departed = set(run.book.held) - run.expected_back
+    run.started_at = now
+    for peer in (peer for peer, held in run.book.held.items() if held):
+        run.membership.members[peer] = Member(
+            peer=peer, name="", connected=False, changed_at=now, heard_at=now
+        )
     return run
 
 
@@ -56,13 +65,11 @@ def _replay_one(run: Run, record: records.Record) -> None:
             assert again == granted, "grants are a function of the journal"
         case records.Released(leases=ids):
             run.book = leases.release(run.book, ids)
-        case records.Planned(peers=peers):
-            run.expected_back = set(peers)
+        case records.Planned():
             run.num_planned += 1
         case records.Committed(round=round_id, roster=roster):
             run.book = leases.commit(run.book, [i for entry in roster for i in entry.leases])
             run.committed = round_id
-            run.expected_back = set()
         case records.Agreed(round=round_id, state=state):
             run.agreed[round_id] = state
         case _:
@@ -89,7 +96,11 @@ def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list
         reset=not {lease.id for lease in held}.issuperset(hello.trained),
         sources=sources(run),
     )
-    return [Send(peer, welcome), SendCommits(peer, base_round), *advance(run, now=now)]
+    return [
+        Send(peer, welcome),
+        SendCommits(peer, base_round, run.committed),
+        *advance(run, now=now),
+    ]
 
 
 def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: float) -> list[Effect]:
@@ -99,7 +110,7 @@ def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: floa
         return []
     run.membership.reach(peer, address)
     effects: list[Effect] = []
-    if run.round is not None and is_ready(run, peer):
+    if run.round is not None and has_newest(run, peer):
         effects = invite(run, run.round, peer)
     return effects + advance(run, now=now)
 
@@ -155,7 +166,7 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: wire.Message, *, now: flo
             rounds.reduce(rnd, peer, message, now=now)
         case wire.Held() if message.round == rnd.id:
             rounds.hold(rnd, peer, message, now=now)
-        case wire.Unreachable() if message.round == rnd.id:
+        case wire.Unreachable() if message.round == rnd.id and has_newest(run, peer):
             rounds.complain(rnd, peer, message.reducer)
         case _:
             pass
@@ -185,11 +196,13 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
         )
         effects.append(Report(joined))
     round_id, state = message.round, message.state
+    if not 0 <= round_id <= run.committed:
+        return [Drop(peer, f"it says that it is at round {round_id}")]
     run.membership.report(peer, round_id=round_id, state=state, device=message.device)
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
         effects += resync(run, peer, round_id, state)
-    elif run.round is not None and is_ready(run, peer):
+    elif run.round is not None and has_newest(run, peer):
         effects += invite(run, run.round, peer)
     return effects
 

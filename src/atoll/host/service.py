@@ -8,13 +8,14 @@ queue of its own, so none waits for another's line.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from atoll.clock import wall_s
 from atoll.config import RunConfig, canonical, run_digest
 from atoll.errors import PeerError, RunError
 from atoll.events import Emit, HostStarted, Stopped
+from atoll.exchange.codec import CODECS
 from atoll.host import run as decisions
 from atoll.host.admission import Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
@@ -34,7 +35,7 @@ from atoll.outer.layout import slice_bounds
 TICK_S = 0.1
 HELLO_S = 10.0  # for a member to say what it wants
 PROBE_S = 5.0  # for a member that says it listens to answer
-FAREWELL_S = 15.0  # for the members of a complete run to fetch what they still lack
+FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still lack
 MAX_QUEUED = 20_000  # messages to one member; it does not read, so it goes
 LOOPBACK = ("127.0.0.1", "::1")
 
@@ -62,13 +63,11 @@ class Host:
         advertise: str,
         emit: Emit,
     ) -> None:
-        history = [entry.record for entry in journal.entries]
-        config = decisions.config_of(history)
-        self.run: Run = decisions.replay(history, num_slices=_num_slices(config))
-        self.port = 0
-        self._run_digest: Digest = run_digest(config)
-        self._admission = Admission.replay(history)
         self._journal = journal
+        self.run: Run = self._replay(now=0.0)
+        self.port = 0
+        self._run_digest: Digest = run_digest(self.run.config)
+        self._admission = Admission.replay(entry.record for entry in journal.entries)
         self._commits: dict[RoundId, Entry] = {}
         self._note(journal.entries)
         self._authority = authority
@@ -86,6 +85,7 @@ class Host:
             RunError: the port is taken, or the journal cannot be written any more.
         """
         self._failure = asyncio.get_running_loop().create_future()
+        self.run = self._replay(now=self._now())
         listener = await self._transport.listen(self._serve, host=host, port=port)
         self.port = listener.port
         self._emit(
@@ -96,7 +96,7 @@ class Host:
             )
         )
         started.set()
-        ticking = asyncio.create_task(self._tick())
+        ticking = asyncio.create_task(self._tick(lambda: self.run.is_complete))
         try:
             await asyncio.wait((ticking, self._failure), return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
@@ -111,6 +111,11 @@ class Host:
             ticking.cancel()
             await listener.close()
 
+    def _replay(self, *, now: float) -> Run:
+        history = [entry.record for entry in self._journal.entries]
+        config = decisions.config_of(history)
+        return decisions.replay(history, slice_bytes=_slice_bytes(config), now=now)
+
     def make_invite(self, *, uses: int, valid_s: float) -> str:
         """Return the line that a newcomer pastes; it works from now on."""
         token = new_token()
@@ -124,15 +129,11 @@ class Host:
     # --- connections ----------------------------------------------------------------------------
 
     async def _serve(self, connection: Connection) -> None:
-        try:
+        with suppress(RunError):  # the host ends with it already
             if connection.peer is None:
                 await self._enrol(connection)
             else:
                 await self._converse(connection, connection.peer)
-        except RunError as error:
-            # The journal is the run: without it the host must not go on.
-            if self._failure is not None and not self._failure.done():
-                self._failure.set_exception(error)
 
     async def _enrol(self, connection: Connection) -> None:
         """Answer a stranger: say who signs here; sign its key if its token is good."""
@@ -165,8 +166,11 @@ class Host:
         )
 
     async def _converse(self, connection: Connection, peer: PeerId) -> None:
-        async with asyncio.timeout(HELLO_S):
-            hello = await connection.receive()
+        try:
+            async with asyncio.timeout(HELLO_S):
+                hello = await connection.receive()
+        except TimeoutError as error:
+            raise PeerError(f"{peer} connected, and said nothing") from error
         if not isinstance(hello, wire.Hello):
             raise PeerError(f"{peer} began with {type(hello).__name__}")
         if refused := self._judge(peer, hello):
@@ -245,19 +249,35 @@ class Host:
     # --- effects --------------------------------------------------------------------------------
 
     def _do(self, effects: Iterable[Effect]) -> None:
-        """Carry out the effects in their order.
+        """Carry out the effects in their order, all of them or no more at all.
+
+        What a decision has changed in memory must also happen: when it cannot, the host ends, and
+        the next one begins from the journal.
 
         Raises:
             RunError: a record could not be made durable; nothing that follows it was done.
         """
+        if self._failure is None or self._failure.done():
+            return
+        try:
+            self._carry_out(effects)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Append(records=records):
                     self._append(records)
                 case Send(peer=peer, message=message):
                     self._send(peer, message)
-                case SendCommits(peer=peer, after=after):
-                    for round_id in range(after + 1, self.run.committed + 1):
+                case SendCommits(peer=peer, after=after, through=through):
+                    for round_id in range(after + 1, through + 1):
                         self._send(peer, self._commits[RoundId(round_id)].to_commit())
                 case Drop(peer=peer, reason=reason):
                     if (session := self._sessions.get(peer)) is not None:
@@ -267,7 +287,11 @@ class Host:
                     self._emit(event)
 
     def _append(self, records: tuple[Record, ...]) -> None:
-        self._note(self._journal.append(records))
+        try:
+            self._note(self._journal.append(records))
+        except RunError as error:
+            self._fail(error)
+            raise
         for record in records:
             self._admission.note(record)
 
@@ -293,10 +317,10 @@ class Host:
 
     # --- time -----------------------------------------------------------------------------------
 
-    async def _tick(self) -> None:
-        """Let time pass for the run until it is complete."""
+    async def _tick(self, until: Callable[[], bool]) -> None:
+        """Let time pass for the run, and tell the members that we are alive."""
         beat_at = 0.0
-        while not self.run.is_complete:
+        while not until():
             self._do(decisions.on_tick(self.run, now=self._now()))
             if self._now() >= beat_at:
                 self._tell_all(wire.Heartbeat())
@@ -308,12 +332,15 @@ class Host:
         self._tell_all(wire.Stop(reason="the run is complete", complete=True))
         self._emit(Stopped(reason="the run is complete"))
         deadline = self._now() + FAREWELL_S
-        while set(self._sessions) - {self.run.built_in} and self._now() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(TICK_S)
+        await self._tick(
+            lambda: set(self._sessions) <= {self.run.built_in} or self._now() >= deadline
+        )
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
 
-def _num_slices(config: RunConfig) -> int:
-    return len(slice_bounds(num_parameters(config.model)))
+def _slice_bytes(config: RunConfig) -> tuple[int, ...]:
+    codec = CODECS[config.sync.update_codec]
+    bounds = slice_bounds(num_parameters(config.model))
+    return tuple(codec.encoded_bytes(stop - start) for start, stop in bounds)

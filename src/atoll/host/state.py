@@ -3,6 +3,7 @@
 `Run` is a function of the journal and of who is connected. Only `run.py` and `due.py` change it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from atoll import events
@@ -12,7 +13,7 @@ from atoll.data.leases import LeaseBook
 from atoll.exchange import plan
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Membership
-from atoll.host.rounds import Round
+from atoll.host.rounds import NOBODY, Present, Round
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import wire
 
@@ -24,18 +25,20 @@ class Run:
     config: RunConfig
     dataset: Digest
     built_in: PeerId
-    num_slices: int
+    slice_bytes: tuple[int, ...]  # how long the update of each slice is, encoded
     membership: Membership = field(default_factory=Membership)
     book: LeaseBook = field(default_factory=LeaseBook)
     committed: RoundId = INITIAL
-    committed_at: float = 0.0
     agreed: dict[RoundId, Digest] = field(default_factory=dict)
     round: Round | None = None
-    # Contributors of the round that was open when an earlier host process ended: they may be back.
-    expected_back: set[PeerId] = field(default_factory=set)
     ready_at: float | None = None  # since when enough peers are ready for the next round
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     num_planned: int = 0
+    started_at: float = 0.0
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.slice_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -48,10 +51,30 @@ class Run:
 
 def is_ready(run: Run, peer: PeerId) -> bool:
     """Return whether the peer can train on the next round now."""
+    member = run.membership.get(peer)
+    return member is not None and member.trains and has_newest(run, peer)
+
+
+def has_newest(run: Run, peer: PeerId) -> bool:
+    """Return whether the member holds the agreed state, and the host knows who can reach it."""
     m = run.membership.get(peer)
-    if m is None or not (m.connected and m.trains and m.probed):
+    if m is None or not (m.connected and m.probed):
         return False
     return m.round == run.committed and m.state == run.agreed.get(run.committed, "")
+
+
+def present(run: Run) -> Present:
+    """Return who could do what for a round, now."""
+    members = run.membership.members
+    connected = frozenset(m.peer for m in run.membership.connected())
+    able = frozenset(peer for peer in connected if has_newest(run, peer))
+    return Present(
+        connected=connected,
+        away=frozenset(members) - connected,
+        able=able,
+        can_reduce=frozenset(p for p in able if members[p].address is not None),
+        keeper=run.built_in,
+    )
 
 
 def base_for(run: Run, hello: wire.Hello) -> tuple[RoundId, Digest]:
@@ -70,14 +93,10 @@ def sources(run: Run) -> tuple[wire.Address, ...]:
     return tuple(m.address for m in members if m.address is not None)
 
 
-def reducers(run: Run) -> list[PeerId]:
-    """Return who may reduce: the peers that others can reach; with none, the built-in member."""
-    peers = [
-        m.peer
-        for m in run.membership.connected()
-        if m.address is not None and m.trains and m.round == run.committed
-    ]
-    return peers or [run.built_in] * run.membership.is_connected(run.built_in)
+def reducers(run: Run, *, without: Collection[PeerId] = ()) -> list[PeerId]:
+    """Return who reduces: the peers that others can reach; with none, the built-in member."""
+    can_reduce = present(run).can_reduce - frozenset(without)
+    return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
 
 
 def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
@@ -126,7 +145,7 @@ def plan_report(rnd: Round, reason: str) -> Report:
         events.RoundPlanned(
             round=rnd.id,
             peers=tuple(sorted(rnd.invited | rnd.waited)),
-            reducers=tuple(sorted(set(rnd.assignment))),
+            reducers=tuple(sorted(set(rnd.assignment) - {NOBODY})),
             reason=reason,
         )
     )

@@ -132,7 +132,6 @@ class Reduced(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduced"):
     roster_version: U32
     slice: U32
     digest: Digest
-    num_bytes: BlobBytes
 
 
 class Held(Struct, frozen=True, kw_only=True, tag_field="t", tag="held"):

@@ -113,8 +113,13 @@ class Agent:
                 member.warn(f"our own parameters are not fit to be shared: {error}")
                 self._board.reset = True
                 if member.training is not None:
-                    member.training.note_bad_work(error)
+                    await member.training.note_bad_work(error)
             except PeerError as error:
+                if self._board.stop is not None and self._board.stop.complete:
+                    raise RunError(
+                        f"the run is complete, but its last state cannot be had: {error}",
+                        hint="ask its operator for an export of the model",
+                    ) from error
                 member.warn(f"cannot catch up yet: {error}")
                 self._lost_state = True
                 await self._link.reconnect()
@@ -126,6 +131,9 @@ class Agent:
         following = RoundId(member.state.round + 1)
         if member.differs():
             await member.sync()
+            return
+        if not member.is_prepared:
+            await self._start_training()
             return
         await board.wait_for(
             lambda: (
@@ -159,8 +167,11 @@ class Agent:
                 member.warn(f"waiting for the dataset: {error}")
                 await asyncio.sleep(RETRY_S)
                 await self._link.reconnect()  # the host may know other sources by now
-        if member.differs():
-            await member.sync()
+
+    async def _start_training(self) -> None:
+        member = self._member
+        assert member.training is not None
+        assert self._dataset is not None
         inner = self._home.inner_path(member.state.round)
         member.device = await member.training.start(self._dataset.folder, inner=inner)
         member.is_prepared = True

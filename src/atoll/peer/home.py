@@ -83,7 +83,7 @@ class Home:
             kept[record.round] = record
         return kept
 
-    def keep_commit(self, message: wire.Commit) -> None:
+    def keep_commit(self, message: wire.Commit) -> records.Committed:
         """Remember a commit, so that its updates can be told from those of rounds long past.
 
         Raises:
@@ -94,6 +94,7 @@ class Home:
         with disk_errors(self._commits):
             write_synced(path.with_suffix(".new"), [wire.encode(message)])
             publish(path.with_suffix(".new"), path)
+        return record
 
     def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Committed]) -> None:
         """Drop the commits before `oldest`, and the updates that only they name.

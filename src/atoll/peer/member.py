@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.errors import AtollError, DamagedError
+from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, StateSynced, Warned
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.statesync import fetch_state
 from atoll.exchange.step import apply_updates_
-from atoll.ids import Digest, PeerId, RoundId
+from atoll.ids import Digest, Lease, PeerId, RoundId
 from atoll.model.initial import fill_initial_
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
@@ -77,18 +77,24 @@ class Member:
         """React to what the host said where no task that looks at the board may be waiting."""
         match message:
             case wire.Welcome():
-                if self.training is not None:
-                    self.training.work.hold(message.held)
+                self._hold(message.held)
                 self.report_state()
             case wire.Plan():
-                if self.training is not None:
-                    self.training.work.hold(message.leases)
-                if message.round != self.reducer.round_id:
-                    self.reducer.open(
-                        message.round, codec=message.codec, update_codec=message.update_codec
-                    )
+                self._hold(message.leases)
+                own = [r for r in message.reductions if r.reducer.peer == self.peer_id]
+                self.reducer.follow(message, own=own)
             case wire.Commit():
-                self.home.keep_commit(message)
+                self._settle(self.home.keep_commit(message))
+
+    def _hold(self, leases: tuple[Lease, ...]) -> None:
+        if self.training is not None and not self.training.work.hold(leases):
+            self.board.reset = True
+
+    def _settle(self, commit: Committed) -> None:
+        mine = [entry for entry in commit.roster if entry.peer == self.peer_id]
+        if self.training is not None and mine:
+            self.training.work.settle(mine[0].leases)
+            self.training.note_commit()
 
     def report_state(self) -> None:
         """Tell the host which state we hold, once we can do what it then asks."""
@@ -205,12 +211,17 @@ class Member:
         self._emit_bytes(commit.round)
 
     def _apply(self, commit: Committed) -> None:
-        apply_updates_(
-            self.state,
-            self._payloads(commit),
-            codec=CODECS[commit.update_codec],
-            outer=self.config.outer,
-        )
+        codec = CODECS[commit.update_codec]
+        # All are looked at before the first one changes anything: a reducer may be hostile.
+        for payload, (start, stop) in zip(self._payloads(commit), self.slices, strict=True):
+            try:
+                codec.check(payload, stop - start)
+            except BadBlobError as error:
+                raise RunError(
+                    f"the run has committed an update that is not sound: {error}",
+                    hint="tell its operator; no member can go on from here",
+                ) from error
+        apply_updates_(self.state, self._payloads(commit), codec=codec, outer=self.config.outer)
 
     def _payloads(self, commit: Committed) -> Iterator[bytes]:
         """Yield the updates one by one, so that a slice at a time is in memory."""
@@ -236,8 +247,21 @@ class Member:
         with self.timed("merge", commit.round):
             await self.training.merge("carry" if self._is_carried(commit) else "replace")
         if not self.training.work.consumed:
-            await self.training.save(self.home.inner_path(commit.round))
-            self.home.forget_inner_before(RoundId(commit.round - 1))
+            await self._keep_inner(commit.round)
+
+    async def _keep_inner(self, round_id: RoundId) -> None:
+        """Save the inner optimizer that belongs to this state.
+
+        One that is there already is the right one: we took this step before, and were killed before
+        the state was on disk.
+        """
+        assert self.training is not None
+        path = self.home.inner_path(round_id)
+        if await asyncio.to_thread(path.exists):
+            await self.training.load(path)
+        else:
+            await self.training.save(path)
+            self.home.forget_inner_before(RoundId(round_id - 1))
 
     async def sync(self) -> None:
         """Fetch the state that the host named, if ours is another, and drop the local work.
@@ -245,7 +269,7 @@ class Member:
         Raises:
             PeerError: nobody has it any more.
         """
-        base, self.board.reset = self.board.base, False
+        base = self.board.base
         if base is not None and base != self.held_state:
             await self.saved()
             started_at = asyncio.get_running_loop().time()
@@ -264,6 +288,7 @@ class Member:
             )
         if self.board.base == base:
             self.board.base = None
+        self.board.reset = False
         if self.training is not None and self.is_prepared:
             await self.training.merge("replace")
         self.report_state()

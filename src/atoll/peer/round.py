@@ -10,13 +10,14 @@ concerns.
 
 import asyncio
 from contextlib import suppress
+from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_to_self
 from atoll.exchange.links import fetch_from_any, fetch_update
 from atoll.exchange.tasks import running, together
-from atoll.ids import Digest, RoundId
+from atoll.ids import Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Committed
 from atoll.peer.member import Member
@@ -24,6 +25,7 @@ from atoll.peer.member import Member
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
 WAIT_S = 20.0  # for an update, in one request
 PARALLEL_FETCHES = 4
+Place: TypeAlias = tuple[int, int, PeerId]
 TRIES = 10  # to fetch a blob that members should have: they may just be starting
 
 
@@ -53,7 +55,9 @@ async def contribute(round_id: RoundId, member: Member) -> None:
     """Encode our contribution, and keep it where the plan wants it until the round is over."""
     plan = await member.board.wait_for(lambda: member.plan_of(round_id))
     contribution = EncodedContribution(round_id, len(member.slices))
-    delivered_to: dict[int, tuple[int, str]] = {}  # slice -> session and reducer that has it
+    # Slice -> which reducer has it, by which connection to the host and which plan. A reducer that
+    # is named again may have lost everything: it is offered all, and says what it still has.
+    delivered_to: dict[int, Place] = {}
     announced = 0
 
     async def encode() -> tuple[Digest, ...]:
@@ -78,7 +82,13 @@ async def contribute(round_id: RoundId, member: Member) -> None:
             await together(
                 announce(session),
                 *(
-                    _deliver_run(reduction, session, contribution, delivered_to, member)
+                    _deliver_run(
+                        reduction,
+                        (session, plan.version, reduction.reducer.peer),
+                        contribution,
+                        delivered_to,
+                        member,
+                    )
                     for reduction in plan.reductions
                 ),
             )
@@ -94,13 +104,12 @@ async def contribute(round_id: RoundId, member: Member) -> None:
 
 async def _deliver_run(
     reduction: wire.Reduction,
-    session: int,
+    here: Place,
     contribution: EncodedContribution,
-    delivered_to: dict[int, tuple[int, str]],
+    delivered_to: dict[int, Place],
     member: Member,
 ) -> None:
     """Bring a run of slices to its reducer, however often that takes."""
-    here = (session, reduction.reducer.peer)
 
     def note(index: int, num_bytes: int) -> None:
         delivered_to[index] = here
@@ -164,20 +173,19 @@ async def _gather_run(
             if digest is not None:
                 digests[index] = digest
             continue
+        start, stop = member.slices[index]
+        num_bytes = codec.encoded_bytes(stop - start)
+        request = wire.FetchUpdate(
+            round=plan.round, roster_version=closed.roster_version, slice=index, seconds=WAIT_S
+        )
         while index not in digests:
             try:
                 async with member.links.to(reduction.reducer) as connection:
-                    found = await fetch_update(
-                        connection,
-                        round_id=plan.round,
-                        roster_version=closed.roster_version,
-                        index=index,
-                        seconds=WAIT_S,
-                    )
+                    found = await fetch_update(connection, request, at_most=num_bytes)
                 if found is None:
+                    await asyncio.sleep(RETRY_S)
                     continue
                 digest, payload = found
-                start, stop = member.slices[index]
                 await asyncio.to_thread(codec.check, payload, stop - start)
             except PeerError as error:
                 if isinstance(error, ConnectionLost | BadBlobError):
@@ -196,16 +204,19 @@ async def fetch_updates(commit: Committed, member: Member) -> None:
         PeerError: nobody has one of them any more.
     """
     todo = [
-        update.digest
+        update
         for update in commit.updates
         if await asyncio.to_thread(member.blobs.get, update.digest) is None
     ]
 
     async def drain() -> None:
         while todo:
-            digest = todo.pop()
+            update = todo.pop()
+            digest = update.digest
             for _ in range(TRIES):
-                payload = await fetch_from_any(member.links, member.sources(), digest)
+                payload = await fetch_from_any(
+                    member.links, member.sources(), digest, at_most=update.num_bytes
+                )
                 if payload is not None:
                     break
                 await asyncio.sleep(RETRY_S)

@@ -19,6 +19,8 @@ from atoll.train.launch import Trainer, TrainerDied
 from atoll.train.shared import SharedVectors
 
 MAX_DEATHS = 3
+HUNG_S = 300.0  # for the first step, which may compile; then a multiple of the slowest one
+HUNG_STEPS = 30
 
 
 class Training:
@@ -43,6 +45,8 @@ class Training:
         self._dataset: Path | None = None
         self._trainer: Trainer | None = None
         self._deaths = 0
+        self._stepped_at = 0.0
+        self._slowest_s = 0.0
         self._loss_sum = 0.0
         self._loss_tokens = 0
 
@@ -66,15 +70,24 @@ class Training:
         self._dataset = dataset
         trainer = await self._alive()
         if await asyncio.to_thread(inner.exists):
-            try:
-                await trainer.load(inner)
-            except RunError as error:
-                raise DamagedError(
-                    str(error), hint=f"delete {inner}: the inner optimizer then starts afresh"
-                ) from error
-            except TrainerDied as death:
-                self._note(death)
+            await self.load(inner)
         return trainer.started.device
+
+    async def load(self, path: Path) -> None:
+        """Let the inner optimizer go on from what was saved.
+
+        Raises:
+            DamagedError: the file is not what was saved.
+        """
+        try:
+            if self._trainer is not None:
+                await self._trainer.load(path)
+        except RunError as error:
+            raise DamagedError(
+                str(error), hint=f"delete {path}: the inner optimizer then starts afresh"
+            ) from error
+        except TrainerDied as death:
+            self._note(death)
 
     async def train(self, plan: wire.Plan, *, until: Callable[[], Awaitable[Any]]) -> bool:
         """Do what is left of our work; return whether it is whole. It ends early when `until` does.
@@ -94,22 +107,39 @@ class Training:
         try:
             trainer = await self._alive()
             steps_done = self.work.consumed // self._config.inner.batch_sequences
-            order = Train(first_step=plan.first_step + steps_done, spans=self.work.left())
+            order = Train(first_step=plan.first_step + steps_done, spans=self.work.begin())
+            self._stepped_at = asyncio.get_running_loop().time()
             training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
+            watching = asyncio.ensure_future(self._watch(trainer))
             try:
                 await asyncio.wait((training, ending), return_when=asyncio.FIRST_COMPLETED)
                 trainer.halt()
                 done = await training
             finally:
                 training.cancel()
+                watching.cancel()
         except TrainerDied as death:
             self._note(death)
             return
-        self._deaths = 0
         self._emit(PhaseTimed(round=plan.round, phase="snapshot", seconds=done.snapshot_s))
-        self.work.consume(done.num_samples)
+        self.work.end(done.num_samples)
         self._loss_sum += done.mean_loss * done.num_tokens
         self._loss_tokens += done.num_tokens
+
+    async def _watch(self, trainer: Trainer) -> None:
+        """Kill the trainer when it takes far longer for a step than it ever did: it hangs."""
+        loop = asyncio.get_running_loop()
+        while True:
+            limit_s = max(HUNG_S, HUNG_STEPS * self._slowest_s)
+            wait_s = self._stepped_at + limit_s - loop.time()
+            if wait_s <= 0:
+                trainer.kill()
+                return
+            await asyncio.sleep(wait_s)
+
+    def note_commit(self) -> None:
+        """Note that work of ours is part of the model: whatever died before is forgiven."""
+        self._deaths = 0
 
     async def merge(self, how: Literal["replace", "carry"]) -> None:
         """Let the trainer take over the new global weights."""
@@ -174,16 +204,20 @@ class Training:
                 hint=death.hint or f"its log: {self._log_path}",
             ) from death
 
-    def note_bad_work(self, error: AtollError) -> None:
+    async def note_bad_work(self, error: AtollError) -> None:
         """Count local work that must not be shared as a death: the trainer went astray.
 
         Raises:
             RunError: it was one too many.
         """
+        if self._trainer is not None:
+            await self._trainer.stop()
         self._note(TrainerDied(str(error), hint=error.hint))
 
     def _note_step(self, step: Stepped) -> None:
         self.newest = step
+        self._stepped_at = asyncio.get_running_loop().time()
+        self._slowest_s = max(self._slowest_s, step.seconds)
 
     def _forget_work(self) -> None:
         self.work.clear()

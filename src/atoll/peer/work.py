@@ -5,7 +5,7 @@
 The work of a round is done when nothing is left; then the contribution names all of the leases.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from atoll.ids import Lease, LeaseId
@@ -13,25 +13,50 @@ from atoll.ids import Lease, LeaseId
 
 @dataclass(slots=True)
 class LocalWork:
-    leases: tuple[Lease, ...] = ()
-    consumed: int = 0  # samples, counted from the first lease on
+    """`consumed` samples, counted from the first lease on, are in the local weights.
 
-    def hold(self, leases: Iterable[Lease]) -> None:
+    `in_flight` of the ones after them are being trained on; as they may be in the weights at any
+    moment, their leases count as touched.
+    """
+
+    leases: tuple[Lease, ...] = ()
+    consumed: int = 0
+    in_flight: int = 0
+
+    def hold(self, leases: Iterable[Lease]) -> bool:
         """Note which leases the host says are ours now.
 
-        A lease that the local weights contain stays ours until a commit, or the host says reset.
+        Returns whether all that the local weights contain is still ours; if not, they are void.
         """
         kept = tuple(sorted(leases, key=lambda lease: lease.id))
-        if self.touched() != tuple(lease.id for lease in kept)[: len(self.touched())]:
-            self.consumed = 0
+        touched = self.touched()
+        whole = touched == tuple(lease.id for lease in kept)[: len(touched)]
+        if not whole:
+            self.clear()
         self.leases = kept
+        return whole
 
-    def consume(self, num_samples: int) -> None:
-        self.consumed += num_samples
+    def settle(self, lease_ids: Collection[LeaseId]) -> None:
+        """Note that these leases of ours were committed: the new global weights contain them."""
+        if any(lease.id in lease_ids for lease in self.leases):
+            self.leases = tuple(lease for lease in self.leases if lease.id not in lease_ids)
+            self.clear()
+
+    def begin(self) -> tuple[tuple[int, int], ...]:
+        """Return the spans to train on now: all that is left."""
+        spans = self.left()
+        self.in_flight = sum(stop - start for start, stop in spans)
+        return spans
+
+    def end(self, num_samples: int) -> None:
+        """Note that so many of the samples in flight are in the weights, and the others not."""
+        if self.in_flight:
+            self.consumed += num_samples
+        self.in_flight = 0
 
     def clear(self) -> None:
-        """Note that the local weights are the global ones again."""
-        self.consumed = 0
+        """Note that the local weights are the global ones again, or are going to be."""
+        self.consumed = self.in_flight = 0
 
     def left(self) -> tuple[tuple[int, int], ...]:
         """Return the spans (start, stop) of samples that are still to be trained on, in order."""
@@ -49,7 +74,7 @@ class LocalWork:
         ids: list[LeaseId] = []
         start = 0
         for lease in self.leases:
-            if start < self.consumed:
+            if start < self.consumed + self.in_flight:
                 ids.append(lease.id)
             start += lease.stop - lease.start
         return tuple(ids)

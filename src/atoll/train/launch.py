@@ -154,6 +154,10 @@ class Trainer:
         """
         await self._ask(Load(path=str(path)), Loaded)
 
+    def kill(self) -> None:
+        """End the process at once; whoever waits for an answer learns that it died."""
+        kill(self._child.process)
+
     async def stop(self) -> None:
         """End the process, at its next step boundary or after `STOP_S`. It has nothing to save."""
         self._send(Quit())

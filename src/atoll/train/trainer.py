@@ -110,6 +110,8 @@ class Replica:
         store_flat_(self.loop.model, local_N)
         carry_(local_N, global_N=vectors.global_N, reference_N=vectors.snapshot_N)
         load_flat_(self.loop.model, local_N)
+        # Work that is whole already is offered again as it lies there, without another inner step.
+        vectors.snapshot_N[:] = local_N
 
     def save(self, path: Path) -> None:
         loop = self.loop

@@ -29,8 +29,28 @@ def reducer(path: Path, *, codec: str = "int8") -> tuple[Reducer, Told]:
     """Return a reducer with round 3 open, and what it tells the host."""
     told = Told()
     reducer = Reducer(slices=BOUNDS, blobs=BlobStore(path), tell_host=told.append)
-    reducer.open(ROUND, codec=codec, update_codec=codec)
+    open_round(reducer, ROUND, codec=codec)
     return reducer, told
+
+
+def open_round(
+    reducer: Reducer, round_id: int, *, codec: str = "int8", own: tuple[int, int] = (0, 2)
+) -> None:
+    """Let the reducer follow a plan that gives it the slices `own[0]` to `own[1] - 1`."""
+    address = wire.Address(peer=D, host="h", port=1)
+    reductions = (wire.Reduction(reducer=address, start=own[0], stop=own[1]),)
+    plan = wire.Plan(
+        round=RoundId(round_id),
+        version=1,
+        fragment=0,
+        first_step=0,
+        codec=codec,
+        update_codec=codec,
+        reductions=reductions,
+        leases=(),
+        sources=(),
+    )
+    reducer.follow(plan, own=reductions)
 
 
 def values(seed: int, index: int = 0) -> np.ndarray:

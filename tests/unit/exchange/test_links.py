@@ -58,13 +58,16 @@ def offer(connection):
 
 
 def fetch(connection):
-    return blobs.fetch(connection, DIGEST)
+    return blobs.fetch(connection, DIGEST, at_most=len(PAYLOAD))
 
 
 def fetch_update(connection):
-    return blobs.fetch_update(
-        connection, round_id=RoundId(1), roster_version=2, index=0, seconds=20.0
-    )
+    request = wire.FetchUpdate(round=RoundId(1), roster_version=2, slice=0, seconds=20.0)
+    return blobs.fetch_update(connection, request, at_most=len(PAYLOAD))
+
+
+def fetch_from_any(links, sources):
+    return blobs.fetch_from_any(links, sources, DIGEST, at_most=len(PAYLOAD))
 
 
 # --- one request ---------------------------------------------------------------------------------
@@ -110,6 +113,12 @@ def test_an_answer_out_of_place_is_a_protocol_error(ask, answers):
 def test_a_slice_that_is_refused_after_it_was_sent():
     with pytest.raises(PeerError, match="refused"):
         asking(offer, wire.Want(), REFUSED)
+
+
+@pytest.mark.parametrize("ask", [fetch, fetch_update])
+def test_a_blob_that_is_too_large_is_refused_before_it_comes(ask):
+    with pytest.raises(ProtocolError, match="where 200 are the most"):
+        asking(ask, wire.Blob(digest=DIGEST, num_bytes=201))
 
 
 @pytest.mark.parametrize("ask", [fetch, fetch_update])
@@ -240,13 +249,13 @@ def test_the_blob_comes_from_the_first_source_that_has_it(fault):
             members.network.unreachable.add(1)
         if fault == "damaged":
             members.network.damaging.add(B)
-        found = await blobs.fetch_from_any(members.links, members.addresses, DIGEST)
+        found = await fetch_from_any(members.links, members.addresses)
         assert found == PAYLOAD
         asked = {c.peer for c in members.network.connections if c.owner == A}
         assert (C in asked) == (fault != "none")
         members.has[C] = False
         members.has[B] = False
-        assert await blobs.fetch_from_any(members.links, members.addresses, DIGEST) is None
-        assert await blobs.fetch_from_any(members.links, [], DIGEST) is None
+        assert await fetch_from_any(members.links, members.addresses) is None
+        assert await fetch_from_any(members.links, []) is None
 
     run(main())

@@ -5,13 +5,24 @@ from itertools import permutations
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from tests.unit.exchange.cast import BOUNDS, ROUND, A, B, C, encoded, job, reducer, values
+from tests.unit.exchange.cast import (
+    BOUNDS,
+    ROUND,
+    A,
+    B,
+    C,
+    encoded,
+    job,
+    open_round,
+    reducer,
+    values,
+)
 from tests.unit.virtual import run
 
 from atoll.errors import BadBlobError, RunError
 from atoll.exchange import fp64
 from atoll.exchange.codec import CODECS
-from atoll.exchange.reduce import Reducer, reduce_slice
+from atoll.exchange.reduce import MAX_VERSIONS, Reducer, reduce_slice
 from atoll.ids import RoundId, digest_of
 
 SHARES = {A: 0.5, B: 0.25, C: 0.25}
@@ -43,7 +54,7 @@ def test_whatever_the_order_of_arrival_every_reducer_forms_the_same_bytes(tmp_pa
             await reducing
             (reduced,) = told.reduced()
             payload = (tmp_path / str(number) / reduced.digest).read_bytes()
-            assert (digest_of(payload), len(payload)) == (reduced.digest, reduced.num_bytes)
+            assert digest_of(payload) == reduced.digest
             updates.add(payload)
         (update,) = updates
         inputs = [(SLICES[peer][1], share) for peer, share in SHARES.items()]
@@ -73,7 +84,7 @@ def test_the_host_is_told_of_each_slice_with_its_norm(tmp_path):
 def test_how_long_a_slice_is_follows_from_the_plan(tmp_path):
     one, _ = reducer(tmp_path, codec="fp32")
     assert [one.expected_bytes(k) for k in (-1, 0, 1, 2)] == [None, 1200, 800, None]
-    one.open(RoundId(4), codec="bf16", update_codec="bf16")
+    open_round(one, 4, codec="bf16")
     assert one.expected_bytes(0) == 600
 
 
@@ -109,15 +120,50 @@ def test_a_slice_that_is_not_what_was_announced_is_refused(tmp_path):
     run(main())
 
 
-def test_a_third_version_of_a_slice_is_refused(tmp_path):
+def test_of_many_versions_the_newest_stay_and_those_that_a_roster_names(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        for seed in (1, 2):
-            await one.take(A, 0, *encoded(seed))
-        with pytest.raises(BadBlobError, match="third version"):
-            await one.take(A, 0, *encoded(3))
-        await one.take(B, 0, *encoded(3))
-        assert [message.contributor for message in told.delivered()] == [A, A, B]
+        versions = [encoded(seed) for seed in range(MAX_VERSIONS + 2)]
+        await one.take(A, 0, *versions[0])
+        await one.reduce(job((A, 1.0, versions[0][0])))
+        for version in versions[1:]:
+            await one.take(A, 0, *version)
+        there = [digest for digest, _ in versions if one.has(A, 0, digest)]
+        newest = [digest for digest, _ in versions[-(MAX_VERSIONS - 1) :]]
+        assert there == [versions[0][0], *newest]
+        assert len(told.delivered()) == len(versions)
+
+    run(main())
+
+
+def test_even_if_all_versions_are_named_a_newer_one_is_taken(tmp_path):
+    async def main():
+        one, _ = reducer(tmp_path)
+        versions = [encoded(seed) for seed in range(MAX_VERSIONS + 1)]
+        for number, version in enumerate(versions[:-1]):
+            await one.take(A, 0, *version)
+            await one.reduce(job((A, 1.0, version[0]), version=number))
+        await one.take(A, 0, *versions[-1])
+        assert one.has(A, 0, versions[-1][0])
+
+    run(main())
+
+
+@pytest.mark.parametrize("own", [(0, 1), (1, 2), (0, 2), (0, 9)])
+def test_a_reducer_takes_only_what_the_plan_gives_it(tmp_path, own):
+    one, _ = reducer(tmp_path)
+    open_round(one, ROUND, codec="int8", own=own)
+    expected = [k in range(*own) for k in range(2)]
+    assert [one.expected_bytes(k) is not None for k in range(2)] == expected
+    assert one.expected_bytes(2) is None
+
+
+def test_another_plan_of_the_same_round_forgets_nothing(tmp_path):
+    async def main():
+        one, _ = reducer(tmp_path)
+        await take(one, A)
+        open_round(one, ROUND, own=(1, 2))
+        assert one.has(A, 0, SLICES[A][0])
 
     run(main())
 
@@ -146,7 +192,7 @@ def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
         assert await waiting == told.reduced()[0].digest
         assert await one.update(round_id=ROUND, roster_version=1, index=0) == await waiting
         assert not other.done()
-        one.open(RoundId(4), codec="int8", update_codec="int8")
+        open_round(one, 4)
         assert await other is None
         assert await one.update(round_id=ROUND, roster_version=1, index=0) is None
 
@@ -168,7 +214,7 @@ def test_a_new_round_ends_what_waits_and_forgets_what_was_taken(tmp_path):
         one, told = reducer(tmp_path)
         reducing = asyncio.create_task(one.reduce(JOB))
         await take(one, A)
-        one.open(RoundId(4), codec="int8", update_codec="int8")
+        open_round(one, 4)
         await reducing
         assert not told.reduced()
         assert not one.has(A, 0, SLICES[A][0])
@@ -195,7 +241,7 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
         told = []
 
         def next_round():
-            one.open(RoundId(one.round_id + 1), codec="int8", update_codec="int8")
+            open_round(one, one.round_id + 1)
 
         store = Interrupted(next_round)
         one = Reducer(slices=BOUNDS, blobs=store, tell_host=told.append)
@@ -204,7 +250,7 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
         assert not told
         assert not one.has(A, 0, SLICES[A][0])
 
-        one.open(ROUND, codec="int8", update_codec="int8")
+        open_round(one, ROUND)
         for peer in SHARES:
             await take(one, peer)
         told.clear()

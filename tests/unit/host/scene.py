@@ -54,6 +54,7 @@ GENESIS = records.Genesis(
     at=0.0,
 )
 NUM_SLICES = 2
+SLICE_BYTES = (7, 8)
 
 
 def name(*parts: object) -> Digest:
@@ -98,7 +99,6 @@ def reduced(k: int, *, version: int, round_id: int = 1) -> wire.Reduced:
         roster_version=version,
         slice=k,
         digest=update(k, round_id=round_id, version=version),
-        num_bytes=7,
     )
 
 
@@ -133,7 +133,7 @@ class Scene:
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.run = decisions.replay(self.journal, num_slices=NUM_SLICES)
+        self.run = decisions.replay(self.journal, slice_bytes=SLICE_BYTES, now=self.now)
 
     def restart(self) -> "Scene":
         """Return the scene after the host process ended and another took over."""

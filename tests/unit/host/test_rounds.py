@@ -19,11 +19,12 @@ from tests.unit.host.scene import (
 )
 
 from atoll.host import rounds
-from atoll.host.rounds import Close, Commit, Phase, Reopen, Replace, Round, Wait
+from atoll.host.rounds import NOBODY, Close, Commit, Phase, Present, Reopen, Replace, Round, Wait
 from atoll.ids import RoundId
 
 E = BUILT_IN
 EVERYONE = frozenset({A, B, C, D, E})
+WAITING = Wait("waiting for updates to be formed and put on disk")
 
 
 def opened(*waited, invited=(), at=0.0) -> Round:
@@ -44,8 +45,15 @@ def arrive(rnd, peer, *, at, norm=1.0):
     rounds.deliver(rnd, D, delivered(peer, 1, norm=norm), now=at)
 
 
-def decide(rnd, *, at, connected=EVERYONE, away=frozenset(), able=frozenset({A, B})):
-    return rounds.decide(rnd, now=at, connected=connected, away=away, able=able, policy=SYNC)
+def decide(rnd, *, at, connected=EVERYONE, away=(), able=(A, B), can_reduce=EVERYONE):
+    present = Present(
+        connected=connected,
+        away=frozenset(away),
+        able=frozenset(able),
+        can_reduce=connected & can_reduce,
+        keeper=E,
+    )
+    return rounds.decide(rnd, now=at, present=present, policy=SYNC)
 
 
 def closed(*contributors, at=0.0, waited=()) -> Round:
@@ -237,12 +245,13 @@ def reduce_all(rnd, *, at):
 @pytest.mark.parametrize(
     ("holders", "able", "expected"),
     [
-        ((), {A, B}, Wait("waiting until the updates are on disk")),
-        ((A,), {A, B}, Wait("waiting until the updates are on disk")),
+        ((), {A, B}, WAITING),
+        ((A,), {A, B}, WAITING),
         ((A, B), {A, B}, Commit()),
         ((A, E), {A, B, E}, Commit()),
+        ((A, B), {A, B, E}, WAITING),  # the host's own disk is to be one of them
         ((A,), {A}, Commit()),
-        ((), set(), Wait("waiting until the updates are on disk")),
+        ((), set(), WAITING),
     ],
 )
 def test_a_commit_needs_the_updates_on_two_disks_if_there_are_two(holders, able, expected):
@@ -263,14 +272,24 @@ def test_who_holds_other_bytes_is_no_holder():
 def test_before_all_slices_are_reduced_the_round_waits():
     rnd = closed(A, B)
     rounds.reduce(rnd, C, reduced(0, version=2), now=1)
-    assert decide(rnd, at=1) == Wait("reducing")
+    assert decide(rnd, at=1) == WAITING
 
 
-@pytest.mark.parametrize(("at", "replaced"), [(11.0, False), (11.1, True)])
+@pytest.mark.parametrize(("at", "commits"), [(13.5, False), (13.6, True)])
+def test_the_hosts_own_disk_is_not_waited_for_for_ever(at, commits):
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=1)
+    for peer in (A, B):
+        rounds.hold(rnd, peer, held(version=version), now=1)
+    assert (decide(rnd, at=at, able=(A, B, E)) == Commit()) == commits
+
+
+# Nothing new for 10 s of silence, 2 s of grace and half of the second that the round took.
+@pytest.mark.parametrize(("at", "replaced"), [(13.5, False), (13.6, True)])
 def test_a_reducer_that_delivers_nothing_for_too_long_is_replaced(at, replaced):
     rnd = closed(A, B, at=1)
     rounds.reduce(rnd, C, reduced(0, version=2), now=1)
-    expected = Replace(frozenset({D}), "a reducer does not deliver")
+    expected = Replace(frozenset({D}), "a reducer does not deliver what it should")
     assert (decide(rnd, at=at) == expected) == replaced
 
 
@@ -279,7 +298,7 @@ def test_a_reducer_that_is_gone_is_replaced_at_once(phase):
     rnd = closed(A, B)
     rnd.phase = phase
     decision = decide(rnd, at=1, connected=EVERYONE - {D})
-    assert decision == Replace(frozenset({D}), "1 of the reducers are gone")
+    assert decision == Replace(frozenset({D}), "a reducer is gone")
 
 
 def test_a_moved_slice_starts_again_and_the_others_stay():
@@ -300,11 +319,11 @@ def test_a_moved_slice_starts_again_and_the_others_stay():
 @pytest.mark.parametrize(
     ("at", "lost", "expected"),
     [
-        (6.0, {B}, Wait("reducing")),
+        (6.0, {B}, WAITING),
         (6.1, {B}, Close((A,), "1 contributors were lost before the reduction")),
         (6.1, {A, B}, Reopen("every contributor was lost before its slices were reduced")),
-        (14.0, set(), Wait("reducing")),  # those that are there may deliver again
-        (14.1, set(), Reopen("every contributor was lost before its slices were reduced")),
+        (16.5, set(), WAITING),  # those that are there may deliver again
+        (16.6, set(), Reopen("every contributor was lost before its slices were reduced")),
     ],
 )
 def test_contributors_lost_with_a_slice_missing_are_left_out(at, lost, expected):
@@ -317,7 +336,7 @@ def test_contributors_lost_with_a_slice_missing_are_left_out(at, lost, expected)
 
 def test_a_contributor_lost_after_its_slices_arrived_stays_in():
     rnd = closed(A, B, at=1)
-    assert decide(rnd, at=5, connected=EVERYONE - {B}) == Wait("reducing")
+    assert decide(rnd, at=5, connected=EVERYONE - {B}) == WAITING
 
 
 def test_closing_again_voids_what_was_formed_and_reopening_the_roster():
@@ -362,4 +381,58 @@ def test_complaints_about_one_who_reduces_nothing_change_nothing():
     rnd = opened(A)
     rounds.claim(rnd, A, contribution(A), now=1)
     rounds.complain(rnd, A, E)
+    assert not rnd.complaints
     assert isinstance(decide(rnd, at=2), Wait)
+
+
+def test_a_reducer_that_nobody_could_replace_stays():
+    rnd = opened(A)
+    rounds.claim(rnd, A, contribution(A), now=1)
+    rounds.complain(rnd, A, D)
+    assert isinstance(decide(rnd, at=2, can_reduce=frozenset({D})), Wait)
+    rnd.excluded.add(E)
+    assert isinstance(decide(rnd, at=2, can_reduce=frozenset({D, E})), Wait)
+    assert isinstance(decide(rnd, at=2, can_reduce=frozenset({C, D, E})), Replace)
+
+
+def test_after_the_close_those_who_lack_updates_may_complain():
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=1)
+    rounds.complain(rnd, A, D)
+    assert decide(rnd, at=2) == WAITING
+    rounds.hold(rnd, B, held(version=version), now=2)
+    decision = decide(rnd, at=2)
+    assert isinstance(decision, Replace)
+    assert decision.reducers == {D}
+
+
+def test_a_reducer_that_serves_other_bytes_than_it_reported_is_replaced():
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=1)
+    honest = held(version=version)
+    for peer in (A, B):
+        other = replace(honest, digests=(honest.digests[0], name("other")))
+        rounds.hold(rnd, peer, other, now=2)
+    assert decide(rnd, at=14.5) == WAITING
+    decision = decide(rnd, at=14.6)
+    assert isinstance(decision, Replace)
+    assert decision.reducers == {D}
+
+
+def test_while_nobody_reduces_a_slice_it_is_up_to_be_given_away():
+    rnd = opened(A)
+    rnd.assignment = (C, NOBODY)
+    assert decide(rnd, at=1) == Replace(frozenset({NOBODY}), "a reducer is gone")
+
+
+def test_what_is_said_again_is_no_progress():
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=2)
+    rounds.hold(rnd, A, held(version=version), now=3)
+    assert rnd.progress_at == 3
+    reduce_all(rnd, at=4)
+    rounds.hold(rnd, A, held(version=version), now=4)
+    rounds.deliver(rnd, C, delivered(A, 0), now=4)
+    assert rnd.progress_at == 3
+    rounds.hold(rnd, B, replace(held(version=version), digests=(name(1),)), now=5)
+    assert (rnd.progress_at, set(rnd.held)) == (3, {A})

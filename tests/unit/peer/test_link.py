@@ -1,0 +1,297 @@
+"""The connection to the host, which comes and goes, in virtual time."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+from tests.unit.memory import Network, until
+from tests.unit.peer.cast import HOST_PORT
+from tests.unit.virtual import now, run
+
+from atoll.errors import ConfigError
+from atoll.events import Warned
+from atoll.exchange.tasks import together
+from atoll.ids import RoundId, digest_of
+from atoll.net import wire
+from atoll.peer.link import RETRY_S, HostLink
+
+HELLO = wire.Hello(
+    protocol=wire.PROTOCOL,
+    run=digest_of(b"run"),
+    name="anna",
+    trains=True,
+    listen_host="",
+    listen_port=0,
+    codecs=(),
+    round=RoundId(0),
+    state=digest_of(b"state"),
+)
+WELCOME = wire.Welcome(
+    committed=RoundId(0),
+    base_round=RoundId(0),
+    base_state=digest_of(b"state"),
+    dataset=digest_of(b"dataset"),
+    held=(),
+    reset=False,
+    sources=(),
+)
+PLAN = wire.Plan(
+    round=RoundId(1),
+    version=1,
+    fragment=0,
+    first_step=0,
+    codec="fp32",
+    update_codec="fp32",
+    reductions=(),
+    leases=(),
+    sources=(wire.Address(peer="b" * 32, host="h", port=1),),
+)
+CLOSED = wire.Closed(round=RoundId(1), roster_version=1, roster=())
+STOP = wire.Stop(reason="the run is complete", complete=True)
+SILENT_S = 10.0
+
+
+class Linked:
+    """A link, and a host from a script: it greets with a welcome, and keeps what it hears."""
+
+    def __init__(self, enrolled, *, welcome=WELCOME):
+        self.enrolled = enrolled
+        self.network = Network()
+        self.welcome = welcome
+        self.heard = []
+        self.hellos_at = []
+        self.handled = []
+        self.reported = []
+        self.connections = []
+        self.listener = None
+        self.link = HostLink(
+            transport=self.network.transport(enrolled.peer),
+            host=("reef", HOST_PORT, enrolled.host),
+            public_key=enrolled.authority.public_key,
+            emit=self.reported.append,
+        )
+        self.board = self.link.board
+
+    async def host_comes(self):
+        self.listener = await self.network.transport(self.enrolled.host).listen(
+            self.serve, host="h", port=HOST_PORT
+        )
+
+    async def host_goes(self):
+        await self.listener.close()
+
+    async def serve(self, connection):
+        self.connections.append(connection)
+        assert isinstance(await connection.receive(), wire.Hello)
+        self.hellos_at.append(now())
+        await connection.send(self.welcome)
+        while True:
+            self.heard.append(await connection.receive())
+
+    async def host_says(self, message):
+        await self.connections[-1].send(message)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def start(self):
+        running = self.link.run(
+            hello=lambda: HELLO,
+            heartbeat=lambda: wire.Heartbeat(step=3),
+            every_s=1.0,
+            silent_s=SILENT_S,
+            handle=self.handled.append,
+        )
+        self.running = asyncio.create_task(together(running))
+
+    async def stop(self):
+        self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
+        if self.listener is not None:
+            await self.listener.close()
+
+
+def linked(enrolled, story, **options):
+    async def main():
+        link = Linked(enrolled, **options)
+        await link.host_comes()
+        link.start()
+        await until(lambda: link.board.session)
+        try:
+            return await story(link)
+        finally:
+            await link.stop()
+
+    return run(main())
+
+
+def test_what_the_host_says_is_on_the_board(enrolled):
+    async def story(link):
+        board = link.board
+        assert (board.session, board.dataset) == (1, WELCOME.dataset)
+        assert board.base == (0, WELCOME.base_state)
+        await link.host_says(PLAN)
+        await link.host_says(CLOSED)
+        assert (board.plan, board.closed, board.sources) == (PLAN, CLOSED, PLAN.sources)
+        commit = enrolled.commit(1, b"update")
+        await link.host_says(commit)
+        assert board.commits[RoundId(1)].updates[0].digest == digest_of(b"update")
+        await link.host_says(wire.Resync(round=RoundId(5), state=digest_of(b"five")))
+        assert board.base == (5, digest_of(b"five"))
+        await link.host_says(wire.Heartbeat())
+        assert link.handled[:4] == [WELCOME, PLAN, CLOSED, commit]
+
+    linked(enrolled, story)
+
+
+def test_what_we_say_reaches_the_host_and_so_do_signs_of_life(enrolled):
+    async def story(link):
+        message = wire.Unreachable(round=RoundId(1), reducer="b" * 32)
+        link.link.send(message)
+        await asyncio.sleep(2.5)
+        assert link.heard == [message, wire.Heartbeat(step=3), wire.Heartbeat(step=3)]
+
+    linked(enrolled, story)
+
+
+def test_who_is_waiting_is_woken_by_a_message(enrolled):
+    async def story(link):
+        waiting = asyncio.create_task(link.board.wait_for(lambda: link.board.plan))
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        await link.host_says(PLAN)
+        assert await waiting == PLAN
+
+    linked(enrolled, story)
+
+
+def test_a_lost_connection_is_made_anew_and_the_plan_asked_for_again(enrolled):
+    async def story(link):
+        await link.host_says(PLAN)
+        link.network.cut(enrolled.host)
+        await asyncio.sleep(0)
+        link.link.send(wire.Heartbeat())  # nobody hears it
+        await until(lambda: link.board.session == 2)
+        assert link.board.plan is None
+        assert now() == pytest.approx(RETRY_S[0], abs=0.05)
+        (warned,) = link.reported
+        assert isinstance(warned, Warned)
+        assert "the connection broke" in warned.text
+
+    linked(enrolled, story)
+
+
+def test_a_host_that_is_away_is_tried_less_and_less_often(enrolled):
+    async def main():
+        link = Linked(enrolled)
+        link.start()
+        await asyncio.sleep(sum(RETRY_S) + 3 * RETRY_S[-1] - 1)
+        assert len(link.reported) == 1, "said once"
+        await link.host_comes()
+        await until(lambda: link.board.session)
+        expected_at = sum(RETRY_S) + 3 * RETRY_S[-1]
+        assert now() == pytest.approx(expected_at, abs=0.05)
+        await link.stop()
+
+    run(main())
+
+
+def test_a_host_that_is_frozen_counts_as_lost(enrolled):
+    async def story(link):
+        await until(lambda: len(link.hellos_at) == 2)
+        assert link.hellos_at[1] == pytest.approx(SILENT_S + RETRY_S[0], abs=0.1)
+        assert "it does not answer" in link.reported[0].text
+
+    linked(enrolled, story)
+
+
+def test_a_new_hello_can_be_asked_for(enrolled):
+    async def story(link):
+        await link.link.reconnect()
+        await until(lambda: link.board.session == 2)
+        assert len(link.hellos_at) == 2
+
+    linked(enrolled, story)
+
+
+def test_without_a_connection_there_is_none_to_end(enrolled):
+    async def main():
+        link = Linked(enrolled)
+        await link.link.reconnect()
+        link.link.send(wire.Heartbeat())
+
+    run(main())
+
+
+def test_local_work_that_was_void_once_is_void_until_it_is_dropped(enrolled):
+    async def story(link):
+        assert link.board.reset
+        link.welcome = WELCOME
+        await link.link.reconnect()
+        await until(lambda: link.board.session == 2)
+        assert link.board.reset
+
+    linked(enrolled, story, welcome=replace(WELCOME, reset=True))
+
+
+def test_the_end_of_the_run_is_the_end_of_the_link(enrolled):
+    async def story(link):
+        await link.host_says(STOP)
+        assert link.board.stop == STOP
+        await link.host_goes()
+        await link.running
+
+    linked(enrolled, story)
+
+
+def test_a_host_that_stops_for_now_is_waited_for(enrolled):
+    async def story(link):
+        await link.host_says(wire.Stop(reason="back soon", complete=False))
+        await link.host_goes()
+        await asyncio.sleep(30)
+        assert not link.running.done()
+        await link.host_comes()
+        await until(lambda: link.board.session == 2)
+
+    linked(enrolled, story)
+
+
+def test_a_refusal_for_good_ends_the_peer(enrolled):
+    async def story(link):
+        await link.host_says(wire.Refused(reason="other run", hint="join again"))
+        with pytest.raises(ConfigError, match="turned us away: other run") as caught:
+            await link.running
+        assert caught.value.hint == "join again"
+
+    linked(enrolled, story)
+
+
+@pytest.mark.parametrize(
+    "message", [wire.Refused(reason="not now", final=False), wire.Want(), wire.Taken()]
+)
+def test_a_refusal_for_now_or_nonsense_costs_the_connection_only(enrolled, message):
+    async def story(link):
+        await link.host_says(message)
+        await until(lambda: link.board.session == 2)
+        assert not link.running.done()
+
+    linked(enrolled, story)
+
+
+def test_a_commit_that_the_host_did_not_sign_is_not_believed(enrolled):
+    async def story(link):
+        await link.host_says(replace(enrolled.commit(1, b"update"), signature=bytes(64)))
+        assert link.board.commits == {}
+        await until(lambda: link.board.session == 2)
+        assert "did not sign" in link.reported[0].text
+
+    linked(enrolled, story)
+
+
+def test_whoever_leaves_says_so(enrolled):
+    async def story(link):
+        link.running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await link.running
+        assert link.heard == [wire.Leaving(reason="it left")]
+
+    linked(enrolled, story)
