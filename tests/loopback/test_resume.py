@@ -48,10 +48,9 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(enrolled, tmp_path, sh
     cut = copy_of(enrolled, tmp_path / "cut", shared)
     try:
         host, *peers = start(cut, *SLOW)
-        for name in NAMES:
-            wait_until(
-                (cut.peers / name / f"inner/{STOP_AFTER:06}.safetensors").exists, "a checkpoint"
-            )
+        for home in (cut.peers / name for name in NAMES):
+            for kept in (f"states/{STOP_AFTER:06}", f"inner/{STOP_AFTER:06}.safetensors"):
+                wait_until((home / kept).exists, kept)
         wait_until(lambda: cut.committed() >= STOP_AFTER, "the second round")
         for process in (host, *peers):
             process.kill()

@@ -67,10 +67,10 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
 
     def work_of_ben(*, first_step):
         """Train on what is left of Ben's leases."""
-        ben_work.hold(held_by(book, BEN))
-        spans = ben_work.left()
+        assert ben_work.hold(held_by(book, BEN)), "what he did before is still his"
+        spans = ben_work.begin()
         train(ben, spans, first_step=first_step)
-        ben_work.consume(num_samples(spans))
+        ben_work.end(num_samples(spans))
         return spans
 
     # Round 1: Ben trains, and is late.

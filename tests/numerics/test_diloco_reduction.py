@@ -84,6 +84,8 @@ def test_every_value_is_reduced_exactly_once(sizes, num_fragments, tokens, num_r
 
 BOUNDS = ((0, 300), (300, 1000))
 CONTRIBUTORS = PEERS[:3]
+ADDRESS = wire.Address(peer=PEERS[0], host="127.0.0.1", port=1)
+ALL_SLICES = wire.Reduction(reducer=ADDRESS, start=0, stop=len(BOUNDS))
 
 
 def encoded_slices(codec):
@@ -98,12 +100,26 @@ def encoded_slices(codec):
     }
 
 
+def plan_of(codec):
+    return wire.Plan(
+        round=ROUND,
+        version=1,
+        fragment=0,
+        first_step=0,
+        codec=codec,
+        update_codec=codec,
+        reductions=(ALL_SLICES,),
+        leases=(),
+        sources=(),
+    )
+
+
 async def reduced(directory, codec, payloads, *, order, reduce_first):
     """Return the digests that a new reducer reports, and its updates, slice by slice."""
     told = []
     blobs = BlobStore(directory)
     reducer = Reducer(slices=BOUNDS, blobs=blobs, tell_host=told.append)
-    reducer.open(ROUND, codec=codec, update_codec=codec)
+    reducer.follow(plan_of(codec), own=[ALL_SLICES])
     keys = [(CONTRIBUTORS[k], index) for k in order for index in range(len(BOUNDS))]
     share = shares(
         dict(zip(CONTRIBUTORS, (1, 2, 4), strict=True)),

@@ -99,7 +99,7 @@ def states_table(comparison: Comparison, actors: Mapping[str, Actor]) -> Table:
 @dataclass(frozen=True, slots=True)
 class Quality:
     loss: float  # in nats per token, of text that nobody trained on
-    sample: str
+    sample: str  # what follows the prompt
 
 
 def quality(params_N: NDArray[np.float32], config: RunConfig, dataset: Dataset) -> Quality:
@@ -120,7 +120,8 @@ def quality(params_N: NDArray[np.float32], config: RunConfig, dataset: Dataset) 
         sampling=Sampling(seed=0),
         stop_token=tokenizer.start_token,
     )
-    return Quality(loss, " ".join(tokenizer.decode(tokens).split()))
+    text = " ".join((PROMPT + tokenizer.decode(tokens)).split())
+    return Quality(loss, text.removeprefix(PROMPT))
 
 
 def initial_quality(config: RunConfig, dataset: Dataset) -> Quality:
@@ -137,6 +138,6 @@ def quality_table(before: Quality, after: Quality) -> RenderableType:
     table.add_column(justify="right")
     table.add_column()
     for when, one in (("before", before), ("after", after)):
-        sample = Text.assemble((PROMPT, "bold"), f" {one.sample}")
+        sample = Text.assemble((PROMPT, "bold"), one.sample)
         table.add_row(when, f"{one.loss:.3f}", sample)
     return table
