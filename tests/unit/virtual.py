@@ -5,7 +5,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-ENOUGH_S = 10_000.0  # of virtual time: whoever still waits then, waits for ever
+ENOUGH_S = 4_000.0  # of virtual time: whoever still waits then, waits for ever
 
 
 class _Jump(selectors.SelectSelector):

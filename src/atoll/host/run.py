@@ -109,9 +109,7 @@ def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: floa
     if member is None or not member.connected:
         return []
     run.membership.reach(peer, address)
-    effects: list[Effect] = []
-    if run.round is not None and has_newest(run, peer):
-        effects = invite(run, run.round, peer)
+    effects = _welcome_in(run, peer) if member.state is not None and not member.probed else []
     return effects + advance(run, now=now)
 
 
@@ -186,25 +184,36 @@ def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
 
 
 def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
-    """The peer is ready for what follows its state; the first time, that is news."""
-    effects: list[Effect] = []
-    member = run.membership.get(peer)
-    if member is not None and member.state is None:
-        reachable = member.address is not None
-        joined = events.PeerJoined(
-            peer=peer, name=member.name, device=message.device, reachable=reachable
-        )
-        effects.append(Report(joined))
+    """The peer is ready for what follows its state."""
     round_id, state = message.round, message.state
     if not 0 <= round_id <= run.committed:
         return [Drop(peer, f"it says that it is at round {round_id}")]
+    before = run.membership.get(peer)
     run.membership.report(peer, round_id=round_id, state=state, device=message.device)
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
-        effects += resync(run, peer, round_id, state)
-    elif run.round is not None and has_newest(run, peer):
-        effects += invite(run, run.round, peer)
-    return effects
+        return resync(run, peer, round_id, state)
+    if before is not None and before.state is None and before.probed:
+        return _welcome_in(run, peer)
+    return _invite_if_ready(run, peer)
+
+
+def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
+    """The peer is ready, and the host knows who can reach it: that is news."""
+    member = run.membership.members[peer]
+    joined = events.PeerJoined(
+        peer=peer,
+        name=member.name,
+        device=member.device,
+        reachable=member.address is not None,
+    )
+    return [Report(joined), *_invite_if_ready(run, peer)]
+
+
+def _invite_if_ready(run: Run, peer: PeerId) -> list[Effect]:
+    if run.round is not None and has_newest(run, peer):
+        return invite(run, run.round, peer)
+    return []
 
 
 def _on_leaving(run: Run, peer: PeerId, reason: str) -> list[Effect]:

@@ -77,6 +77,7 @@ class Host:
         self._emit = emit
         self._sessions: dict[PeerId, Session] = {}
         self._failure: asyncio.Future[None] | None = None
+        self._beat_at = 0.0  # when the members hear from us next
 
     async def serve(self, *, host: str, port: int, started: asyncio.Event) -> None:
         """Serve until the run is complete, or this task is cancelled.
@@ -319,22 +320,34 @@ class Host:
 
     async def _tick(self, until: Callable[[], bool]) -> None:
         """Let time pass for the run, and tell the members that we are alive."""
-        beat_at = 0.0
         while not until():
-            self._do(decisions.on_tick(self.run, now=self._now()))
-            if self._now() >= beat_at:
-                self._tell_all(wire.Heartbeat())
-                beat_at = self._now() + self.run.config.sync.heartbeat_s
-            await asyncio.sleep(TICK_S)
+            await self._pass_time()
 
     async def _farewell(self) -> None:
-        """Tell the members that the run is complete, and give them time to go."""
-        self._tell_all(wire.Stop(reason="the run is complete", complete=True))
+        """Tell the members that the run is complete, and give them time to have all of it.
+
+        The built-in member comes first: the others may leave with what it lacks, and it is the one
+        that keeps the model.
+        """
         self._emit(Stopped(reason="the run is complete"))
         deadline = self._now() + FAREWELL_S
-        await self._tick(
-            lambda: set(self._sessions) <= {self.run.built_in} or self._now() >= deadline
-        )
+        while self._lacks_the_end(self.run.built_in) and self._now() < deadline:
+            await self._pass_time()
+        self._tell_all(wire.Stop(reason="the run is complete", complete=True))
+        while self._sessions and self._now() < deadline:
+            await self._pass_time()
+
+    def _lacks_the_end(self, peer: PeerId) -> bool:
+        member = self.run.membership.get(peer)
+        return member is not None and member.connected and member.round < self.run.committed
+
+    async def _pass_time(self) -> None:
+        """Let the run see the time, and the members that we are there."""
+        self._do(decisions.on_tick(self.run, now=self._now()))
+        if self._now() >= self._beat_at:
+            self._tell_all(wire.Heartbeat())
+            self._beat_at = self._now() + self.run.config.sync.heartbeat_s
+        await asyncio.sleep(TICK_S)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

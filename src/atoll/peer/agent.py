@@ -172,8 +172,8 @@ class Agent:
         member = self._member
         assert member.training is not None
         assert self._dataset is not None
-        inner = self._home.inner_path(member.state.round)
-        member.device = await member.training.start(self._dataset.folder, inner=inner)
+        member.training.inner = self._home.inner_path(member.state.round)
+        member.device = await member.training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
 

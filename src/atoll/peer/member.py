@@ -18,7 +18,7 @@ from atoll.exchange.links import Links
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.statesync import fetch_state
 from atoll.exchange.step import apply_updates_
-from atoll.ids import Digest, Lease, PeerId, RoundId
+from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
 from atoll.model.initial import fill_initial_
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
@@ -63,6 +63,7 @@ class Member:
         self._emit = emit
         self._manifest = manifest_of(state, run=home.run)
         self._saving: asyncio.Task[None] | None = None
+        self._inner_round = INITIAL  # the newest round whose inner optimizer we saved
         self._num_sent = 0
         self._num_received = 0
 
@@ -246,22 +247,23 @@ class Member:
             return
         with self.timed("merge", commit.round):
             await self.training.merge("carry" if self._is_carried(commit) else "replace")
-        if not self.training.work.consumed:
-            await self._keep_inner(commit.round)
-
-    async def _keep_inner(self, round_id: RoundId) -> None:
-        """Save the inner optimizer that belongs to this state.
-
-        One that is there already is the right one: we took this step before, and were killed before
-        the state was on disk.
-        """
-        assert self.training is not None
-        path = self.home.inner_path(round_id)
-        if await asyncio.to_thread(path.exists):
+        path = self.home.inner_path(commit.round)
+        if self._inner_round != commit.round and await asyncio.to_thread(path.exists):
+            # We trained for this round before we were started anew, so its moments are ours.
             await self.training.load(path)
-        else:
-            await self.training.save(path)
-            self.home.forget_inner_before(RoundId(round_id - 1))
+        self.training.inner = path
+        self.home.forget_inner_before(commit.round)
+
+    async def save_inner(self, round_id: RoundId) -> None:
+        """Keep the inner optimizer as it is after the work for this round, on disk.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        if self.training is not None and self._inner_round != round_id:
+            with self.timed("save_inner", round_id):
+                await self.training.save(self.home.inner_path(round_id))
+            self._inner_round = round_id
 
     async def sync(self) -> None:
         """Fetch the state that the host named, if ours is another, and drop the local work.

@@ -72,6 +72,9 @@ async def contribute(round_id: RoundId, member: Member) -> None:
     async def announce(session: int) -> None:
         nonlocal announced
         digests = await asyncio.shield(encoding)
+        # Before the host can commit our work, the moments that go with it are on disk: whoever is
+        # killed after the commit goes on as if it had not been.
+        await member.save_inner(round_id)
         if announced != session:
             member.announce(round_id, digests)
             announced = session

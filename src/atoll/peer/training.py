@@ -38,6 +38,7 @@ class Training:
         self.vectors = vectors
         self.work = LocalWork()
         self.newest: Stepped | None = None
+        self.inner: Path | None = None  # the inner optimizer that goes with the global weights
         self._config = config
         self._peer = peer
         self._log_path = log_path
@@ -55,23 +56,14 @@ class Training:
         """The mean loss per token over the local work."""
         return self._loss_sum / max(1, self._loss_tokens)
 
-    @property
-    def pid(self) -> int | None:
-        return None if self._trainer is None else self._trainer.pid
-
-    async def start(self, dataset: Path, *, inner: Path) -> str:
-        """Start the trainer from the global weights, with this inner optimizer if it is there.
-
-        Returns the device. `inner` is only there if it belongs to exactly these weights.
+    async def start(self, dataset: Path) -> str:
+        """Start the trainer from the global weights; return the device.
 
         Raises:
             RunError: it died three times in a row.
         """
         self._dataset = dataset
-        trainer = await self._alive()
-        if await asyncio.to_thread(inner.exists):
-            await self.load(inner)
-        return trainer.started.device
+        return (await self._alive()).started.device
 
     async def load(self, path: Path) -> None:
         """Let the inner optimizer go on from what was saved.
@@ -183,9 +175,11 @@ class Training:
                 )
             except TrainerDied as death:
                 self._note(death)
-            else:
-                started = self._trainer.started
-                self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
+                continue
+            started = self._trainer.started
+            self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
+            if self.inner is not None and await asyncio.to_thread(self.inner.exists):
+                await self.load(self.inner)
         return self._trainer
 
     def _note(self, death: TrainerDied) -> None:
