@@ -13,7 +13,8 @@ from atoll.config import (
 )
 from atoll.model.presets import PRESETS
 
-LONG_RUN_ROUNDS: Final = 100  # enough for the outer momentum to pay; see docs/experiments.md
+LONG_RUN_ROUNDS: Final = 200
+MEDIUM_RUN_ROUNDS: Final = 50
 
 
 class Recipe(NamedTuple):
@@ -76,14 +77,16 @@ def inner_config(recipe: Recipe, *, num_steps: int) -> InnerConfig:
 
 
 def outer_config(rounds: int) -> OuterConfig:
-    """Return DiLoCo's own settings for a long run; for a short one a momentum that has time to act.
+    """Return DiLoCo's own settings for a long run; for a shorter one less momentum, warmed up.
 
-    From scratch and over 16 rounds, 0.7 with momentum 0.9 overshoots; plain averaging with a little
-    momentum, warmed up, does not.
+    Measured at 16 and 48 rounds, where 0.9 overshoots; in between interpolated
+    (docs/experiments.md, 2026-11-22).
     """
     if rounds >= LONG_RUN_ROUNDS:
         return OuterConfig(lr=0.7, momentum=0.9)
-    return OuterConfig(lr=1.0, momentum=0.3, momentum_warmup_rounds=rounds // 4)
+    if rounds >= MEDIUM_RUN_ROUNDS:
+        return OuterConfig(lr=0.7, momentum=0.8, momentum_warmup_rounds=rounds // 4)
+    return OuterConfig(lr=0.7, momentum=0.6, momentum_warmup_rounds=min(rounds // 2, 12))
 
 
 def sync_config(*, rounds: int, inner_steps: int, min_peers: int) -> SyncConfig:

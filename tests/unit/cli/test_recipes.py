@@ -37,9 +37,10 @@ def test_a_long_run_has_the_outer_settings_of_diloco():
     assert (outer.lr, outer.momentum, outer.momentum_warmup_rounds) == (0.7, 0.9, 0)
 
 
-@pytest.mark.parametrize("rounds", [1, 16, LONG_RUN_ROUNDS - 1])
-def test_a_short_run_has_less_momentum_that_warms_up(rounds):
+@pytest.mark.parametrize(
+    ("rounds", "momentum", "warmup"),
+    [(1, 0.6, 0), (16, 0.6, 8), (49, 0.6, 12), (50, 0.8, 12), (LONG_RUN_ROUNDS - 1, 0.8, 49)],
+)
+def test_a_shorter_run_has_less_momentum_that_warms_up(rounds, momentum, warmup):
     outer = outer_config(rounds)
-    assert outer.lr == 1.0
-    assert outer.momentum < 0.6
-    assert outer.momentum_warmup_rounds == rounds // 4
+    assert (outer.lr, outer.momentum, outer.momentum_warmup_rounds) == (0.7, momentum, warmup)
