@@ -34,7 +34,7 @@ class Lines:
             case events.PeerJoined():
                 self.names[event.peer] = event.name
                 where = "" if event.reachable else ", cannot be dialled: it will not reduce"
-                return f"+ {event.name} joined ({event.device or 'getting ready'}{where})"
+                return f"+ {event.name} joined ({event.device or 'no trainer'}{where})"
             case events.PeerLeft():
                 return f"- {event.name} is gone: {event.reason}"
             case events.RoundPlanned():

@@ -61,13 +61,13 @@ class HostLink:
         """
         failures = 0
         while self.board.stop is None or not self.board.stop.complete:
+            session = self.board.session
             try:
                 async with asyncio.timeout(DIAL_S):
                     self._connection = await self._transport.dial(
                         self._host, self._port, expect=self._host_id, timeout_s=DIAL_S
                     )
                     await self._connection.send(hello())
-                failures = 0
                 await self._converse(
                     self._connection,
                     heartbeat=heartbeat,
@@ -76,7 +76,7 @@ class HostLink:
                     handle=handle,
                 )
             except* (PeerError, TimeoutError) as errors:
-                if failures == 0:
+                if failures == 0 or self.board.session != session:
                     reason = "; ".join(str(e) or "it does not answer" for e in errors.exceptions)
                     self._emit(Warned(text=f"no connection to the host, trying again ({reason})"))
             finally:
@@ -84,6 +84,11 @@ class HostLink:
                 if self._connection is not None:
                     await self._connection.close()
                     self._connection = None
+            # A task group that fails just when it is cancelled keeps only the failure.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError
+            if self.board.session != session:  # the host had welcomed us
+                failures = 0
             await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
             failures += 1
 
