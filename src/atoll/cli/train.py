@@ -12,7 +12,7 @@ from atoll.data.prepare import prepare
 
 
 def train(
-    run: Annotated[Path, typer.Argument(help="A run.toml, or the directory of one.")],
+    run: Annotated[Path, typer.Argument(help="The TOML file of a run, or its directory.")],
     steps: Annotated[int, typer.Option(min=0, help="0: as many as each peer does.")] = 0,
     batch_factor: Annotated[
         int, typer.Option(min=1, help="Batches so many times as large: as of so many peers.")
@@ -27,11 +27,11 @@ def train(
     ] = None,
 ) -> None:
     """Train alone, with plain AdamW on the run's first samples: what a run is compared with."""
-    directory = run_directory(run)
-    config = load_run_config(run if run.is_file() else directory / "run.toml")
+    toml = run if run.is_file() else run_directory(run) / "run.toml"
+    config = load_run_config(toml)
     dataset = prepare(
         config,
-        base_directory=directory,
+        base_directory=toml.parent,
         directory=cache or cache_directory(),
         on_progress=progress("preparing the text"),
     )
