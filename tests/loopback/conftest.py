@@ -1,6 +1,7 @@
 """What the tests of this folder share: a small text, a run that trains on it in seconds."""
 
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from atoll.config import (
     SyncConfig,
     TokenizerConfig,
 )
+
+# Whoever runs the tests in the background of a shell ignores Ctrl-C, and so would our processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NOUNS = ("reef", "tide", "island", "lagoon", "wave", "boat", "crab", "shell", "palm", "gull")
 VERBS = ("carries", "follows", "hides", "breaks", "finds", "leaves", "keeps", "crosses", "joins")

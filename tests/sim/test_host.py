@@ -3,6 +3,7 @@
 import pytest
 from tests.sim.world import BUILT_IN, World, run_of
 
+from atoll.ids import PeerId
 from atoll.net import records
 
 ROUNDS = 6
@@ -22,6 +23,11 @@ def test_without_faults_each_round_has_everyone():
     assert book.committed == ((0, ROUNDS * 5 * world.config.samples_per_round),)
     assert not book.free
     assert not any(book.held.values())
+
+
+def reducers_of(world: World) -> set[PeerId]:
+    rnd = world.host.round if world.host is not None else None
+    return set() if rnd is None else set(rnd.assignment)
 
 
 def random_fault(world: World, *, every_s: float) -> None:
@@ -91,5 +97,6 @@ def test_the_built_in_member_reduces_when_nobody_else_is_left_to():
     world.run_until(lambda: world.host is not None and world.host.round is not None, deadline=60)
     world.after(3, lambda: world.kill(only))
     world.after(9, lambda: world.start(only))
+    world.run_until(lambda: BUILT_IN in reducers_of(world), deadline=60)
     world.run_until(lambda: complete(world), deadline=600)
-    assert BUILT_IN in world.peers
+    assert run_of(world) == [1, 2]

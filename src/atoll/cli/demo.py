@@ -37,7 +37,7 @@ from atoll.outer.saved import saved_rounds
 from atoll.train.shared import vectors_path
 from atoll.units import format_bytes, format_count, format_seconds
 
-NAMES: Final = ("ada", "ben", "carol", "dan", "eve", "finn", "gina", "hugo", "ines", "jack")
+NAMES: Final = ("ada", "ben", "carol", "dan", "eve", "finn", "gina", "hugo", "iris", "jack")
 BUILT_IN: Final = "built-in"
 LOOPBACK: Final = "127.0.0.1"
 

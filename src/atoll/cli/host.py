@@ -115,8 +115,7 @@ class _Service:
     async def serve(self, *, uses: int, valid_s: float) -> None:
         """Serve until the run is complete."""
         if self._host.run.is_complete:
-            console.print(f"the run is complete: {self._config.sync.rounds} rounds are committed")
-            return
+            console.print("the run is complete; whoever lacks its end can fetch it for a moment")
         started = asyncio.Event()
         place = self._place
         try:

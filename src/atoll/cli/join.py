@@ -1,7 +1,6 @@
 """`atoll join`: take part in a run with this machine."""
 
 import asyncio
-import signal
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from atoll.cli.show import Lines, console
 from atoll.config import PeerConfig, parse_canonical
 from atoll.errors import ConfigError
 from atoll.events import EventLog
+from atoll.ids import digest_of
 from atoll.net.enrol import enrol
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite
@@ -63,7 +63,6 @@ def join(
         max_download_bytes_per_s=round(max_download * MEGABIT),
         cache_directory=str(cache or cache_directory()),
     )
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     asyncio.run(_join(Invite.parse(invite) if invite else None, peer))
 
 
@@ -98,6 +97,11 @@ async def _join(invite: Invite | None, peer: PeerConfig) -> None:
 async def _enrol(invite: Invite, directory: Path, *, name: str) -> None:
     """Become a member, or, if we are one, take over where the host is now."""
     if Identity.exists(directory) and (directory / "run.json").exists():
+        if digest_of(Identity.load(directory).authority) != invite.authority:
+            raise ConfigError(
+                f"{directory} belongs to another run than the invite",
+                hint="give this run a directory of its own with --dir",
+            )
         known = read_run_file(directory)
         moved = RunFile(
             config=known.config,

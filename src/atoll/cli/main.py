@@ -3,6 +3,7 @@
 0 done, or left cleanly    1 this machine or the run cannot go on    2 wrong arguments or config
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -33,6 +34,8 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main() -> None:
     """Run the command of this process's arguments."""
     arguments = sys.argv[1:] or ["--help"]
+    # A service manager ends us like a person does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
         code = app(arguments, prog_name="atoll", standalone_mode=False)

@@ -122,9 +122,10 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # The tokens since the last whole character, and the one before: some decoders treat a first
-        # word specially.
+        # The tokens of the last whole text, and from `_start` on those after it: some decoders treat
+        # a first word specially.
         self._tokens: list[int] = []
+        self._start = 0
         self._num_shown = 0  # characters of their text
 
     def push(self, token: int) -> str:
@@ -134,8 +135,9 @@ class StreamDecoder:
         whole = text.removesuffix(INCOMPLETE)
         shown = whole[self._num_shown :]
         if whole == text:
-            self._tokens = [token]
-            self._num_shown = len(self._tokenizer.decode([token]))
+            self._tokens = self._tokens[self._start :]
+            self._start = len(self._tokens)
+            self._num_shown = len(self._tokenizer.decode(self._tokens))
         else:
             self._num_shown = len(whole)
         return shown

@@ -3,6 +3,7 @@
 What is here under a name is that content, or it is not here.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from threading import get_ident
 
@@ -24,6 +25,8 @@ class BlobStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._turn = 0
+        self._put_in: dict[Digest, int] = {}  # the turn; what was there before counts as turn 0
         open_directory(directory)
 
     def put(self, digest: Digest, payload: Buffer) -> None:
@@ -35,6 +38,7 @@ class BlobStore:
         """
         if digest_of(payload) != digest:
             raise BadBlobError(f"a blob is not the one that was asked for: {digest}")
+        self._put_in[digest] = self._turn
         if self.get(digest) is not None:
             return
         with disk_errors(self._directory):
@@ -72,9 +76,21 @@ class BlobStore:
         except FileNotFoundError:
             return None
 
-    def remove(self, digest: Digest) -> None:
-        """Remove a blob, if it is here."""
-        remove(self._path(digest))
+    def turn(self) -> None:
+        """Begin another turn: what is put from now on is younger than what was put before."""
+        self._turn += 1
+
+    def sweep(self, named: Collection[Digest]) -> None:
+        """Remove the blobs that nobody names and that were put before the previous turn.
+
+        Turns and not times decide: a clock may be wrong.
+        """
+        for path in list(self._directory.iterdir()):
+            digest = Digest(path.name)
+            is_old = self._put_in.get(digest, 0) < self._turn - 1
+            if is_old and digest not in named and not path.name.startswith(TEMPORARY):
+                remove(path)
+                self._put_in.pop(digest, None)
 
     def _path(self, digest: Digest) -> Path:
         return self._directory / digest

@@ -44,7 +44,10 @@ def _agree(run: Run) -> list[Effect]:
     round_id = run.committed
     if round_id in run.agreed:
         return []
-    current = [m for m in run.membership.connected() if m.round >= round_id - 1]
+    # Whoever is taking the step of this round has a say; who has reported no state yet, none.
+    current = [
+        m for m in run.membership.connected() if m.state is not None and m.round >= round_id - 1
+    ]
     reports = {m.peer: m.state for m in current if m.round == round_id and m.state is not None}
     votes = Counter(reports.values())
     if not votes:
@@ -185,7 +188,8 @@ def _replace(
 ) -> list[Effect]:
     """Give the slices of these reducers to others; to nobody, if there is none for now."""
     rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
-    chosen = reducers(run, without=lost | rnd.excluded) or [NOBODY]
+    # Rather one that was no good before than none at all.
+    chosen = reducers(run, without=lost | rnd.excluded) or reducers(run, without=lost) or [NOBODY]
     assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen)
     if assignment == rnd.assignment:
         return []

@@ -43,6 +43,7 @@ class Round:
     claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
     delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
     completed_at: dict[PeerId, float] = field(default_factory=dict)
+    norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
     roster: tuple[wire.Share, ...] = ()
     reduced: dict[int, wire.Reduced] = field(default_factory=dict)
     held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
@@ -124,7 +125,7 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     if in_roster and rnd.claims[contributor].digests[message.slice] != message.digest:
         return  # it trained again; the roster has what it delivered first
     arrived = rnd.delivered.setdefault(contributor, {})
-    if arrived.get(message.slice) != message:
+    if arrived.get(message.slice) != message and (in_roster or rnd.phase is Phase.COLLECT):
         rnd.progress_at = now
     arrived[message.slice] = message
     _note_completion(rnd, contributor, now=now)
@@ -204,10 +205,7 @@ def roster_of(
     rnd: Round, peers: tuple[PeerId, ...], *, num_tokens: Mapping[PeerId, int], policy: SyncConfig
 ) -> tuple[wire.Share, ...]:
     """Return the roster of these contributors; weights come from leases and measured norms."""
-    norms = {
-        peer: sqrt(sum(message.squared_norm for message in rnd.delivered[peer].values()))
-        for peer in peers
-    }
+    norms = {peer: rnd.norms[peer] for peer in peers}
     tokens = {peer: num_tokens[peer] for peer in peers}
     shares = plan.shares(tokens, norms, clip_to_median=policy.clip_to_median)
     return tuple(
@@ -318,3 +316,4 @@ def _note_completion(rnd: Round, peer: PeerId, *, now: float) -> None:
         rnd.completed_at.pop(peer, None)
     elif peer not in rnd.completed_at:
         rnd.completed_at[peer] = now
+        rnd.norms[peer] = sqrt(sum(m.squared_norm for m in rnd.delivered[peer].values()))

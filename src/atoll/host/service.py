@@ -37,6 +37,7 @@ HELLO_S = 10.0  # for a member to say what it wants
 PROBE_S = 5.0  # for a member that says it listens to answer
 FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still lack
 MAX_QUEUED = 20_000  # messages to one member; it does not read, so it goes
+END = wire.Stop(reason="the run is complete", complete=True)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -77,6 +78,7 @@ class Host:
         self._emit = emit
         self._sessions: dict[PeerId, Session] = {}
         self._failure: asyncio.Future[None] | None = None
+        self._is_over = False  # and the members have been told so
         self._beat_at = 0.0  # when the members hear from us next
 
     async def serve(self, *, host: str, port: int, started: asyncio.Event) -> None:
@@ -180,7 +182,7 @@ class Host:
         session = Session(connection)
         if (older := self._sessions.get(peer)) is not None:
             older.ended.set()
-            self._do(decisions.on_lost(self.run, peer, "it connected anew", now=self._now()))
+            self._do(decisions.on_lost, peer, "it connected anew")
         self._sessions[peer] = session
         member = Member(
             peer=peer,
@@ -189,12 +191,14 @@ class Host:
             built_in=peer == self.run.built_in,
         )
         try:
-            self._do(decisions.on_hello(self.run, member, hello, now=self._now()))
+            self._do(decisions.on_hello, member, hello)
+            if self._is_over:
+                self._send(peer, END)
             await self._serve_session(session, peer, hello)
         finally:
             if self._sessions.get(peer) is session:
                 del self._sessions[peer]
-                self._do(decisions.on_lost(self.run, peer, session.reason, now=self._now()))
+                self._do(decisions.on_lost, peer, session.reason)
 
     def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
         if peer not in self._admission.members:
@@ -225,7 +229,7 @@ class Host:
     async def _read(self, session: Session, peer: PeerId) -> None:
         while True:
             message = await session.connection.receive()
-            self._do(decisions.on_message(self.run, peer, message, now=self._now()))
+            self._do(decisions.on_message, peer, message)
 
     async def _write(self, session: Session) -> None:
         while True:
@@ -245,12 +249,12 @@ class Host:
                 )
                 address = wire.Address(peer=peer, host=host, port=hello.listen_port)
                 await probe.close()
-        self._do(decisions.on_probed(self.run, peer, address, now=self._now()))
+        self._do(decisions.on_probed, peer, address)
 
     # --- effects --------------------------------------------------------------------------------
 
-    def _do(self, effects: Iterable[Effect]) -> None:
-        """Carry out the effects in their order, all of them or no more at all.
+    def _do(self, decide: Callable[..., list[Effect]], *what: object) -> None:
+        """Decide about something that happened, and carry all the effects out in their order.
 
         What a decision has changed in memory must also happen: when it cannot, the host ends, and
         the next one begins from the journal.
@@ -261,7 +265,7 @@ class Host:
         if self._failure is None or self._failure.done():
             return
         try:
-            self._carry_out(effects)
+            self._carry_out(decide(self.run, *what, now=self._now()))
         except Exception as error:
             self._fail(error)
             raise
@@ -333,8 +337,13 @@ class Host:
         deadline = self._now() + FAREWELL_S
         while self._lacks_the_end(self.run.built_in) and self._now() < deadline:
             await self._pass_time()
-        self._tell_all(wire.Stop(reason="the run is complete", complete=True))
-        while self._sessions and self._now() < deadline:
+        self._is_over = True
+        self._tell_all(END)
+        # Members that are away come back, or lapse; after a restart, all get the time to do so.
+        earliest = self.run.started_at + self.run.config.sync.reconnect_s
+        while self._now() < deadline and (
+            self._sessions or self.run.membership.members or self._now() < earliest
+        ):
             await self._pass_time()
 
     def _lacks_the_end(self, peer: PeerId) -> bool:
@@ -343,7 +352,7 @@ class Host:
 
     async def _pass_time(self) -> None:
         """Let the run see the time, and the members that we are there."""
-        self._do(decisions.on_tick(self.run, now=self._now()))
+        self._do(decisions.on_tick)
         if self._now() >= self._beat_at:
             self._tell_all(wire.Heartbeat())
             self._beat_at = self._now() + self.run.config.sync.heartbeat_s

@@ -188,7 +188,8 @@ class Agent:
     def _hello(self) -> wire.Hello:
         member = self._member
         training = member.training
-        lost = self._lost_state
+        member.said = (INITIAL, NO_STATE) if self._lost_state else member.held_state
+        round_id, state = member.said
         return wire.Hello(
             protocol=wire.PROTOCOL,
             run=self._home.run,
@@ -197,8 +198,8 @@ class Agent:
             listen_host=self._peer.advertise_host,
             listen_port=self._port,
             codecs=tuple(sorted(CODECS)),
-            round=INITIAL if lost else member.held_state[0],
-            state=NO_STATE if lost else member.held_state[1],
+            round=round_id,
+            state=state,
             trained=() if training is None else training.work.touched(),
         )
 

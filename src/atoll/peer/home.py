@@ -97,17 +97,14 @@ class Home:
         return record
 
     def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Committed]) -> None:
-        """Drop the commits before `oldest`, and the updates that only they name.
+        """Drop the commits before `oldest`, and the updates that no kept commit names.
 
-        Updates of a round that is still open are named by no commit, and stay.
+        Updates of the open round are named by none yet; they are too young to go.
         """
-        dropped = {round_id: kept.pop(round_id) for round_id in list(kept) if round_id < oldest}
-        still_named = {u.digest for record in kept.values() for u in record.updates}
-        for round_id, record in dropped.items():
-            for update in record.updates:
-                if update.digest not in still_named:
-                    self.blobs.remove(update.digest)
+        for round_id in [round_id for round_id in kept if round_id < oldest]:
+            del kept[round_id]
             (self._commits / f"{round_id:06}").unlink(missing_ok=True)
+        self.blobs.sweep({update.digest for record in kept.values() for update in record.updates})
 
     def remember_dataset(self, digest: Digest) -> None:
         """Note which dataset the run is on: who writes with the model needs its tokenizer.

@@ -62,6 +62,7 @@ class Member:
         self._link = link
         self._emit = emit
         self._manifest = manifest_of(state, run=home.run)
+        self.said: tuple[RoundId, Digest] | None = None  # the state that our newest Hello named
         self._saving: asyncio.Task[None] | None = None
         self._inner_round = INITIAL  # the newest round whose inner optimizer we saved
         self._num_sent = 0
@@ -78,6 +79,8 @@ class Member:
         """React to what the host said where no task that looks at the board may be waiting."""
         match message:
             case wire.Welcome():
+                if self.board.base == self.said:
+                    self.board.base = None  # our own, as we said; perhaps we are further by now
                 self._hold(message.held)
                 self.report_state()
             case wire.Plan():
@@ -206,6 +209,7 @@ class Member:
         with self.timed("hash", commit.round):
             self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
         self.commits[commit.round] = commit
+        self.blobs.turn()
         self.board.forget_commits(through=commit.round)
         self._saving = asyncio.create_task(self._save())
         self.report_state()
@@ -259,10 +263,14 @@ class Member:
 
         Raises:
             RunError: the disk is full.
+            StateDiffers: the trainer died, and the work with it: it is to be done again.
         """
         if self.training is not None and self._inner_round != round_id:
             with self.timed("save_inner", round_id):
                 await self.training.save(self.home.inner_path(round_id))
+            if not self.training.work.is_whole:
+                self.board.reset = True
+                raise StateDiffers("the trainer died with the work of this round")
             self._inner_round = round_id
 
     async def sync(self) -> None:
@@ -291,6 +299,7 @@ class Member:
         if self.board.base == base:
             self.board.base = None
         self.board.reset = False
+        self._inner_round = INITIAL
         if self.training is not None and self.is_prepared:
             await self.training.merge("replace")
         self.report_state()

@@ -60,13 +60,21 @@ def test_a_damaged_blob_is_mended_by_putting_it_again(tmp_path):
     assert store.get(DIGEST) == PAYLOAD
 
 
-def test_only_the_blob_that_is_removed_goes(tmp_path):
+def test_a_sweep_takes_what_nobody_names_once_it_is_two_turns_old(tmp_path):
+    BlobStore(tmp_path).put(digest_of(b"before"), b"before")
     store = BlobStore(tmp_path)
-    for payload in (b"a", b"b"):
+    store.put(digest_of(b"named"), b"named")
+
+    def left_after_turn(payload):
+        store.turn()
         store.put(digest_of(payload), payload)
-    store.remove(digest_of(b"a"))
-    store.remove(DIGEST)
-    assert [payload for payload in (b"a", b"b") if store.has(digest_of(payload))] == [b"b"]
+        store.sweep({digest_of(b"named")})
+        candidates = (b"before", b"named", b"1", b"2", b"3")
+        return [one for one in candidates if store.has(digest_of(one))]
+
+    assert left_after_turn(b"1") == [b"before", b"named", b"1"]
+    assert left_after_turn(b"2") == [b"named", b"1", b"2"]
+    assert left_after_turn(b"3") == [b"named", b"2", b"3"]
 
 
 def test_what_a_crash_left_is_removed(tmp_path):

@@ -473,7 +473,9 @@ def test_a_run_from_the_first_member_to_its_end(tmp_path):
     run(main())
 
 
-@pytest.mark.parametrize(("beats", "lasts_s"), [(True, FAREWELL_S), (False, SYNC.silent_s)])
+@pytest.mark.parametrize(
+    ("beats", "lasts_s"), [(True, FAREWELL_S), (False, SYNC.silent_s + SYNC.reconnect_s)]
+)
 def test_a_member_that_does_not_go_does_not_keep_the_host_for_ever(tmp_path, beats, lasts_s):
     async def main():
         async with serving(tmp_path, config=ONE_ROUND) as host:
