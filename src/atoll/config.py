@@ -7,7 +7,7 @@ The digest covers every value, so two peers that disagree about one are told at 
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -176,8 +176,8 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one machine gives to a run. Nothing here changes a result beyond the order of sums."""
 
-    directory: Annotated[str, Meta(min_length=1), about("for keys, states and blobs of this peer")]
-    name: Annotated[str, about("how the others see it")] = "peer"
+    directory: Annotated[str, about("for keys, states and blobs; empty: one for each run")] = ""
+    name: Annotated[str, about("how the others see it; empty: this machine's name")] = ""
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], about("where it trains; auto: the fastest there is")
     ] = "auto"
@@ -213,6 +213,16 @@ def load_run_config(path: Path) -> RunConfig:
 def load_peer_config(path: Path) -> PeerConfig:
     """Return what a TOML file says about this machine; raises as `load_run_config`."""
     return _load(path, PeerConfig)
+
+
+def changed(peer: PeerConfig, overrides: Mapping[str, object]) -> PeerConfig:
+    """Return the config with these values in place of its own, but for those that are None.
+
+    Raises:
+        ConfigError: a value is not allowed. The message names its key.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return _convert({**msgspec.to_builtins(peer), **given}, PeerConfig)
 
 
 def _load(path: Path, config: type[Config]) -> Config:

@@ -21,6 +21,7 @@ from atoll.config import (
     SyncConfig,
     TokenizerConfig,
     canonical,
+    changed,
     check,
     load_peer_config,
     load_run_config,
@@ -365,3 +366,11 @@ def test_what_follows_from_a_config():
     assert RUN.model.head_width == 32
     assert RUN.total_steps == 50
     assert RUN.samples_per_round == 40
+
+
+def test_the_command_line_comes_on_top_of_a_peers_file(tmp_path):
+    (tmp_path / "peer.toml").write_text('name = "anna"\nthreads = 2\nkeep_states = 5\n')
+    peer = changed(load_peer_config(tmp_path / "peer.toml"), {"threads": 4, "device": None})
+    assert peer == PeerConfig(name="anna", threads=4, keep_states=5)
+    with pytest.raises(ConfigError, match="device: 'tpu' is not one of auto, cpu, cuda, mps"):
+        changed(peer, {"device": "tpu"})

@@ -3,13 +3,14 @@
 import asyncio
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from atoll.cli.places import cache_directory, peer_directory
 from atoll.cli.show import Lines, console
-from atoll.config import PeerConfig, parse_canonical
+from atoll.config import PeerConfig, changed, load_peer_config, parse_canonical
 from atoll.errors import ConfigError
 from atoll.events import EventLog
 from atoll.ids import digest_of
@@ -30,48 +31,71 @@ def join(
         Path | None,
         typer.Option("--dir", help="Where this peer lives; without an invite: which one goes on."),
     ] = None,
-    name: Annotated[str, typer.Option(help="What others see; empty: this machine's name.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads for training; 0: torch decides.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A TOML file with what this machine gives; options here come on top."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What others see.", show_default="this machine's name")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
+    ] = None,
     micro_batch: Annotated[
-        int, typer.Option(help="Sequences at once on the device; 0: the whole batch.")
-    ] = 0,
-    port: Annotated[int, typer.Option(help="Port for other peers; 0: any free one.")] = 0,
+        int | None,
+        typer.Option(help="Sequences at once on the device.", show_default="the whole batch"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port for other peers.", show_default="any free one")
+    ] = None,
     advertise: Annotated[
-        str, typer.Option(help="Address for other peers; empty: as the host sees us.")
-    ] = "",
-    max_upload: Annotated[float, typer.Option(help="Mb/s at most; 0: no limit.")] = 0.0,
-    max_download: Annotated[float, typer.Option(help="Mb/s at most; 0: no limit.")] = 0.0,
+        str | None,
+        typer.Option(help="Address for other peers.", show_default="as the host sees us"),
+    ] = None,
+    max_upload: Annotated[
+        float | None, typer.Option(help="Mb/s at most; 0: no limit.", show_default="no limit")
+    ] = None,
+    max_download: Annotated[
+        float | None, typer.Option(help="Mb/s at most; 0: no limit.", show_default="no limit")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
     ] = None,
 ) -> None:
     """Train in a run with this machine, until Ctrl-C. The same line again goes on where it was."""
-    home = _directory(invite, directory)
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise ConfigError(f"--device {device}: not one of auto, cpu, cuda, mps")
-    checked: Literal["auto", "cpu", "cuda", "mps"] = device  # type: ignore[assignment]
-    peer = PeerConfig(
-        directory=str(home),
-        name=name or socket.gethostname(),
-        device=checked,
-        threads=threads,
-        micro_batch=micro_batch,
-        listen_port=port,
-        advertise_host=advertise,
-        max_upload_bytes_per_s=round(max_upload * MEGABIT),
-        max_download_bytes_per_s=round(max_download * MEGABIT),
-        cache_directory=str(cache or cache_directory()),
-    )
-    asyncio.run(_join(Invite.parse(invite) if invite else None, peer))
+    overrides = {
+        "directory": None if directory is None else str(directory),
+        "name": name,
+        "device": device,
+        "threads": threads,
+        "micro_batch": micro_batch,
+        "listen_port": port,
+        "advertise_host": advertise,
+        "max_upload_bytes_per_s": _bytes_per_s(max_upload),
+        "max_download_bytes_per_s": _bytes_per_s(max_download),
+        "cache_directory": None if cache is None else str(cache),
+    }
+    peer = changed(load_peer_config(config) if config else PeerConfig(), overrides)
+    asyncio.run(_join(Invite.parse(invite) if invite else None, _completed(peer, invite)))
 
 
-def _directory(invite: str, directory: Path | None) -> Path:
-    if directory is not None:
-        return directory
-    if not invite:
+def _bytes_per_s(megabits_per_s: float | None) -> int | None:
+    return None if megabits_per_s is None else round(megabits_per_s * MEGABIT)
+
+
+def _completed(peer: PeerConfig, invite: str) -> PeerConfig:
+    """Return the config with this machine's values where nobody has said anything."""
+    if not peer.directory and not invite:
         raise ConfigError("no invite, and no --dir", hint="paste the line that the host printed")
-    return peer_directory(Invite.parse(invite).authority)
+    return replace(
+        peer,
+        directory=peer.directory or str(peer_directory(Invite.parse(invite).authority)),
+        name=peer.name or socket.gethostname(),
+        cache_directory=peer.cache_directory or str(cache_directory()),
+    )
 
 
 async def _join(invite: Invite | None, peer: PeerConfig) -> None:

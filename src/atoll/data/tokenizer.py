@@ -122,8 +122,8 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # The tokens of the last whole text, and from `_start` on those after it: some decoders treat
-        # a first word specially.
+        # The tokens of the last whole text, and from `_start` on those after it: some decoders
+        # treat a first word specially.
         self._tokens: list[int] = []
         self._start = 0
         self._num_shown = 0  # characters of their text

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from atoll.exchange.tasks import running
-from atoll.ids import Digest, Lease, RoundId
+from atoll.ids import Digest, RoundId
 from atoll.net import wire
 from atoll.net.records import Committed
 
@@ -21,7 +21,6 @@ class Board:
     plan: wire.Plan | None = None
     closed: wire.Closed | None = None
     commits: dict[RoundId, Committed] = field(default_factory=dict)
-    leases: tuple[Lease, ...] = ()
     sources: tuple[wire.Address, ...] = ()
     dataset: Digest | None = None
     base: tuple[RoundId, Digest] | None = None  # a state that must be fetched before anything else

@@ -139,12 +139,12 @@ class HostLink:
             case wire.Welcome():
                 board.session += 1
                 board.plan = board.closed = None
-                board.leases, board.sources = message.held, message.sources
+                board.sources = message.sources
                 board.dataset = message.dataset
                 board.base = (message.base_round, message.base_state)
                 board.reset = board.reset or message.reset
             case wire.Plan():
-                board.plan, board.leases = message, message.leases
+                board.plan = message
                 board.sources = message.sources
             case wire.Closed():
                 board.closed = message

@@ -436,3 +436,15 @@ def test_what_is_said_again_is_no_progress():
     assert rnd.progress_at == 3
     rounds.hold(rnd, B, replace(held(version=version), digests=(name(1),)), now=5)
     assert (rnd.progress_at, set(rnd.held)) == (3, {A})
+
+
+def test_weights_do_not_depend_on_which_slices_a_new_reducer_has_by_now():
+    rnd = opened(A, B)
+    arrive(rnd, A, at=1)
+    arrive(rnd, B, at=1)
+    tokens = {A: 100, B: 100}
+    before = rounds.roster_of(rnd, (A, B), num_tokens=tokens, policy=SYNC)
+    rounds.close(rnd, before, now=1)
+    rounds.reassign(rnd, (A, A), now=2)
+    rounds.deliver(rnd, A, delivered(A, 0), now=2)  # B is still uploading
+    assert rounds.roster_of(rnd, (A, B), num_tokens=tokens, policy=SYNC) == before
