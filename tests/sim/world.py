@@ -465,7 +465,13 @@ class World:
                 self.finished_work[lease_id] = entry.peer
         wanted = {update.digest for update in record.updates}
         holders = [p.id for p in self.peers.values() if wanted <= p.blobs]
-        able = [p for p in self.peers.values() if p.alive]
+        assert self.host is not None
+        before = RoundId(record.round - 1)
+        able = [
+            member
+            for member in self.host.membership.connected()
+            if member.probed and member.state is not None and member.round == before
+        ]
         assert len(holders) >= min(2, len(able)), f"seed {self.seed}: one disk alone has it"
 
     def book(self) -> leases.LeaseBook:

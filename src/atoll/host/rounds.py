@@ -240,12 +240,14 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
     peers = tuple(sorted(complete))
     if complete and not missing:
         return Close(peers, "all delivered")
-    quorum = max(1, ceil(policy.quorum * len(waited)))
+    # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
+    here = waited & (present.connected | complete)
+    quorum = max(1, ceil(policy.quorum * len(here)))
     if len(complete) < quorum:
         return Wait(f"{len(complete)} delivered, {quorum} are needed")
     quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
     # The others get a share of the time that this very round took so far; whoever has lost its
-    # connection has to train anew and will not make it in that time, so it gets the least.
+    # connection, the least.
     took_s = quorum_at - rnd.opened_at if missing & present.connected else 0.0
     if now >= quorum_at + _grace_s(took_s, policy):
         return Close(peers, f"the grace time is over, {len(missing)} missing")

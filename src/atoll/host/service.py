@@ -192,7 +192,7 @@ class Host:
         )
         try:
             self._do(decisions.on_hello, member, hello)
-            if self._is_over:
+            if self._is_over and peer != self.run.built_in:
                 self._send(peer, END)
             await self._serve_session(session, peer, hello)
         finally:
@@ -330,21 +330,26 @@ class Host:
     async def _farewell(self) -> None:
         """Tell the members that the run is complete, and give them time to have all of it.
 
-        The built-in member comes first: the others may leave with what it lacks, and it is the one
-        that keeps the model.
+        The built-in member, which keeps the model, has it first and goes last: the others may lack
+        what somebody else has already left with.
         """
         self._emit(Stopped(reason="the run is complete"))
         deadline = self._now() + FAREWELL_S
         while self._lacks_the_end(self.run.built_in) and self._now() < deadline:
             await self._pass_time()
         self._is_over = True
-        self._tell_all(END)
+        for peer in set(self._sessions) - {self.run.built_in}:
+            self._send(peer, END)
         # Members that are away come back, or lapse; after a restart, all get the time to do so.
         earliest = self.run.started_at + self.run.config.sync.reconnect_s
-        while self._now() < deadline and (
-            self._sessions or self.run.membership.members or self._now() < earliest
-        ):
+        while self._now() < deadline and (self._others() or self._now() < earliest):
             await self._pass_time()
+        self._send(self.run.built_in, END)
+        while self.run.built_in in self._sessions and self._now() < deadline + PROBE_S:
+            await self._pass_time()
+
+    def _others(self) -> set[PeerId]:
+        return (set(self._sessions) | set(self.run.membership.members)) - {self.run.built_in}
 
     def _lacks_the_end(self, peer: PeerId) -> bool:
         member = self.run.membership.get(peer)
