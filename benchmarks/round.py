@@ -6,8 +6,9 @@ The host, its built-in member, agents and trainers are processes as in any run, 
 and TLS over the loopback. Prints one line of JSON for each phase, over all peers and rounds, and
 then what the machine could do at best: copy memory, and send over one connection.
 
-    train snapshot encode send reduce update outer_step hash merge checkpoint    as peers report it
-    round                                                from plan to commit, as the host reports it
+    train snapshot encode save_inner send reduce update     as peers report it; send ends when the
+    outer_step hash merge checkpoint                        inner optimizer is saved as well
+    round                                                   from plan to commit, by the host
 
 Phases overlap: a slice is sent while the next is encoded, and the checkpoint is written beside the
 next round. `num_bytes` is what a peer reads, writes or moves in that phase in one round.
@@ -201,6 +202,7 @@ def report(config: RunConfig, peers: Iterable[list[Stamped]]) -> Iterator[dict[s
         "outer_step": 8 * num_values,
         "hash": 8 * num_values,
         "merge": 4 * num_values,
+        "save_inner": 8 * num_values,
         "checkpoint": 8 * num_values,
     }
     for phase, moved_bytes in num_bytes.items():
