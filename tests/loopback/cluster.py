@@ -28,6 +28,7 @@ from atoll.events import Event, HostStarted, RoundCommitted, read_events
 from atoll.host.journal import read_entries
 from atoll.ids import PeerId
 from atoll.net.records import Admitted, Committed, Entry
+from atoll.train.shared import vectors_path
 
 SLOW = ("--max-upload", "0.8")  # Mb/s: what takes a moment otherwise takes two seconds
 POLL_S = 0.02
@@ -222,6 +223,8 @@ class Cluster:
             if b"atoll" in command_of(orphan):  # still there, and not another's by now
                 with suppress(ProcessLookupError):
                     os.kill(orphan, signal.SIGKILL)
+        for home in self.peers.glob("*"):
+            vectors_path(home, 1).unlink(missing_ok=True)  # of a peer that never came back
 
     def report(self) -> str:
         """Return the ends of all logs, for a test that failed."""
