@@ -33,6 +33,18 @@ def write_synced(path: Path, parts: Iterable[Buffer]) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, content: Buffer) -> None:
+    """Write a file that is there whole, and on the disk, or as it was before.
+
+    Raises:
+        RunError: the disk is full or broken, or the path may not be written to.
+    """
+    beside = path.with_name(path.name + ".new")
+    with disk_errors(path.parent):
+        write_synced(beside, [content])
+        publish(beside, path)
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished file or folder, whose content is on the disk, its name."""
     temporary.replace(path)
@@ -41,6 +53,8 @@ def publish(temporary: Path, path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a directory's list of names, is on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # such a system opens no directories, and keeps their lists of names by itself
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

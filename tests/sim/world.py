@@ -270,9 +270,7 @@ class World:
             trained=tuple(sorted(peer.trained)),
         )
         peer.plan = peer.closed = None
-        member = Member(
-            peer=peer.id, name=hello.name, trains=peer.trains, built_in=peer.id == BUILT_IN
-        )
+        member = Member(peer=peer.id, name=hello.name, trains=peer.trains)
         host = self.host
         self.do(decisions.on_hello(host, member, hello, now=self.now))
         address = wire.Address(peer=peer.id, host="h", port=1) if peer.reachable else None

@@ -21,7 +21,6 @@ class Member:
     name: str
     device: str = ""
     trains: bool = True
-    built_in: bool = False
     address: Address | None = None  # where others can reach it; None until the host has tried
     probed: bool = False  # the host has tried to reach it
     connected: bool = True

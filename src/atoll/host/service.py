@@ -188,7 +188,6 @@ class Host:
             peer=peer,
             name=hello.name,
             trains=hello.trains,
-            built_in=peer == self.run.built_in,
         )
         try:
             self._do(decisions.on_hello, member, hello)
@@ -325,7 +324,11 @@ class Host:
     async def _tick(self, until: Callable[[], bool]) -> None:
         """Let time pass for the run, and tell the members that we are alive."""
         while not until():
-            await self._pass_time()
+            self._do(decisions.on_tick)
+            if self._now() >= self._beat_at:
+                self._tell_all(wire.Heartbeat())
+                self._beat_at = self._now() + self.run.config.sync.heartbeat_s
+            await asyncio.sleep(TICK_S)
 
     async def _farewell(self) -> None:
         """Tell the members that the run is complete, and give them time to have all of it.
@@ -335,18 +338,21 @@ class Host:
         """
         self._emit(Stopped(reason="the run is complete"))
         deadline = self._now() + FAREWELL_S
-        while self._lacks_the_end(self.run.built_in) and self._now() < deadline:
-            await self._pass_time()
+        await self._tick(
+            lambda: self._now() >= deadline or not self._lacks_the_end(self.run.built_in)
+        )
         self._is_over = True
         for peer in set(self._sessions) - {self.run.built_in}:
             self._send(peer, END)
         # Members that are away come back, or lapse; after a restart, all get the time to do so.
         earliest = self.run.started_at + self.run.config.sync.reconnect_s
-        while self._now() < deadline and (self._others() or self._now() < earliest):
-            await self._pass_time()
+        await self._tick(
+            lambda: self._now() >= deadline or (not self._others() and self._now() >= earliest)
+        )
         self._send(self.run.built_in, END)
-        while self.run.built_in in self._sessions and self._now() < deadline + PROBE_S:
-            await self._pass_time()
+        await self._tick(
+            lambda: self._now() >= deadline + PROBE_S or self.run.built_in not in self._sessions
+        )
 
     def _others(self) -> set[PeerId]:
         return (set(self._sessions) | set(self.run.membership.members)) - {self.run.built_in}
@@ -354,14 +360,6 @@ class Host:
     def _lacks_the_end(self, peer: PeerId) -> bool:
         member = self.run.membership.get(peer)
         return member is not None and member.connected and member.round < self.run.committed
-
-    async def _pass_time(self) -> None:
-        """Let the run see the time, and the members that we are there."""
-        self._do(decisions.on_tick)
-        if self._now() >= self._beat_at:
-            self._tell_all(wire.Heartbeat())
-            self._beat_at = self._now() + self.run.config.sync.heartbeat_s
-        await asyncio.sleep(TICK_S)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from atoll.durable import sync
+from atoll.durable import publish
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.ids import Buffer, PeerId, peer_id_of
 
@@ -193,8 +193,7 @@ def write_private(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.rename(path)
-        sync(path.parent)
+        publish(beside, path)
     except OSError as error:
         hint = "free some space, or check who may write there"
         raise RunError(f"cannot write {path}: {error.strerror}", hint=hint) from error

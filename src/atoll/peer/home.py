@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from msgspec import Struct
 
 from atoll.config import RunConfig, run_digest
-from atoll.durable import disk_errors, publish, write_synced
+from atoll.durable import write_whole
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.exchange.blobs import BlobStore
 from atoll.ids import Digest, PeerId, RoundId
@@ -91,9 +91,7 @@ class Home:
         """
         record = records.committed(message, public_key=self.host_key)
         path = self._commits / f"{record.round:06}"
-        with disk_errors(self._commits):
-            write_synced(path.with_suffix(".new"), [wire.encode(message)])
-            publish(path.with_suffix(".new"), path)
+        write_whole(path, wire.encode(message))
         return record
 
     def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Committed]) -> None:
@@ -112,10 +110,7 @@ class Home:
         Raises:
             RunError: the disk is full.
         """
-        path = self.directory / DATASET_FILE
-        with disk_errors(self.directory):
-            write_synced(path.with_suffix(".new"), [digest.encode()])
-            publish(path.with_suffix(".new"), path)
+        write_whole(self.directory / DATASET_FILE, digest.encode())
 
     def inner_path(self, round_id: RoundId) -> Path:
         """Return where the inner optimizer's state after the merge of that round is kept."""
@@ -137,10 +132,7 @@ def write_run_file(directory: Path, run_file: RunFile) -> None:
         RunError: the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "run.json"
-    with disk_errors(directory):
-        write_synced(path.with_suffix(".new"), [msgspec.json.encode(run_file)])
-        publish(path.with_suffix(".new"), path)
+    write_whole(directory / "run.json", msgspec.json.encode(run_file))
 
 
 def read_run_file(directory: Path) -> RunFile:

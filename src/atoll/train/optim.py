@@ -7,7 +7,6 @@ Adam's moments are worth keeping: a fresh state has to warm up again (see `sched
 are not in the file; the agent has them.
 """
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from atoll.config import InnerConfig
-from atoll.durable import sync
+from atoll.durable import publish, sync
 from atoll.errors import DamagedError, RunError
 
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # torch's names for the means of g and g^2
@@ -66,9 +65,7 @@ def save_optimizer(
     try:
         save_file(tensors, beside, metadata=metadata)
         sync(beside)
-        beside.replace(path)
-        if os.name == "posix":  # elsewhere a directory cannot be opened, and need not be
-            sync(path.parent)
+        publish(beside, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)

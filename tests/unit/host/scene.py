@@ -147,9 +147,7 @@ class Scene:
         return effects
 
     def hello(self, peer: PeerId, **says: object) -> list[Effect]:
-        member = Member(
-            peer=peer, name=peer[:1], trains=peer != BUILT_IN, built_in=peer == BUILT_IN
-        )
+        member = Member(peer=peer, name=peer[:1], trains=peer != BUILT_IN)
         said = hello(peer, **says)  # type: ignore[arg-type]
         return self.note(decisions.on_hello(self.run, member, said, now=self.now))
 

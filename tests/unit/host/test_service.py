@@ -365,7 +365,7 @@ def test_the_built_in_member_is_known_by_its_key_and_needs_no_probe(tmp_path):
             membership = host.host.run.membership
             await until(lambda: membership.get(member.peer).probed)
             found = membership.get(member.peer)
-            assert (found.built_in, found.address.port) == (True, 99)
+            assert (found.peer == host.host.run.built_in, found.address.port) == (True, 99)
             assert member.peer != BUILT_IN
 
     run(main())
