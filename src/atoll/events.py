@@ -5,6 +5,8 @@ with the wall clock for people to read (`at`).
 """
 
 from collections.abc import Callable
+from io import SEEK_END, FileIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TypeAlias
 
@@ -158,7 +160,8 @@ class EventLog:
 
     def __init__(self, path: Path, *, show: Emit) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+        self._file = FileIO(path, "a+")
+        _cut_torn_line(self._file)
         self._show = show
 
     def emit(self, event: Event) -> None:
@@ -178,6 +181,14 @@ class EventLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _cut_torn_line(file: FileIO) -> None:
+    """Remove what a full disk, or a crash, has left of a last line."""
+    if file.seek(0, SEEK_END):
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
 
 
 def read_events(path: Path, *, offset: int = 0) -> tuple[list[Stamped], int]:

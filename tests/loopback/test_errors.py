@@ -263,7 +263,7 @@ def test_the_disk_of_a_peer_is_full(small_disk, cluster, config):
         ben,
         code=1,
         error=f"(cannot write|cannot be written:) {ben.home}/.*No space left",
-        hint="free some space|is the disk full",
+        hint="free some space|make room on the disk|is the disk full",
     )
     assert_contributes(cluster, host, "anna")
 

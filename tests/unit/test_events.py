@@ -53,6 +53,17 @@ def test_one_event_is_one_line(path: Path):
     assert len(path.read_bytes().splitlines()) == len(EVENTS)
 
 
+def test_a_line_that_a_full_disk_has_torn_is_gone_after_a_restart(path: Path):
+    emit(path, *EVENTS[:2])
+    whole = path.read_bytes()
+    first_line = whole.index(b"\n") + 1
+    for keep in range(len(whole)):
+        path.write_bytes(whole[:keep])
+        emit(path, EVENTS[2])
+        left = EVENTS[:1] if keep >= first_line else ()
+        assert [line.event for line in read_events(path)[0]] == [*left, EVENTS[2]]
+
+
 def test_a_restarted_process_appends(path: Path):
     emit(path, EVENTS[0])
     emit(path, EVENTS[1])

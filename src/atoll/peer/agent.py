@@ -122,8 +122,9 @@ class Agent:
                     ) from error
                 member.warn(f"cannot catch up yet: {error}")
                 self._lost_state = True
-                await self._link.reconnect()
                 await asyncio.sleep(RETRY_S)
+                # Last: where rounds are short, the state that the host now names is soon replaced.
+                await self._link.reconnect()
 
     async def _next(self) -> None:
         """Do what comes next: another state, a commit that we missed, or a round."""

@@ -93,9 +93,13 @@ class HostLink:
             failures += 1
 
     async def reconnect(self) -> None:
-        """End the connection, so that a new Hello says how things are now."""
+        """Return once the host has answered a new Hello, or the run is complete."""
+        board, session = self.board, self.board.session
         if self._connection is not None:
             await self._connection.close()
+        await board.wait_for(
+            lambda: board.session != session or (board.stop and board.stop.complete) or None
+        )
 
     async def _converse(
         self,

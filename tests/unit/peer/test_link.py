@@ -213,11 +213,16 @@ def test_a_new_hello_can_be_asked_for(enrolled):
     linked(enrolled, story)
 
 
-def test_without_a_connection_there_is_none_to_end(enrolled):
+def test_without_a_connection_nothing_is_sent_and_reconnecting_waits_for_one(enrolled):
     async def main():
         link = Linked(enrolled)
-        await link.link.reconnect()
         link.link.send(wire.Heartbeat())
+        reconnecting = asyncio.create_task(link.link.reconnect())
+        await asyncio.sleep(0)
+        assert not reconnecting.done()
+        link.board.session += 1
+        link.board.notify()
+        await reconnecting
 
     run(main())
 
