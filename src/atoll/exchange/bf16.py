@@ -10,10 +10,22 @@ Shapes: N values.
 """
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
-from atoll.exchange.values import add_scaled_, refuse_unfit, squared_norm, values_of
+from atoll.exchange.values import (
+    LARGEST,
+    add_scaled_,
+    bits_of,
+    leave_ as leave_,
+    refuse_unfit,
+    squared_norm,
+    values_of,
+)
 from atoll.ids import Buffer
+from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
+
+FEEDBACK = None
 
 
 def encoded_bytes(num_values: int) -> int:
@@ -21,13 +33,22 @@ def encoded_bytes(num_values: int) -> int:
 
 
 def encode(x_N: NDArray[np.float64]) -> bytes:
-    refuse_unfit(x_N)
-    nearest_N = x_N.astype(np.float32)
-    bits_N = nearest_N.view(np.uint32)
-    bits_N -= np.abs(nearest_N) > np.abs(x_N)
-    bits_N |= nearest_N != x_N
-    bits_N += 0x7FFF + (bits_N >> 16 & 1)
-    return (bits_N >> 16).astype("<u2").tobytes()
+    bits_N = np.empty(len(x_N), "<u2")
+    if not _encode_(bits_N, x_N):
+        refuse_unfit(x_N)
+    return bits_N.tobytes()
+
+
+def encode_difference(
+    global_N: NDArray[np.float32],
+    local_N: NDArray[np.float32],
+    residual_N: NDArray[np.float32] | None = None,
+) -> bytes:
+    assert residual_N is None, "this codec keeps no residual"
+    bits_N = np.empty(len(global_N), "<u2")
+    if not _encode_difference_(bits_N, global_N, local_N):
+        refuse_unfit(np.subtract(global_N, local_N, dtype=np.float64))
+    return bits_N.tobytes()
 
 
 def check(payload: Buffer, num_values: int) -> float:
@@ -45,3 +66,34 @@ def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) 
 def _widened(payload: Buffer, num_values: int) -> NDArray[np.float32]:
     bits_N = values_of(payload, dtype="<u2", num_values=num_values).astype(np.uint32)
     return (bits_N << 16).view(np.float32)
+
+
+@inlined
+def _rounded(x: float) -> int:
+    """Return the bits of x in bf16; exact steps only, so that nothing is rounded twice."""
+    nearest = np.float32(x)
+    to_odd = bits_of(nearest) - (abs(np.float64(nearest)) > abs(x)) | (np.float64(nearest) != x)
+    return int((to_odd + 0x7FFF + (to_odd >> 16 & 1)) >> 16)
+
+
+@kernel(types.boolean(buffer_of(types.uint16), view_of(types.float64)))
+def _encode_(bits_N: NDArray[np.uint16], x_N: NDArray[np.float64]) -> bool:
+    """Return whether all values may travel."""
+    num_unfit = 0
+    for i in range(len(bits_N)):
+        bits_N[i] = _rounded(x_N[i])
+        num_unfit += not abs(x_N[i]) <= LARGEST  # true for a NaN, too
+    return num_unfit == 0
+
+
+@kernel(types.boolean(buffer_of(types.uint16), view_of(types.float32), view_of(types.float32)))
+def _encode_difference_(
+    bits_N: NDArray[np.uint16], global_N: NDArray[np.float32], local_N: NDArray[np.float32]
+) -> bool:
+    """Return whether all differences, taken in double, may travel."""
+    num_unfit = 0
+    for i in range(len(bits_N)):
+        x = np.float64(global_N[i]) - np.float64(local_N[i])
+        bits_N[i] = _rounded(x)
+        num_unfit += not abs(x) <= LARGEST
+    return num_unfit == 0

@@ -6,8 +6,16 @@ Shapes: N values.
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.exchange.values import add_scaled_, refuse_unfit, squared_norm, values_of
+from atoll.exchange.values import (
+    add_scaled_,
+    leave_ as leave_,
+    refuse_unfit,
+    squared_norm,
+    values_of,
+)
 from atoll.ids import Buffer
+
+FEEDBACK = None
 
 
 def encoded_bytes(num_values: int) -> int:
@@ -17,6 +25,15 @@ def encoded_bytes(num_values: int) -> int:
 def encode(x_N: NDArray[np.float64]) -> bytes:
     refuse_unfit(x_N)
     return x_N.astype("<f4").tobytes()
+
+
+def encode_difference(
+    global_N: NDArray[np.float32],
+    local_N: NDArray[np.float32],
+    residual_N: NDArray[np.float32] | None = None,
+) -> bytes:
+    assert residual_N is None
+    return encode(np.subtract(global_N, local_N, dtype=np.float64))
 
 
 def check(payload: Buffer, num_values: int) -> float:

@@ -3,9 +3,10 @@
     x --cut into blocks--> scale_k = max|x_k| / 127 --> q_k = round(x_k / scale_k)
 
 A value comes back wrong by at most half its block's scale. On the wire: all scales, then all q.
-Quotients are taken in IEEE double, so the bytes do not depend on the hardware.
+Differences and quotients are taken in fp32, each rounded as IEEE says, so the bytes do not depend
+on the hardware.
 
-Shapes: N values, K blocks of B = 128 values; the last block may be shorter.
+Shapes: N values, K blocks of B = 128 values; zeros fill the last block.
 """
 
 import numpy as np
@@ -13,10 +14,23 @@ from numba import types
 from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
-from atoll.exchange.values import LARGEST, check_size, refuse_unfit
+from atoll.exchange.values import (
+    ABSENT,
+    LARGEST,
+    LARGEST_BITS,
+    NO_SIGN,
+    blocks_of,
+    check_size,
+    difference,
+    float_of,
+    leave_ as leave_,
+    narrowed,
+    refuse_unfit,
+)
 from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, kernel, view_of
 
+FEEDBACK = None
 BLOCK = 128
 LEVELS = 127  # -128 stays unused, so that encode(-x) is exactly -encode(x)
 TINY = float(np.finfo(np.float32).tiny)  # no scale is less, so each is safe to divide by
@@ -28,20 +42,24 @@ def encoded_bytes(num_values: int) -> int:
 
 
 def encode(x_N: NDArray[np.float64]) -> bytes:
-    refuse_unfit(x_N)
-    scale_K = np.empty(_num_blocks(len(x_N)), np.float32)
-    q_N = np.empty(len(x_N), np.int8)
-    _encode_(scale_K, q_N, x_N)
-    return scale_K.astype("<f4", copy=False).tobytes() + q_N.tobytes()
+    return _encoded(narrowed(x_N), ABSENT)
+
+
+def encode_difference(
+    global_N: NDArray[np.float32],
+    local_N: NDArray[np.float32],
+    residual_N: NDArray[np.float32] | None = None,
+) -> bytes:
+    assert residual_N is None
+    return _encoded(global_N, local_N)
 
 
 def check(payload: Buffer, num_values: int) -> float:
     scale_K, q_N = _parts(payload, num_values)
-    if not np.all((scale_K >= TINY) & (scale_K <= LARGEST_SCALE)):  # false for a NaN, too
-        raise BadBlobError("an encoded slice has a scale that is no scale")
-    if np.any(q_N < -LEVELS):
-        raise BadBlobError("an encoded slice has a level that is no level")
-    return _squared_norm(scale_K, q_N)
+    squares = float(_squared_norm(scale_K, blocks_of(q_N, BLOCK)))
+    if squares < 0:
+        raise BadBlobError("an encoded slice has a scale or a level that is none")
+    return squares
 
 
 def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
@@ -52,7 +70,10 @@ def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
 
 def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) -> None:
     scale_K, q_N = _parts(payload, len(total_N))
-    _accumulate_(total_N, scale_K, q_N, share)
+    total_KB = blocks_of(total_N, BLOCK)
+    _accumulate_(total_KB, scale_K, blocks_of(q_N, BLOCK), share)
+    if len(total_N) % BLOCK:
+        total_N[:] = total_KB.reshape(-1)[: len(total_N)]
 
 
 def _num_blocks(num_values: int) -> int:
@@ -66,37 +87,85 @@ def _parts(payload: Buffer, num_values: int) -> tuple[NDArray[np.float32], NDArr
     return scale_K, np.frombuffer(payload, dtype=np.int8, offset=4 * num_blocks)
 
 
-@kernel(types.void(buffer_of(types.float32), buffer_of(types.int8), view_of(types.float64)))
-def _encode_(scale_K: NDArray[np.float32], q_N: NDArray[np.int8], x_N: NDArray[np.float64]) -> None:
-    for k in range(len(scale_K)):
-        start, stop = k * BLOCK, min((k + 1) * BLOCK, len(x_N))
-        largest = 0.0
-        for i in range(start, stop):
-            largest = max(largest, abs(x_N[i]))
-        scale = np.float32(max(largest / LEVELS, TINY))
-        scale_K[k] = scale
-        for i in range(start, stop):
-            q_N[i] = np.int8(np.rint(x_N[i] / scale))
-
-
-@kernel(types.float64(view_of(types.float32), view_of(types.int8)))
-def _squared_norm(scale_K: NDArray[np.float32], q_N: NDArray[np.int8]) -> float:
-    total = 0.0
-    for k in range(len(scale_K)):
-        squares = 0  # of whole numbers: exact
-        for i in range(k * BLOCK, min((k + 1) * BLOCK, len(q_N))):
-            squares += int(q_N[i]) * int(q_N[i])
-        total += squares * (np.float64(scale_K[k]) * np.float64(scale_K[k]))
-    return total
+def _encoded(x_N: NDArray[np.float32], local_N: NDArray[np.float32]) -> bytes:
+    num_blocks = _num_blocks(len(x_N))
+    payload = np.empty((4 + BLOCK) * num_blocks, np.uint8)
+    scale_K = payload[: 4 * num_blocks].view("<f4")
+    q_KB = payload[4 * num_blocks :].view(np.int8).reshape(-1, BLOCK)
+    if not _encode_(scale_K, q_KB, blocks_of(x_N, BLOCK), blocks_of(local_N, BLOCK)):
+        refuse_unfit(difference(x_N, local_N) if len(local_N) else x_N)
+    return payload[: encoded_bytes(len(x_N))].tobytes()
 
 
 @kernel(
-    types.void(buffer_of(types.float64), view_of(types.float32), view_of(types.int8), types.float64)
+    types.boolean(
+        buffer_of(types.float32),
+        buffer_of(types.int8, ndim=2),
+        view_of(types.float32, ndim=2),
+        view_of(types.float32, ndim=2),
+    )
+)
+def _encode_(
+    scale_K: NDArray[np.float32],
+    q_KB: NDArray[np.int8],
+    x_KB: NDArray[np.float32],
+    local_KB: NDArray[np.float32],
+) -> bool:
+    """Encode x - local, or x if that is ABSENT; return whether all values may travel."""
+    x_B = np.empty(BLOCK, np.float32)
+    bits_B = x_B.view(np.int32)
+    is_difference = len(local_KB) > 0
+    largest_of_all = np.int32(0)
+    for k in range(len(scale_K)):
+        if is_difference:
+            for j in range(BLOCK):
+                x_B[j] = x_KB[k, j] - local_KB[k, j]
+        else:
+            for j in range(BLOCK):
+                x_B[j] = x_KB[k, j]
+        largest = np.int32(0)
+        for j in range(BLOCK):
+            largest = max(largest, np.int32(bits_B[j] & NO_SIGN))
+        largest_of_all = max(largest_of_all, largest)
+        scale = max(float_of(int(largest)) / np.float32(LEVELS), np.float32(TINY))
+        scale_K[k] = scale
+        for j in range(BLOCK):
+            q_KB[k, j] = np.int8(np.rint(x_B[j] / scale))
+    return bool(largest_of_all <= LARGEST_BITS)
+
+
+@kernel(types.float64(view_of(types.float32), view_of(types.int8, ndim=2)))
+def _squared_norm(scale_K: NDArray[np.float32], q_KB: NDArray[np.int8]) -> float:
+    """Return it, or -1 if some scale or level is none."""
+    sound = True
+    total = 0.0
+    for k in range(len(scale_K)):
+        sound = sound and TINY <= scale_K[k] <= LARGEST_SCALE  # false for a NaN, too
+        squares = np.int32(0)  # of whole numbers: exact
+        for j in range(BLOCK):
+            squares = np.int32(squares + np.int32(q_KB[k, j]) * np.int32(q_KB[k, j]))
+        total += squares * (np.float64(scale_K[k]) * np.float64(scale_K[k]))
+    lowest = np.int8(0)
+    for q in q_KB.reshape(-1):
+        lowest = min(lowest, q)
+    return total if sound and lowest >= -LEVELS else -1.0
+
+
+@kernel(
+    types.void(
+        buffer_of(types.float64, ndim=2),
+        view_of(types.float32),
+        view_of(types.int8, ndim=2),
+        types.float64,
+    )
 )
 def _accumulate_(
-    total_N: NDArray[np.float64], scale_K: NDArray[np.float32], q_N: NDArray[np.int8], share: float
+    total_KB: NDArray[np.float64],
+    scale_K: NDArray[np.float32],
+    q_KB: NDArray[np.int8],
+    share: float,
 ) -> None:
     for k in range(len(scale_K)):
         scale = np.float64(scale_K[k])
-        for i in range(k * BLOCK, min((k + 1) * BLOCK, len(q_N))):
-            total_N[i] += share * (scale * q_N[i])
+        for j in range(BLOCK):
+            total_KB[k, j] += share * (scale * q_KB[k, j])

@@ -3,7 +3,8 @@
 The compiler may not contract `a * b + c` nor reorder a sum (no fastmath), so a kernel computes what
 its lines say in IEEE arithmetic. It runs without the GIL. Signatures are explicit: compiled code is
 there after the import, from the disk cache on all starts but the first. (The cache knows a loop by
-its own file: after a change in this one, delete `__pycache__/*.nbi`.)
+its own file: after a change in this one, or in an `inlined` loop of another, delete
+`__pycache__/*.nbi`.)
 """
 
 from collections.abc import Callable
@@ -16,14 +17,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def view_of(value: types.Type) -> types.Array:
-    """Return the type of a flat array that is only read: also of bytes, at any alignment."""
-    return types.Array(value, 1, "C", readonly=True, aligned=False)
+def view_of(value: types.Type, *, ndim: int = 1) -> types.Array:
+    """Return the type of an array that is only read: also of bytes, at any alignment."""
+    return types.Array(value, ndim, "C", readonly=True, aligned=False)
 
 
-def buffer_of(value: types.Type) -> types.Array:
-    """Return the type of a flat array that is written to."""
-    return types.Array(value, 1, "C", aligned=False)
+def buffer_of(value: types.Type, *, ndim: int = 1) -> types.Array:
+    """Return the type of an array that is written to."""
+    return types.Array(value, ndim, "C", aligned=False)
 
 
 def kernel(*signatures: Signature) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -36,6 +37,11 @@ def kernel(*signatures: Signature) -> Callable[[Callable[P, R]], Callable[P, R]]
             return _compiled(loop, signatures, cache=False)
 
     return compiled
+
+
+def inlined(loop: Callable[P, R]) -> Callable[P, R]:
+    """Return a loop that kernels call: it is compiled into each of them."""
+    return njit(error_model="numpy")(loop)
 
 
 def _compiled(

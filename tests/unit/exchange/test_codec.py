@@ -16,6 +16,8 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "codec"
 TINY = 2.0**-126  # the smallest normal fp32
 
 codecs = st.sampled_from(list(CODECS.values()))
+keeping = st.sampled_from([codec for codec in CODECS.values() if codec.FEEDBACK is not None])
+forgetting = [name for name, codec in CODECS.items() if codec.FEEDBACK is None]
 vectors = arrays(np.float64, st.integers(1, 300), elements=st.floats(-LARGEST, LARGEST))
 
 
@@ -28,12 +30,20 @@ def golden_values():
     )
 
 
+def largest_around(x_N, block):
+    """Return for each value the largest size in its block, but no less than TINY."""
+    largest_K = np.maximum.reduceat(np.abs(x_N), np.arange(0, len(x_N), block))
+    return np.maximum(np.repeat(largest_K, block)[: len(x_N)], TINY)
+
+
 def error_bounds(name, x_N):
     """Return the largest error that the codec may make on each value."""
     if name == "int8":
-        starts = np.arange(0, len(x_N), 128)
-        scale_K = np.maximum(np.maximum.reduceat(np.abs(x_N), starts) / 127, TINY)
-        return np.repeat(scale_K, 128)[: len(x_N)] / 2 * (1 + 1e-5)
+        return np.maximum(largest_around(x_N, 128) / 127, TINY) / 2 * (1 + 1e-5)
+    if name == "int4":  # a scale is rounded up by 2**-8 at most; the widest gap is 30/128 of it
+        return largest_around(x_N, 32) * (1 + 2.0**-7) * 15 / 128
+    if name in ("sparse", "sparse8"):
+        return np.full(len(x_N), np.abs(x_N).max() * (1 + 1e-6) + TINY)
     half_ulp = {"fp64": 0.0, "fp32": 2.0**-24, "bf16": 2.0**-8}[name]
     return half_ulp * np.maximum(np.abs(x_N), TINY)
 
@@ -68,6 +78,7 @@ def test_negation_is_exact(codec, x_N):
 
 @settings(deadline=None)
 @given(codecs, vectors)
+@example(CODECS["int4"], np.full(33, 2.0**-130))
 def test_what_was_decoded_encodes_without_another_error(codec, x_N):
     decoded_N = codec.decode(codec.encode(x_N), len(x_N))
     again_N = codec.decode(codec.encode(np.clip(decoded_N, -LARGEST, LARGEST)), len(x_N))
@@ -156,3 +167,90 @@ def test_an_empty_vector_has_an_empty_payload(codec):
     assert payload == b""
     assert codec.check(payload, 0) == 0.0
     assert len(codec.decode(payload, 0)) == 0
+
+
+# --- differences and residuals --------------------------------------------------------------------
+
+singles = st.floats(-(2.0**60), 2.0**60, width=32)
+
+
+@st.composite
+def triples(draw, max_size=300):
+    """Draw global, local and residual values of one length."""
+    shape = draw(st.integers(1, max_size))
+    return tuple(draw(arrays(np.float32, shape, elements=singles)) for _ in range(3))
+
+
+@settings(deadline=None)
+@given(codecs, triples())
+@example(CODECS["bf16"], (np.array([1.0], "f4"), np.array([-(2.0**-8 + 2.0**-40)], "f4"), None))
+def test_a_difference_has_the_bytes_of_its_exact_value_or_of_that_in_fp32(codec, triple):
+    global_N, local_N, _ = triple
+    in_double_N = np.subtract(global_N, local_N, dtype=np.float64)
+    x_N = in_double_N if codec in IN_DOUBLE else (global_N - local_N).astype(np.float64)
+    assert codec.encode_difference(global_N, local_N) == codec.encode(x_N)
+
+
+IN_DOUBLE = [CODECS[name] for name in ("fp64", "fp32", "bf16")]
+
+
+@settings(deadline=None)
+@given(keeping, triples())
+def test_the_residual_is_what_was_dropped(codec, triple):
+    global_N, local_N, residual_N = triple
+    x_N = (global_N - local_N) + np.float32(codec.FEEDBACK) * residual_N
+    payload = codec.encode_difference(global_N, local_N, residual_N)
+    assert payload == codec.encode(x_N.astype(np.float64))
+    codec.leave_(residual_N, payload, global_N=global_N, local_N=local_N)
+    decoded_N = codec.decode(payload, len(x_N))
+    assert np.array_equal(decoded_N, decoded_N.astype(np.float32)), "exact in fp32"
+    assert np.array_equal(residual_N, x_N - decoded_N.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["int4", "sparse"])
+def test_over_many_rounds_everything_is_transmitted(name):
+    codec, rng = CODECS[name], np.random.default_rng(0)
+    zeros_N = np.zeros(5000, np.float32)
+    residual_N, sent_N, offered_N = zeros_N.copy(), np.zeros(5000), np.zeros(5000)
+    for _ in range(40):
+        global_N = rng.standard_normal(5000).astype(np.float32)
+        payload = codec.encode_difference(global_N, zeros_N, residual_N)
+        sent_N += codec.decode(payload, 5000)
+        offered_N += global_N.astype(np.float64) - (1 - codec.FEEDBACK) * residual_N
+        codec.leave_(residual_N, payload, global_N=global_N, local_N=zeros_N)
+    assert np.allclose(sent_N + residual_N, offered_N, rtol=0, atol=1e-4)
+
+
+def test_int4_keeps_no_more_than_one_round_can_drop():
+    codec, rng = CODECS["int4"], np.random.default_rng(0)
+    residual_N = np.zeros(4096, np.float32)
+    for _ in range(50):
+        global_N = rng.uniform(-1, 1, 4096).astype(np.float32)
+        payload = codec.encode_difference(global_N, np.zeros_like(global_N), residual_N)
+        codec.leave_(residual_N, payload, global_N=global_N, local_N=np.zeros_like(global_N))
+        assert np.abs(residual_N).max() < 0.15
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -3.4e38])
+def test_refuses_a_difference_that_would_poison_the_mean(codec, bad):
+    local_N = np.zeros(200, np.float32)
+    local_N[[3, 150]] = bad
+    with pytest.raises(BadUpdateError, match="2 of 200 values"):
+        codec.encode_difference(np.ones(200, np.float32), local_N)
+
+
+@pytest.mark.parametrize("name", ["int4", "sparse"])
+def test_refuses_a_residual_that_would_poison_the_mean(name):
+    ones_N = np.ones(200, np.float32)
+    with pytest.raises(BadUpdateError, match="200 of 200 values"):
+        CODECS[name].encode_difference(ones_N, ones_N, ones_N * np.float32(2.0**127))
+
+
+@pytest.mark.parametrize("name", forgetting)
+def test_a_codec_without_feedback_takes_no_residual(name):
+    ones_N = np.ones(3, np.float32)
+    with pytest.raises(AssertionError):
+        CODECS[name].encode_difference(ones_N, ones_N, ones_N)
+    with pytest.raises(AssertionError, match="no residual"):
+        CODECS[name].leave_(ones_N, b"", global_N=ones_N, local_N=ones_N)
