@@ -7,9 +7,11 @@ from stops taking more, as a real one does.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import overload
 
 from atoll.errors import ConnectionLost, PeerError, RunError
 from atoll.ids import Buffer, PeerId
@@ -25,14 +27,22 @@ class Network:
     """Everyone's connections. The faults may change at any time."""
 
     unreachable: set[int] = field(default_factory=set)  # ports that nobody can dial
+    stranded: set[PeerId | None] = field(default_factory=set)  # who cannot dial anybody
     delays: dict[int, float] = field(default_factory=dict)  # seconds that dialling a port takes
     damaging: set[PeerId | None] = field(default_factory=set)  # whose payloads arrive damaged
     connections: list["MemoryConnection"] = field(default_factory=list)
     listeners: dict[int, "MemoryListener"] = field(default_factory=dict)
     num_dialled: int = 0
+    sent: Counter[PeerId | None] = field(default_factory=Counter)  # bytes
+    received: Counter[PeerId | None] = field(default_factory=Counter)
 
     def transport(self, peer: PeerId | None) -> "MemoryTransport":
         return MemoryTransport(self, peer)
+
+    @property
+    def next_port(self) -> int:
+        """Where the next one listens to whom any port is good."""
+        return FIRST_PORT + len(self.listeners)
 
     def cut(self, peer: PeerId) -> None:
         """Break all connections that this member has now."""
@@ -46,6 +56,14 @@ class MemoryTransport:
         self._network = network
         self.peer = peer
 
+    @property
+    def num_sent(self) -> int:
+        return self._network.sent[self.peer]
+
+    @property
+    def num_received(self) -> int:
+        return self._network.received[self.peer]
+
     async def dial(
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
     ) -> "MemoryConnection":
@@ -53,7 +71,8 @@ class MemoryTransport:
         delay_s = network.delays.get(port, 0.0)
         await asyncio.sleep(min(delay_s, timeout_s))
         listener = network.listeners.get(port)
-        if listener is None or port in network.unreachable or delay_s > timeout_s:
+        is_far = port in network.unreachable or self.peer in network.stranded
+        if listener is None or is_far or delay_s > timeout_s:
             raise ConnectionLost(f"nothing listens on {host}:{port}")
         network.num_dialled += 1
         if expect is not None and listener.peer != expect:
@@ -63,7 +82,7 @@ class MemoryTransport:
         return ours
 
     async def listen(self, serve: Serve, *, host: str, port: int) -> "MemoryListener":
-        port = port or FIRST_PORT + len(self._network.listeners)
+        port = port or self._network.next_port
         if port in self._network.listeners:
             raise RunError(f"port {port} is taken")
         listener = MemoryListener(self._network, self.peer, port, serve)
@@ -112,28 +131,49 @@ class MemoryConnection:
         self.owner = owner
         self.peer = peer
         self.other: MemoryConnection
+        self.paced: float | None = None  # bytes per second
         self._is_closed = False
         self._network = network
         self._inbox: deque[bytes] = deque()
         self._end = ""
         self._changed = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
         return not self._end
 
     async def send(self, message: wire.Message, payload: Buffer = b"") -> None:
-        await self._put(wire.encode(message))
-        if len(payload):
-            await self._put(self._on_its_way(bytes(payload)))
+        async with self._sending:  # a message and its payload, with nothing in between
+            with self._cut_if_cancelled():
+                await self._put(wire.encode(message))
+                if len(payload):
+                    await self._put(self._on_its_way(bytes(payload)))
 
     async def receive(self) -> wire.Message:
         return wire.decode(await self._take())
 
-    async def receive_payload(self, num_bytes: int) -> bytearray:
-        payload = bytearray(await self._take() if num_bytes else b"")
+    @overload
+    async def receive_payload(self, num_bytes: int) -> bytearray: ...
+
+    @overload
+    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
+
+    async def receive_payload(
+        self, num_bytes: int, into: memoryview | None = None
+    ) -> bytearray | memoryview:
+        with self._cut_if_cancelled():
+            payload = bytearray(await self._take() if num_bytes else b"")
         assert len(payload) == num_bytes, "a payload of another length than was announced"
-        return payload
+        if into is None:
+            return payload
+        space = into.cast("B")[:num_bytes]
+        space[:] = payload
+        return space
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Keep what a real connection would do; nothing takes time here."""
+        self.paced = bytes_per_s
 
     async def close(self) -> None:
         self._is_closed = True
@@ -146,6 +186,15 @@ class MemoryConnection:
             end._inbox.clear()
             end._finish("the connection broke")
 
+    @contextmanager
+    def _cut_if_cancelled(self) -> Iterator[None]:
+        """As a real connection does: what came next would be taken for the rest."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.cut()
+            raise
+
     def _on_its_way(self, payload: bytes) -> bytes:
         if self.owner in self._network.damaging:
             return bytes([payload[0] ^ 1]) + payload[1:]
@@ -156,6 +205,7 @@ class MemoryConnection:
             await self._next_change()
         if self._end:
             raise ConnectionLost(self._end)
+        self._network.sent[self.owner] += len(piece)
         self.other._inbox.append(piece)
         self.other._notify()
         await asyncio.sleep(0)
@@ -168,7 +218,9 @@ class MemoryConnection:
         if self._is_closed:
             raise ConnectionLost(self._end)
         self.other._notify()
-        return self._inbox.popleft()
+        piece = self._inbox.popleft()
+        self._network.received[self.owner] += len(piece)
+        return piece
 
     async def _next_change(self) -> None:
         await self._changed.wait()

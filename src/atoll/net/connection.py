@@ -2,41 +2,53 @@
 
 send:    message, payload --pieces, rate limit, drain--> TLS --> socket
 receive: socket --> TLS --> Inbox (payload bytes land where they stay) --> message, payload
+
+The TLS is ours to drive (`net.tls.Tls`) on asyncio's plain TCP, which every event loop has. What
+arrives is decrypted when somebody wants it: at once into a payload that is expected, otherwise when
+a task asks for the next message. What nobody wants stays encrypted, and soon reading stops.
 """
 
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import cast, overload
 
 from atoll.errors import ConnectionLost
 from atoll.ids import Buffer
 from atoll.net.framing import Inbox, frame
-from atoll.net.rate import RateLimit
-from atoll.net.tls import proven_peer
+from atoll.net.rate import Meter
+from atoll.net.tls import Tls, proven_peer
 from atoll.net.wire import MAX_MESSAGE_BYTES, MAX_STRANGER_BYTES, Message
-from atoll.units import KIB, MIB
+from atoll.units import KIB
 
 CLOSE_S = 1.0  # for the last bytes and the goodbye of TLS; then the connection is cut
-_PIECE_BYTES = 256 * KIB  # of a payload: between two of them, others get their turn
-_UNSENT_BYTES = MIB  # more than this in our buffers: the sender waits
+_SO_MAX_PACING_RATE = 47  # of asm-generic/socket.h; Python has no name for it
+_UNPACED = 2**32 - 1
+_PIECE_BYTES = 256 * KIB  # moved in either direction: between two of them, others get their turn
+_SMALL_BYTES = 16 * KIB  # the same, on a connection that has never carried a payload
+_HELD_BYTES = 256 * KIB  # of what nobody has asked for yet: when it is more, reading stops
 
 
 class Stream(asyncio.BufferedProtocol):
-    """The asyncio side of a connection: fills an inbox, and says when to wait."""
+    """The asyncio side of a connection: TLS, an inbox to fill, and when to wait."""
 
-    def __init__(self, *, download: RateLimit) -> None:
+    def __init__(self, tls: Tls, *, meter: Meter) -> None:
+        self.tls = tls
         self.inbox = Inbox(limit_bytes=MAX_STRANGER_BYTES)
         self.end: ConnectionLost | None = None  # why nothing more will come or go, once it is so
-        self.changed = asyncio.Event()  # bytes have arrived, or the end
+        self.changed = asyncio.Event()  # what a receiver waits for may be there, or the end is
         self.writable = asyncio.Event()
         self.closed = asyncio.Event()
-        self._download = download
+        self._meter = meter
+        self._arrival = memoryview(bytearray(_SMALL_BYTES))
         self._throttled = False
         self._reading = True
+        self._discarding = False
         self._loop = asyncio.get_running_loop()
+        self._handshake: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
 
     @property
@@ -44,22 +56,39 @@ class Stream(asyncio.BufferedProtocol):
         assert self._transport is not None, "used before the connection was made"
         return self._transport
 
+    async def shake_hands(self) -> None:
+        """Wait until both sides have proved their keys; if they do not, cut the connection.
+
+        Raises:
+            OSError: the other side went away, or (ssl.SSLError) is none of us.
+        """
+        try:
+            await self._handshake
+        except BaseException:
+            self.transport.close()  # and not abort: TLS tells the other side why
+            raise
+
+    # --- what asyncio calls ---------------------------------------------------------------------
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_UNSENT_BYTES)
         self.writable.set()
+        self._go_on_shaking()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return self.inbox.room()
+        if self.inbox.payload_left and len(self._arrival) < _PIECE_BYTES:
+            self._arrival = memoryview(bytearray(_PIECE_BYTES))
+        return self._arrival[: self._meter.download.piece_bytes(len(self._arrival))]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.inbox.filled(nbytes)
-        wait_s = self._download.spend(nbytes, now=self._loop.time())
+        wait_s = self._meter.download.spend(nbytes, now=self._loop.time())
         if wait_s:
             self._throttled = True
             self._loop.call_later(wait_s, self._unthrottle)
+        if not self._discarding:
+            self.tls.arrived(self._arrival[:nbytes])
+            self._use_what_arrived()
         self.control_reading()
-        self.changed.set()
 
     def eof_received(self) -> None:
         self.finish(ConnectionLost("the other side closed the connection"))
@@ -74,10 +103,27 @@ class Stream(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self.writable.set()
 
+    # --- what the connection calls --------------------------------------------------------------
+
+    def pull(self) -> bool:
+        """Decrypt more of what has arrived, if anything; return whether that was so."""
+        if self._discarding:
+            return False
+        num_bytes = self._decrypt()
+        while self.inbox.payload_left and self._decrypt():
+            pass
+        self.control_reading()
+        return num_bytes > 0
+
+    def write(self, plain: Buffer) -> None:
+        self.tls.write(plain)
+        self.transport.write(self.tls.departing())
+        self._meter.num_sent += len(plain)
+
     def control_reading(self) -> None:
-        """Read on, or stop for a while: there is no room, or more arrived than the limit allows."""
-        reading = len(self.inbox.room()) > 0 and not self._throttled
-        if reading == self._reading:
+        """Read on, or stop for a while: enough has arrived, or more than the limit allows."""
+        reading = self.tls.num_held < _HELD_BYTES and not self._throttled
+        if reading == self._reading or self.transport.is_closing():
             return
         self._reading = reading
         if reading:
@@ -90,16 +136,86 @@ class Stream(asyncio.BufferedProtocol):
         self.end = self.end or end
         self.changed.set()
         self.writable.set()
+        if not self._handshake.done():
+            self._fail_handshake(ConnectionAbortedError(str(end)))
+
+    def say_goodbye(self) -> None:
+        """Send what is left, and read on until the other side has heard that this is the end.
+
+        What still comes is thrown away: a socket closed with bytes unread would take back what
+        it has not sent yet.
+        """
+        if self._discarding or self.transport.is_closing():
+            return  # two may close a connection at once
+        self.tls.say_goodbye()
+        self.transport.write(self.tls.departing())
+        with suppress(OSError):  # it has gone already, while we did not read
+            self.transport.write_eof()
+        self._discarding = True
+        self.tls.discard()
+        self.control_reading()
 
     def cut(self, why: str) -> None:
         """End the connection now, whatever is on its way."""
         self.finish(ConnectionLost(why))
-        self.transport.abort()
+        self.abort()
+
+    def abort(self) -> None:
+        if not self.closed.is_set():  # asyncio's transport is unusable once it is
+            self.transport.abort()
 
     def check(self) -> None:
         """Raise ConnectionLost if the connection is at its end."""
         if self.end is not None:  # a copy: one error raised in two tasks would mix their traces
             raise ConnectionLost(str(self.end), hint=self.end.hint)
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    def _use_what_arrived(self) -> None:
+        if not self._handshake.done():
+            self._go_on_shaking()
+        while self.inbox.payload_left and self._decrypt():
+            pass
+        if not self.inbox.payload_left:  # a message is decrypted by the task that waits for it
+            self.changed.set()
+
+    def _go_on_shaking(self) -> None:
+        try:
+            complete = self.tls.shake_hands()
+        except ssl.SSLError as error:
+            self._fail_handshake(error)
+        else:
+            if complete:
+                self._handshake.set_result(None)
+        self.transport.write(self.tls.departing())
+
+    def _fail_handshake(self, error: OSError) -> None:
+        self._handshake.set_exception(error)
+        self._handshake.exception()  # looked at: whoever dialled may have given up already
+
+    def _decrypt(self) -> int:
+        """Decrypt into the inbox, and return how many bytes; 0: there are none, or no room.
+
+        One record of messages: a payload that follows goes where it stays.
+        """
+        room = self.inbox.room()
+        if not room:
+            return 0
+        try:
+            num_records = len(room) if self.inbox.payload_left else 1
+            num_bytes = self.tls.read_into(room, num_records=num_records)
+        except ssl.SSLError as error:
+            self.cut(f"the connection broke: {error}")
+            return 0
+        if self.tls.ended:
+            self.eof_received()
+            self.transport.close()
+        self.inbox.filled(num_bytes)
+        self._meter.num_received += num_bytes
+        answer = self.tls.departing()  # to a change of keys, which the other side may ask for
+        if answer and not self.transport.is_closing():
+            self.transport.write(answer)
+        return num_bytes
 
     def _unthrottle(self) -> None:
         self._throttled = False
@@ -113,11 +229,9 @@ class TcpConnection:
     `peer` is its owner; None: our run's authority has not vouched for it.
     """
 
-    def __init__(self, stream: Stream, *, upload: RateLimit) -> None:
-        tls: ssl.SSLObject = stream.transport.get_extra_info("ssl_object")
-        vouched = tls.context.verify_mode is not ssl.CERT_NONE
-        self.certificate = tls.getpeercert(binary_form=True) or b""
-        self.peer = proven_peer(self.certificate) if vouched and self.certificate else None
+    def __init__(self, stream: Stream, *, meter: Meter) -> None:
+        self.certificate = stream.tls.certificate
+        self.peer = proven_peer(self.certificate) if stream.tls.vouched else None
         # An IPv6 socket shows an IPv4 address in this form.
         remote: str = stream.transport.get_extra_info("peername", ("",))[0]
         self.remote_host = remote.removeprefix("::ffff:")
@@ -127,7 +241,7 @@ class TcpConnection:
         raw: socket.socket = stream.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._stream = stream
-        self._upload = upload
+        self._meter = meter
         self._sending = asyncio.Lock()
 
     @property
@@ -150,6 +264,8 @@ class TcpConnection:
                 for piece in self._pieces(payload):
                     await asyncio.sleep(self._upload_wait_s(piece))  # 0: others get their turn
                     await self._write(piece)
+                if payload:  # it has nearly left when we return, so whose turn is next may send
+                    await self._stream.writable.wait()
 
     async def receive(self) -> Message:
         """Return the next message. Cancelled, as by a deadline, it loses nothing.
@@ -162,51 +278,71 @@ class TcpConnection:
             await self._more()
         return message
 
-    async def receive_payload(self, num_bytes: int) -> bytearray:
+    @overload
+    async def receive_payload(self, num_bytes: int) -> bytearray: ...
+
+    @overload
+    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
+
+    async def receive_payload(
+        self, num_bytes: int, into: memoryview | None = None
+    ) -> bytearray | memoryview:
         """Return the raw bytes that the last message announced; the caller has judged how many.
 
+        They are the start of `into`, if it is there: a buffer used again is faster than a new one.
         Cancelled, it cuts the connection: nobody could tell where the next message starts.
 
         Raises:
             ConnectionLost: the other side is gone.
         """
-        self._stream.inbox.expect_payload(num_bytes)
+        payload = bytearray(num_bytes) if into is None else into.cast("B")[:num_bytes]
+        assert len(payload) == num_bytes, f"{num_bytes} bytes do not fit into {len(payload)}"
+        inbox = self._stream.inbox
+        inbox.expect_payload(memoryview(payload))
         with self._cut_if_cancelled():
-            while (payload := self._stream.inbox.take_payload()) is None:
+            while inbox.payload_left:
                 await self._more()
         return payload
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Send no faster than that from now on, headers included, where the kernel is Linux."""
+        if sys.platform == "linux" and self.is_open:
+            raw: socket.socket = self._stream.transport.get_extra_info("socket")
+            rate = int(min(bytes_per_s, _UNPACED))
+            raw.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate.to_bytes(4, sys.byteorder))
 
     async def close(self) -> None:
         """End the connection once what was sent is out; a frozen other side delays that little."""
         self._stream.finish(ConnectionLost("the connection was closed here"))
-        self._stream.transport.close()
+        self._stream.say_goodbye()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._stream.closed.wait()
         finally:
-            self._stream.transport.abort()
+            self._stream.abort()
         await self._stream.closed.wait()
 
     async def _more(self) -> None:
         """Wait until something else has arrived."""
+        if self._stream.pull():
+            return
         self._stream.check()
         self._stream.changed.clear()
-        self._stream.control_reading()
         await self._stream.changed.wait()
 
     async def _write(self, piece: Buffer) -> None:
         await self._stream.writable.wait()
         self._stream.check()
-        self._stream.transport.write(piece)
+        self._stream.write(piece)
 
     def _pieces(self, payload: Buffer) -> Iterator[memoryview]:
         view = memoryview(payload).cast("B")
-        step = self._upload.piece_bytes(_PIECE_BYTES)
+        step = self._meter.upload.piece_bytes(_PIECE_BYTES)
         return (view[start : start + step] for start in range(0, len(view), step))
 
     def _upload_wait_s(self, piece: Buffer) -> float:
-        return self._upload.spend(len(piece), now=asyncio.get_running_loop().time())
+        return self._meter.upload.spend(len(piece), now=asyncio.get_running_loop().time())
 
     @contextmanager
     def _cut_if_cancelled(self) -> Iterator[None]:

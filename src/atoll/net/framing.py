@@ -13,7 +13,7 @@ from atoll.net import wire
 from atoll.units import KIB
 
 _LENGTH = struct.Struct(">I")
-_SMALLEST = 64 * KIB  # of the buffer for messages; larger only while a larger message arrives
+_SMALLEST = 16 * KIB  # of the buffer for messages; larger only while a larger message arrives
 
 
 def frame(message: wire.Message) -> bytes:
@@ -34,20 +34,25 @@ class Inbox:
         self._buffer = bytearray(_SMALLEST)
         self._start = 0  # of the bytes not taken yet
         self._end = 0
-        self._payload: bytearray | None = None
+        self._payload = memoryview(b"")
         self._payload_end = 0
+
+    @property
+    def payload_left(self) -> int:
+        """How many bytes of the expected payload are still to come."""
+        return len(self._payload) - self._payload_end
 
     def room(self) -> memoryview:
         """Return where the next bytes go; empty: something must be taken out first."""
-        if self._payload is not None and self._payload_end < len(self._payload):
-            return memoryview(self._payload)[self._payload_end :]
+        if self.payload_left:
+            return self._payload[self._payload_end :]
         if self._end == len(self._buffer) and self._start:
             self._move(len(self._buffer))
         return memoryview(self._buffer)[self._end :]
 
     def filled(self, num_bytes: int) -> None:
         """Note that the first `num_bytes` of `room()` hold bytes that arrived."""
-        if self._payload is not None and self._payload_end < len(self._payload):
+        if self.payload_left:
             self._payload_end += num_bytes
         else:
             self._end += num_bytes
@@ -76,21 +81,13 @@ class Inbox:
             self._move(_SMALLEST)
         return message
 
-    def expect_payload(self, num_bytes: int) -> None:
-        """Say that the next bytes are a payload; it is taken before the next message."""
-        self._payload = bytearray(num_bytes)
-        self._payload_end = min(num_bytes, self._end - self._start)
+    def expect_payload(self, payload: memoryview) -> None:
+        """Say that the next bytes belong there; no message is taken before `payload_left` is 0."""
+        self._payload = payload
+        self._payload_end = min(len(payload), self._end - self._start)
         stop = self._start + self._payload_end
-        self._payload[: self._payload_end] = memoryview(self._buffer)[self._start : stop]
+        payload[: self._payload_end] = memoryview(self._buffer)[self._start : stop]
         self._start = stop
-
-    def take_payload(self) -> bytearray | None:
-        """Return the payload that was expected, or None if it is not all there yet."""
-        assert self._payload is not None, "no payload was expected"
-        if self._payload_end < len(self._payload):
-            return None
-        payload, self._payload = self._payload, None
-        return payload
 
     def _move(self, num_bytes: int) -> None:
         """Move what was not taken to the front of a buffer of this size."""

@@ -23,6 +23,7 @@ class Limits:
 
     upload_bytes_per_s: int = 0  # 0: no limit
     download_bytes_per_s: int = 0
+    congestion: str = ""  # control of it, "bbr" or "cubic"; the system's own where it has no such
     handshake_s: float = 10.0
     handshakes: int = 256  # at a time; further ones wait in the backlog of the system
     strangers: int = 64  # at a time

@@ -6,9 +6,11 @@ proved with the one it expects. A stranger has no certificate yet, and may conne
 
 import ssl
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
-from atoll.ids import PeerId, peer_id_of
+from atoll.ids import Buffer, PeerId, peer_id_of
 from atoll.net.identity import Identity, public_key_of
 
 
@@ -32,6 +34,92 @@ def client_context(identity: Identity | None) -> ssl.SSLContext:
     else:
         _load(context, identity)
     return context
+
+
+class Tls:
+    """The TLS of one connection, without any I/O: ciphertext goes in, ciphertext comes out.
+
+        link --arrived--> | read_into --> plain bytes, where they stay
+        link <--departing-- | <-- write
+
+    What asyncio's own TLS does, with fewer buffers: nothing is decrypted before there is a place
+    for it, and nothing waits encrypted. Each byte is copied once here, between link and OpenSSL.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
+        self.ended = False  # the other side has said goodbye
+        self._arriving = ssl.MemoryBIO()
+        self._leaving = ssl.MemoryBIO()
+        # No name goes over the wire: whoever dials compares the key.
+        self._tls = context.wrap_bio(self._arriving, self._leaving, server_side=server_side)
+
+    @property
+    def certificate(self) -> bytes:
+        """The other side's certificate (DER); empty: it showed none."""
+        return self._tls.getpeercert(binary_form=True) or b""
+
+    @property
+    def vouched(self) -> bool:
+        """Whether our run's authority has signed that certificate."""
+        return self._tls.context.verify_mode is not ssl.CERT_NONE and bool(self.certificate)
+
+    @property
+    def num_held(self) -> int:
+        """Bytes that arrived and nobody has read."""
+        return self._arriving.pending
+
+    def arrived(self, ciphertext: memoryview) -> None:
+        self._arriving.write(ciphertext)
+
+    def discard(self) -> None:
+        """Throw away what arrived and nobody has read."""
+        self._arriving.read()
+
+    def departing(self) -> bytes:
+        """Return what is to be sent now; it is not returned again."""
+        return self._leaving.read()
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake, and return whether it is complete.
+
+        Raises:
+            ssl.SSLError: the other side is no member, or does not speak TLS 1.3.
+        """
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def read_into(self, room: memoryview, *, num_records: int) -> int:
+        """Decrypt so many records at most, as far as there is room, and return their bytes.
+
+        0: none is whole, or the other side has said goodbye.
+
+        Raises:
+            ssl.SSLError: what arrived was damaged on its way, or the other side refuses us.
+        """
+        filled, whole, read = 0, len(room), self._tls.read
+        try:
+            while filled < whole and num_records:
+                num_bytes = cast(int, read(whole - filled, room[filled:]))  # int: into a buffer
+                if not num_bytes:
+                    self.ended = True
+                    break
+                filled += num_bytes
+                num_records -= 1
+        except ssl.SSLWantReadError:
+            pass
+        return filled
+
+    def write(self, plain: Buffer) -> None:
+        num_bytes = self._tls.write(plain)
+        assert num_bytes == len(plain), "memory takes everything"
+
+    def say_goodbye(self) -> None:
+        """Say that nothing more will come from here; the other side's answer is not awaited."""
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
 
 
 def proven_peer(certificate: bytes) -> PeerId:

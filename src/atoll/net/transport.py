@@ -10,18 +10,25 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias, overload
 
 from atoll.errors import ConnectionLost, PeerError, RunError
 from atoll.ids import Buffer, PeerId
 from atoll.net.connection import Stream, TcpConnection
 from atoll.net.identity import Identity
 from atoll.net.listener import Limits, TcpListener
-from atoll.net.rate import RateLimit
-from atoll.net.tls import client_context, server_context
+from atoll.net.rate import Meter, RateLimit
+from atoll.net.tls import Tls, client_context, server_context
 from atoll.net.wire import Message
+from atoll.units import KIB
 
 _BACKLOG = 1024  # a host that starts again is dialled by all its peers at once
+_UNSENT_BYTES = 64 * KIB  # in the kernel: more would leave later than `send` says, and later news
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on Windows
+_CONGESTION: Final[int | None] = getattr(socket, "TCP_CONGESTION", None)  # Linux and FreeBSD
+_OFFERED = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 
 class Connection(Protocol):
@@ -42,7 +49,15 @@ class Connection(Protocol):
 
     async def receive(self) -> Message: ...
 
+    @overload
     async def receive_payload(self, num_bytes: int) -> bytearray: ...
+
+    @overload
+    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Send no faster than that from now on, as far as the system can."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -57,6 +72,14 @@ Serve: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 
 class Transport(Protocol):
+    """`num_sent`, `num_received`: bytes of messages and payloads, over all connections so far."""
+
+    @property
+    def num_sent(self) -> int: ...
+
+    @property
+    def num_received(self) -> int: ...
+
     async def dial(
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
     ) -> Connection:
@@ -86,23 +109,33 @@ class TcpTransport:
         self._identity = identity
         self._limits = limits or Limits()
         self._client = client_context(identity)
-        self._upload = RateLimit(self._limits.upload_bytes_per_s)
-        self._download = RateLimit(self._limits.download_bytes_per_s)
+        self._meter = Meter(
+            upload=RateLimit(self._limits.upload_bytes_per_s),
+            download=RateLimit(self._limits.download_bytes_per_s),
+        )
+
+    @property
+    def num_sent(self) -> int:
+        """Bytes of messages and payloads, over all connections since the start."""
+        return self._meter.num_sent
+
+    @property
+    def num_received(self) -> int:
+        """Bytes of messages and payloads, over all connections since the start."""
+        return self._meter.num_received
 
     async def dial(
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
     ) -> TcpConnection:
         where = f"{host}:{port}"
-        stream = Stream(download=self._download)
+        stream = Stream(Tls(self._client, server_side=False), meter=self._meter)
         try:
             async with asyncio.timeout(timeout_s):
                 connected = await _connected(host, port, timeout_s=timeout_s)
-                await asyncio.get_running_loop().create_connection(
-                    lambda: stream,
-                    sock=connected,
-                    ssl=self._client,
-                    server_hostname="",  # no name goes over the wire; the key is compared below
-                )
+                _tune(connected, self._limits)
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: stream, sock=connected)
+                await stream.shake_hands()
         except (OSError, UnicodeError) as error:
             raise _dial_error(where, error) from error
         connection = self._connection(stream)
@@ -117,23 +150,40 @@ class TcpTransport:
         context = server_context(self._identity)
 
         async def answer(accepted: socket.socket) -> TcpConnection:
-            stream = Stream(download=self._download)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: stream,
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=self._limits.handshake_s,
-            )
+            _tune(accepted, self._limits)
+            stream = Stream(Tls(context, server_side=True), meter=self._meter)
+            async with asyncio.timeout(self._limits.handshake_s):
+                loop = asyncio.get_running_loop()
+                await loop.connect_accepted_socket(lambda: stream, accepted)
+                await stream.shake_hands()
             return self._connection(stream)
 
         return TcpListener(_listening(host, port), answer=answer, serve=serve, limits=self._limits)
 
     def _connection(self, stream: Stream) -> TcpConnection:
         try:
-            return TcpConnection(stream, upload=self._upload)
+            return TcpConnection(stream, meter=self._meter)
         except PeerError:
             stream.transport.abort()
             raise
+
+
+def available_congestion() -> tuple[str, ...]:
+    """Return the ways of congestion control that this system offers; none known: no choice."""
+    try:
+        return tuple(_OFFERED.read_text(encoding="ascii").split())
+    except OSError:
+        return ()
+
+
+def _tune(connected: socket.socket, limits: Limits) -> None:
+    """Set what the system allows; where it does not, its own ways are good enough."""
+    with suppress(OSError):
+        if _NOTSENT_LOWAT is not None:
+            connected.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
+    with suppress(OSError):
+        if _CONGESTION is not None and limits.congestion:
+            connected.setsockopt(socket.IPPROTO_TCP, _CONGESTION, limits.congestion.encode())
 
 
 async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket:

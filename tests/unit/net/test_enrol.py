@@ -88,7 +88,7 @@ def test_a_newcomer_becomes_a_member(host, anna, authority):
         connection = await TcpTransport(newcomer).dial(
             "127.0.0.1", listener.port, expect=enrolled.host, timeout_s=5
         )
-        await connection.send(wire.Want())
+        await connection.send(wire.Missing())
         await connection.close()
         await listener.close()
         assert seen == [newcomer.peer_id]
@@ -158,8 +158,8 @@ def test_a_host_that_names_another_host_is_refused(host, ben):
 
 @pytest.mark.parametrize("kind", [wire.GetAuthority, wire.Enrol])
 def test_an_answer_that_is_none_is_a_protocol_error(host, kind):
-    host.answers[kind] = lambda _: wire.Want()
-    assert "Want" in str(refused(host, ProtocolError))
+    host.answers[kind] = lambda _: wire.Missing()
+    assert "Missing" in str(refused(host, ProtocolError))
 
 
 def test_a_host_that_falls_silent_is_given_up(host):

@@ -15,11 +15,11 @@ from atoll.net import wire
 from atoll.net.framing import frame
 from atoll.net.listener import Limits
 from atoll.net.tls import client_context, server_context
-from atoll.net.transport import TcpTransport
+from atoll.net.transport import TcpTransport, available_congestion
 
 LOCAL = "127.0.0.1"
 D = Digest("d1" * 32)
-PING = wire.Want()
+PING = wire.Missing()
 
 
 async def echo(connection):
@@ -179,6 +179,36 @@ def test_payloads_come_back_as_they_were(anna, ben, num_bytes):
     asyncio.run(scenario())
 
 
+def test_a_payload_lands_in_the_buffer_of_the_caller_again_and_again(anna, ben):
+    async def scenario():
+        buffer = bytearray(b"-") * 300_001
+        async with listening(anna) as listener, dialled(ben, listener.port) as connection:
+            for payload in (b"a" * 300_000, b"b" * 10):
+                await connection.send(blob(payload), payload)
+                await connection.receive()
+                received = await connection.receive_payload(len(payload), into=memoryview(buffer))
+                assert received == payload
+        assert buffer == b"b" * 10 + b"a" * 299_990 + b"-"
+
+    asyncio.run(scenario())
+
+
+def test_a_transport_counts_the_bytes_of_all_its_connections(anna, ben):
+    async def scenario():
+        transport, payload = TcpTransport(ben), bytes(70_000)
+        async with listening(anna) as listener:
+            for _ in range(2):
+                connection = await transport.dial(LOCAL, listener.port, expect=None, timeout_s=5)
+                await connection.send(blob(payload), payload)
+                await connection.receive()
+                await connection.receive_payload(len(payload))
+                await connection.close()
+        num_bytes = 2 * len(frame(blob(payload)) + payload)
+        assert (transport.num_sent, transport.num_received) == (num_bytes, num_bytes)
+
+    asyncio.run(scenario())
+
+
 def test_sends_of_several_tasks_do_not_interleave(anna, ben):
     async def scenario():
         payloads = [bytes([i]) * (600_000 + i) for i in range(6)]
@@ -252,6 +282,47 @@ def test_what_arrived_before_the_end_is_still_received(anna, ben):
                     await connection.receive()
             with pytest.raises(ConnectionLost):
                 await connection.send(PING)
+
+    asyncio.run(scenario())
+
+
+def test_a_last_word_arrives_though_the_other_side_is_still_sending(anna, ben):
+    async def scenario():
+        last_word = wire.Authority(certificate=bytes(2_000_000))
+
+        async def refuse(connection):
+            await connection.receive()
+            await connection.send(last_word)
+
+        async with listening(anna, refuse) as listener, dialled(ben, listener.port) as connection:
+            payload = bytes(20_000_000)
+            sending = asyncio.create_task(connection.send(blob(payload), payload))
+            assert await connection.receive() == last_word
+            with suppress(ConnectionLost):
+                await sending
+
+    asyncio.run(scenario())
+
+
+def test_reading_stops_while_nobody_receives(anna, ben):
+    async def scenario():
+        stopped = asyncio.Event()
+
+        async def receive_late(connection):
+            while connection._stream.transport.is_reading():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+            stopped.set()
+            await echo(connection)
+
+        async with (
+            listening(anna, receive_late) as listener,
+            dialled(ben, listener.port) as connection,
+        ):
+            message = wire.Authority(certificate=bytes(3_000_000))
+            sending = asyncio.create_task(connection.send(message))
+            await stopped.wait()
+            assert await connection.receive() == message
+            await sending
 
     asyncio.run(scenario())
 
@@ -356,6 +427,51 @@ def test_closing_towards_a_frozen_peer_does_not_hang(anna, ben):
                 await connection.close()
 
     asyncio.run(scenario())
+
+
+def test_two_may_close_a_connection_at_once(anna, ben):
+    async def scenario():
+        async def frozen(connection):
+            connection._stream.transport.pause_reading()
+            await connection.send(PING)
+            await asyncio.Event().wait()
+
+        async with listening(anna, frozen) as listener:
+            connection = await TcpTransport(ben).dial(
+                LOCAL, listener.port, expect=None, timeout_s=5
+            )
+            await connection.receive()
+            await asyncio.gather(connection.close(), connection.close())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("congestion", [*available_congestion(), "no such thing"])
+def test_congestion_control_is_as_asked_where_the_system_has_it(anna, ben, congestion):
+    async def scenario():
+        seen = []
+
+        async def serve(connection):
+            seen.append(congestion_of(connection))
+            await connection.send(PING)
+
+        limits = Limits(congestion=congestion)
+        async with (
+            listening(anna, serve, limits=limits) as listener,
+            dialled(ben, listener.port, limits=limits) as connection,
+        ):
+            await connection.receive()
+            return [*seen, congestion_of(connection)]
+
+    def congestion_of(connection):
+        raw = connection._stream.transport.get_extra_info("socket")
+        return raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+
+    used = asyncio.run(scenario())
+    if congestion in available_congestion():
+        assert used == [congestion, congestion]
+    else:
+        assert used[0] == used[1] != congestion
 
 
 # --- the listener --------------------------------------------------------------------------------
