@@ -26,7 +26,8 @@ NotNegative = Annotated[int, Meta(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NotNegativeFloat = Annotated[float, Meta(ge=0)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
-Codec = Literal["fp64", "fp32", "bf16", "int8"]
+Codec = Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse"]
+UpdateCodec = Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse8"]
 
 
 class RopeScaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,9 +127,23 @@ class SyncConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     rounds: Annotated[Positive, about("outer steps of the whole run")]
     inner_steps: Annotated[Positive, about("of each peer in each round (the H of DiLoCo)")]
-    mode: Annotated[Literal["blocking"], about("training waits for the exchange")] = "blocking"
+    mode: Annotated[
+        Literal["blocking", "overlap"], about("blocking: training waits for the exchange")
+    ] = "blocking"
+    fragments: Annotated[
+        Positive, about("parts of the model that are synchronised one after the other")
+    ] = 1
+    fragment_pattern: Annotated[
+        Literal["strided", "sequential"], about("how transformer blocks are dealt to them")
+    ] = "strided"
+    merge: Annotated[
+        Literal["carry", "blend"], about("how an overlapped peer takes over the global weights")
+    ] = "carry"
+    blend_alpha: Annotated[
+        Decay, about("share of the local weights that stays, with merge blend")
+    ] = 0.5
     codec: Annotated[Codec, about("of the contributions")] = "int8"
-    update_codec: Annotated[Codec, about("of their mean")] = "int8"
+    update_codec: Annotated[UpdateCodec, about("of their mean")] = "int8"
     min_peers: Annotated[Positive, about("a round with fewer contributors waits")] = 1
     quorum: Annotated[
         float, Meta(gt=0, le=1), about("share of the peers that ends the wait, but for the grace")
@@ -163,14 +178,19 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[NotNegative, about("of the initial weights and the order of samples")] = 0
 
     @property
+    def steps_per_round(self) -> int:
+        """Inner steps per peer from one round to the next: each fragment has its turn in H."""
+        return self.sync.inner_steps // self.sync.fragments
+
+    @property
     def total_steps(self) -> int:
         """Inner steps per peer in the whole run."""
-        return self.sync.rounds * self.sync.inner_steps
+        return self.sync.rounds * self.steps_per_round
 
     @property
     def samples_per_round(self) -> int:
-        """Samples that one peer trains on in one round."""
-        return self.sync.inner_steps * self.inner.batch_sequences
+        """Samples that one peer trains on from one round to the next."""
+        return self.steps_per_round * self.inner.batch_sequences
 
 
 class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,6 +208,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     advertise_host: Annotated[str, about("empty: the address that the host sees us come from")] = ""
     max_upload_bytes_per_s: Annotated[NotNegative, about("0: no limit")] = 0
     max_download_bytes_per_s: Annotated[NotNegative, about("0: no limit")] = 0
+    congestion: Annotated[
+        str, about("control of TCP's congestion, where the system has it; empty: the system's own")
+    ] = "bbr"
     keep_states: Annotated[int, Meta(ge=2, le=LARGEST), about("committed states on disk")] = 2
     cache_directory: Annotated[
         str, about("tokenised corpora, for all runs on this machine; empty: within directory")
@@ -258,7 +281,11 @@ def template(config: RunConfig | PeerConfig) -> str:
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError for the first combination of values that cannot work."""
-    for key, problem in (*_impossible_model(config.model), *_impossible_run(config)):
+    for key, problem in (
+        *_impossible_model(config.model),
+        *_impossible_run(config),
+        *_impossible_sync(config),
+    ):
         raise ConfigError(f"{key}: {problem}")
 
 
@@ -279,8 +306,26 @@ def _impossible_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
         )
 
 
+def _impossible_sync(config: RunConfig) -> Iterator[tuple[str, str]]:
+    sync = config.sync
+    if sync.fragments > config.model.num_layers:
+        yield (
+            "sync.fragments",
+            f"{sync.fragments} is more than model.num_layers = {config.model.num_layers}",
+        )
+    if sync.inner_steps % sync.fragments:
+        yield (
+            "sync.inner_steps",
+            f"{sync.inner_steps} is not a multiple of fragments = {sync.fragments}",
+        )
+    if sync.merge == "blend" and sync.mode != "overlap":
+        yield "sync.merge", 'blend has no use without mode = "overlap"'
+    if sync.silent_s <= sync.heartbeat_s:
+        yield "sync.silent_s", f"{sync.silent_s:g} is not above heartbeat_s = {sync.heartbeat_s:g}"
+
+
 def _impossible_run(config: RunConfig) -> Iterator[tuple[str, str]]:
-    tokenizer, inner, sync = config.data.tokenizer, config.inner, config.sync
+    tokenizer, inner = config.data.tokenizer, config.inner
     if tokenizer.kind == "file" and not tokenizer.path:
         yield "data.tokenizer.path", 'missing, with kind = "file"'
     if tokenizer.kind == "train" and tokenizer.path:
@@ -296,8 +341,6 @@ def _impossible_run(config: RunConfig) -> Iterator[tuple[str, str]]:
             f"{inner.warmup_steps} + cooldown_steps = {inner.cooldown_steps} is more than the "
             f"{config.total_steps} steps of the run (sync.rounds * sync.inner_steps)",
         )
-    if sync.silent_s <= sync.heartbeat_s:
-        yield "sync.silent_s", f"{sync.silent_s:g} is not above heartbeat_s = {sync.heartbeat_s:g}"
 
 
 # --- canonical bytes -----------------------------------------------------------------------------

@@ -259,6 +259,10 @@ def test_no_source_and_no_model(file: Path):
 # --- values that cannot go together --------------------------------------------------------------
 
 
+def with_sync(**changes: object) -> RunConfig:
+    return msgspec.structs.replace(RUN, sync=msgspec.structs.replace(RUN.sync, **changes))
+
+
 def with_model(**changes: object) -> RunConfig:
     return msgspec.structs.replace(RUN, model=msgspec.structs.replace(MODEL, **changes))
 
@@ -287,11 +291,12 @@ def with_tokenizer(**changes: object) -> RunConfig:
         (with_tokenizer(path="a.json"), "data.tokenizer.path: has no use"),
         (with_inner(warmup_steps=26, cooldown_steps=25), "inner.warmup_steps: 26 + cooldown_steps"),
         (
-            msgspec.structs.replace(
-                RUN, sync=msgspec.structs.replace(RUN.sync, heartbeat_s=10.0, silent_s=10.0)
-            ),
+            with_sync(heartbeat_s=10.0, silent_s=10.0),
             "sync.silent_s: 10 is not above heartbeat_s = 10",
         ),
+        (with_sync(fragments=5), "sync.fragments: 5 is more than model.num_layers = 4"),
+        (with_sync(fragments=3, inner_steps=10), "sync.inner_steps: 10 is not a multiple of frag"),
+        (with_sync(merge="blend"), 'sync.merge: blend has no use without mode = "overlap"'),
     ],
 )
 def test_values_that_cannot_go_together(file: Path, config: RunConfig, message: str):
@@ -303,6 +308,7 @@ def test_values_that_cannot_go_together(file: Path, config: RunConfig, message: 
 def test_values_that_just_go_together():
     check(with_inner(warmup_steps=25, cooldown_steps=25))
     check(with_tokenizer(kind="file", path="a.json", vocab_size=10**6))
+    check(with_sync(fragments=4, inner_steps=8, mode="overlap", merge="blend"))
     check(with_tokenizer(vocab_size=4096))
 
 
@@ -327,7 +333,7 @@ def test_canonical_bytes_do_not_change_by_accident():
     """A changed digest is another run: every peer with the older version is turned away."""
     encoded = canonical(RUN)
     assert encoded.startswith(b'{"data":{"sequence_length":128,"sources":[{"kind":"preset","name"')
-    assert run_digest(RUN) == "9c82deef3464e254c3703dced0b4fbea99c42719d4188879a9e2b4bea8b162fb"
+    assert run_digest(RUN) == "58fa4d2e49719f64146a09b2ea322b6e963b15b5d468f862e1c218d0802c0062"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from atoll.config import RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.model.flat import store_flat_
-from atoll.model.shapes import num_parameters
+from atoll.model.layout import layout_of
 from atoll.train.baseline import OnStep, train_alone, with_batch_factor
 from atoll.train.evaluate import validation_loss
 from atoll.train.inner import StepResult
@@ -62,8 +62,9 @@ def train_and_report(
     console.print(f"training loss    {fmean(last):.3f}  mean of the last {len(last)} steps")
     console.print(f"validation loss  {loss:.3f}")
     if out is not None:
-        params_N = np.empty(num_parameters(config.model), np.float32)
-        store_flat_(trained.model, params_N)
+        layout = layout_of(config)
+        params_N = np.empty(layout.num_values, np.float32)
+        store_flat_(trained.model, params_N, layout)
         export_weights(out, config, params_N, dataset)
         console.print(f"the model is in {out}", markup=False, soft_wrap=True)
 

@@ -29,13 +29,14 @@ def generate(
     from atoll.data.tokenizer import StreamDecoder
     from atoll.model.flat import load_flat_
     from atoll.model.generate import Sampling, generate as generated
+    from atoll.model.layout import layout_of
     from atoll.model.llama import Llama
     from atoll.train.device import pick_device
 
     chosen = pick_device(device)
     newest = open_newest(run, cache=cache or cache_directory())
     model = Llama(newest.config.model).to(chosen)
-    load_flat_(model, newest.state.params_N)
+    load_flat_(model, newest.state.params_N, layout_of(newest.config))
     tokenizer = newest.dataset.tokenizer
     decoder = StreamDecoder(tokenizer)
     _write(prompt)

@@ -22,8 +22,8 @@ from atoll.ids import Digest, RoundId
 from atoll.model.flat import load_flat_
 from atoll.model.generate import Sampling, generate
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.model.shapes import num_parameters
 from atoll.net.records import Agreed
 from atoll.outer.saved import read_saved, saved_rounds
 from atoll.outer.state import PeerState
@@ -105,7 +105,7 @@ class Quality:
 def quality(params_N: NDArray[np.float32], config: RunConfig, dataset: Dataset) -> Quality:
     """Return how well the model predicts the first validation samples, and what it writes."""
     model = Llama(config.model)
-    load_flat_(model, params_N)
+    load_flat_(model, params_N, layout_of(config))
     loss = validation_loss(
         model,
         Batches(dataset, seed=config.seed),
@@ -126,8 +126,9 @@ def quality(params_N: NDArray[np.float32], config: RunConfig, dataset: Dataset) 
 
 def initial_quality(config: RunConfig, dataset: Dataset) -> Quality:
     """Return the quality of the weights that every peer began with."""
-    params_N = np.empty(num_parameters(config.model), np.float32)
-    fill_initial_(params_N, config.model, seed=config.seed)
+    layout = layout_of(config)
+    params_N = np.empty(layout.num_values, np.float32)
+    fill_initial_(params_N, layout, seed=config.seed)
     return quality(params_N, config, dataset)
 
 

@@ -11,6 +11,7 @@ from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
 from atoll.errors import ConfigError
 from atoll.model.hf import Text, export_hf
+from atoll.model.layout import in_model_order, layout_of
 
 
 def export_weights(
@@ -31,7 +32,8 @@ def export_weights(
         document_token_id=dataset.start_token,
         sequence_length=config.data.sequence_length,
     )
-    export_hf(folder, config.model, params_N, text=text)
+    in_order_N = in_model_order(params_N, layout_of(config))
+    export_hf(folder, config.model, in_order_N, text=text)
 
 
 def require_free(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A model's parameters as one flat fp32 vector in canonical order, as which they are exchanged.
 
-Shapes: N all values of the model, P those of one parameter.
+Shapes: N all values of the model, P those of one view.
 """
 
 from collections.abc import Iterator
@@ -10,30 +10,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from atoll.model.layout import Layout
+
 
 @torch.no_grad()
-def load_flat_(model: nn.Module, params_N: NDArray[np.float32]) -> None:
+def load_flat_(model: nn.Module, params_N: NDArray[np.float32], layout: Layout) -> None:
     """Give the model these parameters, on whatever device and in whatever dtype its own are."""
-    for parameter, values_P in _pairs(model, params_N):
+    _require_flat(params_N, layout)
+    for view_P, place in views(model, layout, start=0, stop=layout.num_values):
         # torch warns of memory that it may only read; such a part, and no other, is copied.
-        writable_P = np.require(values_P, requirements="W")
-        parameter.copy_(torch.from_numpy(writable_P).view(parameter.shape))
+        writable_P = np.require(params_N[place], requirements="W")
+        view_P.copy_(torch.from_numpy(writable_P))
 
 
 @torch.no_grad()
-def store_flat_(model: nn.Module, out_N: NDArray[np.float32]) -> None:
+def store_flat_(model: nn.Module, out_N: NDArray[np.float32], layout: Layout) -> None:
     """Copy the model's parameters into `out_N`; returns when they are there."""
-    for parameter, values_P in _pairs(model, out_N):
-        torch.from_numpy(values_P).view(parameter.shape).copy_(parameter)
+    _require_flat(out_N, layout)
+    for view_P, place in views(model, layout, start=0, stop=layout.num_values):
+        torch.from_numpy(out_N[place]).copy_(view_P)
 
 
-def _pairs(
-    model: nn.Module, flat_N: NDArray[np.float32]
-) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-    """Yield each parameter and the part of the vector that stands for it."""
+def views(
+    model: nn.Module, layout: Layout, *, start: int, stop: int
+) -> Iterator[tuple[Tensor, slice]]:
+    """Yield views of the parameters that together are the values `start` to `stop - 1`, in order.
+
+    With each comes its place in the flat vector. Whoever writes to it changes the model.
+    """
+    parameters = dict(model.named_parameters())
+    for entry in layout.entries:
+        place = slice(max(start, entry.start), min(stop, entry.stop))
+        if place.start < place.stop:
+            offset = entry.row_start * entry.spec.row_values - entry.start
+            flat = parameters[entry.spec.name].detach().view(-1)
+            yield flat[place.start + offset : place.stop + offset], place
+
+
+def _require_flat(flat_N: NDArray[np.float32], layout: Layout) -> None:
     assert flat_N.dtype == np.float32, "a flat vector is fp32"
-    start = 0
-    for parameter in model.parameters():
-        yield parameter, flat_N[start : start + parameter.numel()]
-        start += parameter.numel()
-    assert flat_N.shape == (start,), "not a flat vector of this model"
+    assert flat_N.shape == (layout.num_values,), "not a flat vector of this model"

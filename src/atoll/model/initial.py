@@ -16,24 +16,26 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.config import ModelConfig
-from atoll.model.shapes import num_parameters, parameter_specs
+from atoll.model.layout import Layout
 
 PIECE_VALUES = 2**20  # bounds the working memory; even, so that no piece drops half a raw draw
 
 
-def fill_initial_(out_N: NDArray[np.float32], config: ModelConfig, *, seed: int) -> None:
-    """Fill a flat vector with the initial parameters in canonical order, bit-identical anywhere."""
-    assert out_N.shape == (num_parameters(config),), "not a flat vector of this model"
-    start = 0
-    for index, spec in enumerate(parameter_specs(config)):
-        tensor_N = out_N[start : start + spec.num_values]
-        if spec.init == "ones":
-            tensor_N.fill(1.0)
-        else:
-            philox = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
-            _fill_uniform_(tensor_N, philox, std=spec.init)
-        start += spec.num_values
+def fill_initial_(out_N: NDArray[np.float32], layout: Layout, *, seed: int) -> None:
+    """Fill a flat vector with the initial parameters, the same bits anywhere and in any layout."""
+    assert out_N.shape == (layout.num_values,), "not a flat vector of this model"
+    streams: dict[int, np.random.Philox] = {}
+    for entry in layout.entries:
+        rows_N = out_N[entry.start : entry.stop]
+        if entry.spec.init == "ones":
+            rows_N.fill(1.0)
+            continue
+        # The parts of a tensor lie in the order of its rows: each goes on where the last one ended.
+        # No part drops half a raw draw, as a row of what is cut is as wide as the model: even.
+        if entry.index not in streams:
+            key = np.array([seed, entry.index], dtype=np.uint64)
+            streams[entry.index] = np.random.Philox(key=key)
+        _fill_uniform_(rows_N, streams[entry.index], std=entry.spec.init)
 
 
 def _fill_uniform_(out_N: NDArray[np.float32], philox: np.random.Philox, *, std: float) -> None:

@@ -1,7 +1,7 @@
 """The parameters of a model, listed without building it: names, shapes, and how each begins.
 
-The order is the canonical one of every flat vector in atoll, and equals
-`Llama(config).named_parameters()`. Needs no torch, so that a host can lay out 10 B parameters.
+The order equals that of `Llama(config).named_parameters()`; `layout` says where each of them lies
+in a flat vector. Needs no torch, so that a host can lay out 10 B parameters.
 """
 
 import math
@@ -19,14 +19,23 @@ class ParameterSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
     init: Init
+    layer: int | None = None  # None: it is no part of a transformer block
 
     @property
     def num_values(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_values(self) -> int:
+        return math.prod(self.shape[1:])
+
 
 def parameter_specs(config: ModelConfig) -> tuple[ParameterSpec, ...]:
-    """Return all parameters in canonical order."""
+    """Return all parameters, in the order of the model."""
     vocab_shape = (config.vocab_size, config.width)
     specs = [ParameterSpec("embedding.weight", vocab_shape, config.init_std)]
     for index in range(config.num_layers):
@@ -61,4 +70,4 @@ def _layer_specs(config: ModelConfig, index: int) -> Iterator[ParameterSpec]:
         ("ffn.down", (width, ffn_width), output_std),
     )
     for name, shape, init in tensors:
-        yield ParameterSpec(f"layers.{index}.{name}.weight", shape, init)
+        yield ParameterSpec(f"layers.{index}.{name}.weight", shape, init, layer=index)

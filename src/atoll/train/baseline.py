@@ -16,8 +16,8 @@ from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.model.shapes import num_parameters
 from atoll.train.inner import InnerLoop, StepResult
 
 OnStep: TypeAlias = Callable[[int, StepResult], None]
@@ -59,10 +59,11 @@ def train_alone(
 
 def initial_model(config: RunConfig, *, device: torch.device) -> Llama:
     """Return the model with the weights that every peer of the run begins with."""
-    params_N = np.empty(num_parameters(config.model), dtype=np.float32)
-    fill_initial_(params_N, config.model, seed=config.seed)
+    layout = layout_of(config)
+    params_N = np.empty(layout.num_values, dtype=np.float32)
+    fill_initial_(params_N, layout, seed=config.seed)
     model = Llama(config.model).to(device)
-    load_flat_(model, params_N)
+    load_flat_(model, params_N, layout)
     return model
 
 

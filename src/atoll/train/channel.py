@@ -4,13 +4,16 @@
       |   (starts it; port and token on its standard input)
       | <------------- Attach(token) ------ |
       | -- Setup -------------------------> | <- Started
-      | -- Train(first_step, spans) ------> | <- Stepped, ..., Trained    weights to snapshot_N
-      | -- Merge(how) --------------------> | <- Merged                   weights from global_N
+      | -- Train(first_step, spans) ------> | <- Stepped, ..., Trained
+      | -- Snapshot(start, stop) ---------> | <- Snapped    local weights to snapshot_N
+      | -- Merge(how, start, stop) -------> | <- Merged     local weights from global_N
       | -- Save(path) / Load(path) -------> | <- Saved / Loaded / Declined
       | -- Quit --------------------------> |
 
-One answer for each command, in order. While it trains, *any* message ends the work at the next step
-boundary; `Halt` does nothing else and has no answer, so one that comes too late is harmless.
+Each command has one answer. Those to commands of one kind come in their order; others may overtake
+them: `Train` and `Save` take time, and meanwhile the trainer carries out `Snapshot`, `Merge` and
+`Save` between two steps. `Halt` ends the work at the next step boundary; it has no answer, so one
+that comes too late is harmless.
 
 A frame is four bytes of length (big-endian) and a msgpack map with its tag under "t", over a TCP
 connection on the loopback interface: the one kind of pipe that every system can poll.
@@ -19,6 +22,7 @@ connection on the loopback interface: the one kind of pipe that every system can
 import asyncio
 import select
 import socket
+from threading import Lock
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct, json, msgpack
@@ -30,6 +34,7 @@ from atoll.units import MIB
 
 MAX_FRAME_BYTES: Final = 4 * MIB
 NotNegative = Annotated[int, Meta(ge=0)]
+How: TypeAlias = Literal["replace", "carry", "blend"]
 
 
 class Address(Struct, frozen=True, kw_only=True):
@@ -59,22 +64,34 @@ class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
 class Halt(Struct, frozen=True, kw_only=True, tag_field="t", tag="halt"): ...
 
 
+class Snapshot(Struct, frozen=True, kw_only=True, tag_field="t", tag="snapshot"):
+    """Copy the local weights `start` to `stop - 1` of the flat vector to snapshot_N."""
+
+    start: NotNegative
+    stop: NotNegative
+
+
 class Merge(Struct, frozen=True, kw_only=True, tag_field="t", tag="merge"):
-    """Take over the new global weights; the moments of the optimizer stay in both cases.
+    """Take over the global weights `start` to `stop - 1`; see `merge`. Adam's moments stay."""
 
-    replace: local = global_N. carry: local = global_N + (local - snapshot_N).
-    """
-
-    how: Literal["replace", "carry"]
+    how: How
+    start: NotNegative
+    stop: NotNegative
+    alpha: float = 0.0  # of a blend
 
 
 class Save(Struct, frozen=True, kw_only=True, tag_field="t", tag="save"):
-    """Write the state of the inner optimizer to this file. Weights are the agent's to keep."""
+    """Write the state of the inner optimizer to this file. Weights are the agent's to keep.
+
+    It is the state between two steps; the next ones are taken while it is written.
+    """
 
     path: str
 
 
 class Load(Struct, frozen=True, kw_only=True, tag_field="t", tag="load"):
+    """Go on with the state in this file. Not while it trains."""
+
     path: str
 
 
@@ -98,23 +115,28 @@ class Started(Struct, frozen=True, kw_only=True, tag_field="t", tag="started"):
 class Stepped(Struct, frozen=True, kw_only=True, tag_field="t", tag="stepped"):
     step: int
     loss: float
+    num_samples: int
     num_tokens: int
     seconds: float
     grad_norm: float
 
 
 class Trained(Struct, frozen=True, kw_only=True, tag_field="t", tag="trained"):
-    """The local weights are in snapshot_N. The work is the first `num_samples` of the spans."""
+    """The local weights contain the first `num_samples` of the spans."""
 
     num_steps: int
     num_samples: int
     num_tokens: int
     mean_loss: float  # per token; 0 where there was none
-    snapshot_s: float  # how long the copy to snapshot_N took
     halted: bool
 
 
-class Merged(Struct, frozen=True, kw_only=True, tag_field="t", tag="merged"): ...
+class Snapped(Struct, frozen=True, kw_only=True, tag_field="t", tag="snapped"):
+    seconds: float  # that training stood still
+
+
+class Merged(Struct, frozen=True, kw_only=True, tag_field="t", tag="merged"):
+    seconds: float  # that training stood still
 
 
 class Saved(Struct, frozen=True, kw_only=True, tag_field="t", tag="saved"): ...
@@ -126,6 +148,7 @@ class Loaded(Struct, frozen=True, kw_only=True, tag_field="t", tag="loaded"): ..
 class Declined(Struct, frozen=True, kw_only=True, tag_field="t", tag="declined"):
     """A `Save` or `Load` was not possible; nothing changed, and the trainer serves on."""
 
+    command: Literal["save", "load"]
     reason: str
     hint: str
 
@@ -137,8 +160,8 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
     hint: str
 
 
-ToTrainer: TypeAlias = Setup | Train | Halt | Merge | Save | Load | Quit
-Answer: TypeAlias = Started | Trained | Merged | Saved | Loaded | Declined
+ToTrainer: TypeAlias = Setup | Train | Halt | Snapshot | Merge | Save | Load | Quit
+Answer: TypeAlias = Started | Trained | Snapped | Merged | Saved | Loaded | Declined
 FromTrainer: TypeAlias = Attach | Stepped | Answer | Failed
 
 _to_trainer: msgpack.Decoder[ToTrainer] = msgpack.Decoder(ToTrainer)
@@ -170,10 +193,11 @@ async def receive(reader: asyncio.StreamReader) -> FromTrainer:
 
 
 class Channel:
-    """The trainer's end: blocking, for one thread."""
+    """The trainer's end, blocking: one thread receives, any may send."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._sending = Lock()
 
     @classmethod
     def connect(cls, address: Address) -> "Channel":
@@ -194,7 +218,8 @@ class Channel:
             ConnectionLost: the agent is gone.
         """
         try:
-            self._connection.sendall(frame(message))
+            with self._sending:
+                self._connection.sendall(frame(message))
         except OSError as error:
             raise ConnectionLost("the agent is gone") from error
 

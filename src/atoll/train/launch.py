@@ -1,12 +1,15 @@
 """The agent's handle on its trainer: start it, command it, notice when it is gone.
 
     trainer = await Trainer.start(config, peer, vectors=..., dataset=..., log_path=...)
-    done = await trainer.train(Train(first_step=0, spans=((0, 80),)), on_step=report)
+    training = asyncio.create_task(trainer.train(Train(...), on_step=report))
+    await trainer.snapshot(0, num_values)
     ... exchange vectors.snapshot_N, write vectors.global_N ...
-    await trainer.merge("replace")
+    await trainer.merge("carry", 0, num_values)
+    done = await training
 
-One task listens to the trainer and hands each answer to the command that waits for it, in order. So
-a command may be cancelled at any moment: its answer is then heard and dropped.
+One task listens to the trainer and hands each answer to the command of its kind that waits longest.
+So commands of different kinds may wait at the same time, and one may be cancelled at any moment:
+its answer is then heard and dropped.
 """
 
 import asyncio
@@ -14,13 +17,14 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from secrets import compare_digest, token_hex
-from typing import BinaryIO, Final, Literal, TypeAlias, TypeVar
+from typing import BinaryIO, Final, TypeAlias, TypeVar
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, ConnectionLost, ProtocolError, RunError
@@ -31,6 +35,7 @@ from atoll.train.channel import (
     Declined,
     Failed,
     Halt,
+    How,
     Load,
     Loaded,
     Merge,
@@ -39,6 +44,8 @@ from atoll.train.channel import (
     Save,
     Saved,
     Setup,
+    Snapped,
+    Snapshot,
     Started,
     Stepped,
     ToTrainer,
@@ -80,7 +87,8 @@ class Trainer:
         self.started = Started(device="", threads=0)
         self._child = child
         self._reader, self._writer = streams
-        self._inboxes: deque[Inbox] = deque()  # of the commands not answered yet, oldest first
+        # Of the commands that are not answered yet, by the answer to them, oldest first.
+        self._inboxes: defaultdict[type[object], deque[Inbox]] = defaultdict(deque)
         self._end: Failed | None = None
         self._listener = asyncio.create_task(self._listen())
 
@@ -119,7 +127,7 @@ class Trainer:
         return self._child.process.pid
 
     async def train(self, work: Train, *, on_step: OnStep) -> Trained:
-        """Return when the work is done or halted; the local weights are then in snapshot_N.
+        """Return when the work is done or halted. One work at a time.
 
         Raises:
             TrainerDied: the process is gone. As in all commands.
@@ -134,12 +142,23 @@ class Trainer:
         """Let the work end after the step that is under way; `train` then returns."""
         self._send(Halt())
 
-    async def merge(self, how: Literal["replace", "carry"]) -> None:
-        """Return when the local weights have taken over the new ones; see `Merge`."""
-        await self._ask(Merge(how=how), Merged)
+    async def snapshot(self, start: int, stop: int) -> float:
+        """Return when that part of the local weights is in snapshot_N.
+
+        Returns the seconds that training stood still for it.
+        """
+        return (await self._ask(Snapshot(start=start, stop=stop), Snapped)).seconds
+
+    async def merge(self, how: How, start: int, stop: int, *, alpha: float = 0.0) -> float:
+        """Return when that part of the local weights has taken over the global ones; see `Merge`.
+
+        Returns the seconds that training stood still for it.
+        """
+        merge = Merge(how=how, start=start, stop=stop, alpha=alpha)
+        return (await self._ask(merge, Merged)).seconds
 
     async def save(self, path: Path) -> None:
-        """Return when the optimizer's state is safe in the file.
+        """Return when the optimizer's state of this moment is safe in the file.
 
         Raises:
             RunError: it cannot be written. The trainer serves on.
@@ -147,7 +166,7 @@ class Trainer:
         await self._ask(Save(path=str(path)), Saved)
 
     async def load(self, path: Path) -> None:
-        """Return when the optimizer has the state of the file.
+        """Return when the optimizer has the state of the file. Not while it trains.
 
         Raises:
             RunError: it is damaged, or not there; the optimizer keeps what it has.
@@ -176,7 +195,7 @@ class Trainer:
     ) -> _Answer:
         inbox: Inbox = asyncio.Queue()
         if self._end is None:
-            self._inboxes.append(inbox)
+            self._inboxes[answer].append(inbox)
             self._send(command)
         else:
             inbox.put_nowait(None)
@@ -200,7 +219,7 @@ class Trainer:
             self._writer.close()
             exit_code = await end_of(self._child.process)
             self._end = last_words or what_happened(self._child, exit_code)
-            for inbox in self._inboxes:
+            for inbox in chain(*self._inboxes.values()):
                 inbox.put_nowait(None)
             self._inboxes.clear()
 
@@ -208,13 +227,25 @@ class Trainer:
         """Return when the connection has ended, with what the trainer said last, if it did."""
         with suppress(ConnectionLost, ProtocolError):
             while not isinstance(message := await receive(self._reader), Failed):
-                assert self._inboxes, f"an answer that nobody asked for: {message}"
                 assert not isinstance(message, Attach)
-                self._inboxes[0].put_nowait(message)
+                inboxes = self._inboxes[answer_of(message)]
+                assert inboxes, f"an answer that nobody asked for: {message}"
+                inboxes[0].put_nowait(message)
                 if not isinstance(message, Stepped):
-                    self._inboxes.popleft()
+                    inboxes.popleft()
             return message
         return None
+
+
+def answer_of(message: Stepped | Answer) -> type[Answer]:
+    """Return for which answer the command waits that this message is for."""
+    match message:
+        case Stepped():
+            return Trained
+        case Declined(command=command):
+            return Saved if command == "save" else Loaded
+        case _:
+            return type(message)
 
 
 async def launch(log_path: Path) -> tuple[Child, Streams]:

@@ -46,24 +46,26 @@ def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.AdamW:
     )
 
 
-def save_optimizer(
-    path: Path, optimizer: torch.optim.AdamW, *, model: nn.Module, num_steps: int
-) -> None:
+def copy_moments(optimizer: torch.optim.AdamW, *, model: nn.Module) -> Tensors:
+    """Return a copy of the state, to be saved while the next steps are taken."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment].to("cpu", copy=True).numpy()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def save_optimizer(path: Path, moments: Tensors, *, num_steps: int) -> None:
     """Write the state after `num_steps` steps: the whole file, or none (an older one then stays).
 
     Raises:
         RunError: it cannot be written.
     """
-    tensors: Tensors = {
-        f"{moment}.{name}": optimizer.state[parameter][moment].cpu().numpy()
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for moment in MOMENTS
-    }
-    metadata = {"num_steps": str(num_steps), "digest": _digest(tensors, num_steps)}
+    metadata = {"num_steps": str(num_steps), "digest": _digest(moments, num_steps)}
     beside = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, beside, metadata=metadata)
+        save_file(moments, beside, metadata=metadata)
         sync(beside)
         publish(beside, path)
     except (OSError, SafetensorError) as error:

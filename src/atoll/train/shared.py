@@ -2,9 +2,10 @@
 
     one file, mapped by both:   | global_N: fp32 x N | padding | snapshot_N: fp32 x N |
 
-The agent writes `global_N`: the agreed weights. The trainer writes `snapshot_N` when it reports its
-work (its local weights), and the agent before it asks for a merge that carries (the weights that
-the work started from). Who may write follows from the messages of `channel`; there is no lock.
+The agent writes `global_N`: the agreed weights. The trainer writes its local weights to
+`snapshot_N` when it is asked to, and the agent the weights that the work started from, before it
+asks for a merge that carries work which was not committed. Who may write to which part follows from
+the messages of `channel`; there is no lock.
 
 The file lies in memory (/dev/shm) where that exists and has the room, else in the peer's directory.
 """

@@ -10,21 +10,22 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-
-import numpy as np
+from threading import Thread
+from typing import Literal
 
 from atoll.clock import monotonic_s
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.errors import AtollError, ConnectionLost, RunError
-from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.flat import load_flat_
+from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.model.shapes import num_parameters
 from atoll.train.channel import (
     Answer,
     Channel,
     Declined,
     Failed,
+    Halt,
     Load,
     Loaded,
     Merge,
@@ -33,6 +34,8 @@ from atoll.train.channel import (
     Save,
     Saved,
     Setup,
+    Snapped,
+    Snapshot,
     Started,
     Stepped,
     Train,
@@ -40,84 +43,137 @@ from atoll.train.channel import (
     read_address,
 )
 from atoll.train.device import device_name, pick_device, set_threads
+from atoll.train.exchanged import merge_, start_snapshot
 from atoll.train.inner import InnerLoop
-from atoll.train.merge import carry_
-from atoll.train.optim import load_optimizer_, save_optimizer
+from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 from atoll.train.shared import SharedVectors
 from atoll.train.work import cut_into_steps, num_samples
+
+
+class Work:
+    """The inner steps of a `Train`, one by one."""
+
+    def __init__(self, order: Train, loop: InnerLoop) -> None:
+        self._loop = loop
+        self._steps = enumerate(
+            cut_into_steps(order.spans, batch_sequences=loop.config.inner.batch_sequences),
+            start=order.first_step,
+        )
+        self._next = next(self._steps, None)
+        self._num_steps = self._num_samples = self._num_tokens = 0
+        self._total_loss = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self._next is None
+
+    def step(self) -> Stepped:
+        """Take the next step."""
+        assert self._next is not None, "all steps are taken"
+        step, spans = self._next
+        began_at = monotonic_s()
+        result = self._loop.step(spans, step=step)
+        seconds = monotonic_s() - began_at
+        self._next = next(self._steps, None)
+        self._num_steps += 1
+        self._num_samples += num_samples(spans)
+        self._num_tokens += result.num_tokens
+        self._total_loss += result.loss * result.num_tokens
+        return Stepped(
+            step=step,
+            loss=result.loss,
+            num_samples=num_samples(spans),
+            num_tokens=result.num_tokens,
+            seconds=seconds,
+            grad_norm=result.grad_norm,
+        )
+
+    def report(self) -> Trained:
+        """Return what is done; it was halted if that is not all."""
+        return Trained(
+            num_steps=self._num_steps,
+            num_samples=self._num_samples,
+            num_tokens=self._num_tokens,
+            mean_loss=self._total_loss / max(1, self._num_tokens),
+            halted=not self.is_done,
+        )
 
 
 class Replica:
     """The local copy of the model, with its optimizer and the vectors shared with the agent."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, channel: Channel) -> None:
         config = setup.config
         self.threads = set_threads(setup.peer.threads)
         device = pick_device(setup.peer.device)
         self.device_name = device_name(device)
-        self.vectors = SharedVectors.open(Path(setup.vectors), num_parameters(config.model))
+        self.layout = layout_of(config)
+        self.vectors = SharedVectors.open(Path(setup.vectors), self.layout.num_values)
         self.loop = InnerLoop(
             Llama(config.model).to(device),
             Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
             config,
             micro_batch=setup.peer.micro_batch,
         )
-        load_flat_(self.loop.model, self.vectors.global_N)
+        self._channel = channel
+        self._saving: Thread | None = None
+        load_flat_(self.loop.model, self.vectors.global_N, self.layout)
 
-    def train(self, work: Train, channel: Channel) -> Trained:
-        """Take the inner steps of `work`, up to the first one before which the agent has news."""
-        batch_sequences = self.loop.config.inner.batch_sequences
-        steps = cut_into_steps(work.spans, batch_sequences=batch_sequences)
-        done, samples, tokens, total_loss = 0, 0, 0, 0.0
-        halted = False
-        for step, spans in enumerate(steps, start=work.first_step):
-            if halted := channel.has_news():
-                break
-            began_at = monotonic_s()
-            result = self.loop.step(spans, step=step)
-            seconds = monotonic_s() - began_at
-            channel.send(
-                Stepped(
-                    step=step,
-                    loss=result.loss,
-                    num_tokens=result.num_tokens,
-                    seconds=seconds,
-                    grad_norm=result.grad_norm,
-                )
-            )
-            done += 1
-            samples += num_samples(spans)
-            tokens += result.num_tokens
-            total_loss += result.loss * result.num_tokens
-        stored_from = monotonic_s()
-        store_flat_(self.loop.model, self.vectors.snapshot_N)
-        return Trained(
-            num_steps=done,
-            num_samples=samples,
-            num_tokens=tokens,
-            mean_loss=total_loss / max(1, tokens),
-            snapshot_s=monotonic_s() - stored_from,
-            halted=halted,
+    def obey(self, command: Snapshot | Merge | Save | Load) -> None:
+        """Carry out a command between two steps, and answer it, then or when it is done."""
+        match command:
+            case Snapshot():
+                self._snapshot(command)
+            case Merge():
+                began_at = monotonic_s()
+                merge_(self.loop.model, self.layout, vectors=self.vectors, merge=command)
+                self._channel.send(Merged(seconds=monotonic_s() - began_at))
+            case Save(path=path):
+                self._save(Path(path))
+            case Load(path=path):
+                self._finish_saving()
+                self._channel.send(attempt(lambda: self._load(Path(path)), "load", then=Loaded()))
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        began_at = monotonic_s()
+        finish = start_snapshot(
+            self.loop.model, self.layout, vectors=self.vectors, snapshot=snapshot
         )
-
-    def merge(self, merge: Merge) -> None:
-        """Take over the global weights; see `Merge`."""
-        vectors = self.vectors
-        if merge.how == "replace":
-            load_flat_(self.loop.model, vectors.global_N)
+        snapped = Snapped(seconds=monotonic_s() - began_at)
+        if finish is None:
+            self._channel.send(snapped)
             return
-        local_N = np.empty_like(vectors.global_N)
-        store_flat_(self.loop.model, local_N)
-        carry_(local_N, global_N=vectors.global_N, reference_N=vectors.snapshot_N)
-        load_flat_(self.loop.model, local_N)
-        # Work that is whole already is offered again as it lies there, without another inner step.
-        vectors.snapshot_N[:] = local_N
 
-    def save(self, path: Path) -> None:
-        loop = self.loop
-        save_optimizer(path, loop.optimizer, model=loop.model, num_steps=loop.steps_since_fresh)
+        def answer() -> None:
+            finish()
+            with suppress(ConnectionLost):
+                self._channel.send(snapped)
 
-    def load(self, path: Path) -> None:
+        Thread(target=answer).start()
+
+    def _save(self, path: Path) -> None:
+        self._finish_saving()  # one at a time: each takes the memory of the moments once more
+        num_steps = self.loop.steps_since_fresh
+        moments = copy_moments(self.loop.optimizer, model=self.loop.model)
+
+        def write() -> None:
+            answer: Answer = Declined(command="save", reason="a bug", hint="see the trainer's log")
+            try:
+                answer = attempt(
+                    lambda: save_optimizer(path, moments, num_steps=num_steps), "save", then=Saved()
+                )
+            finally:
+                with suppress(ConnectionLost):
+                    self._channel.send(answer)
+
+        self._saving = Thread(target=write)
+        self._saving.start()
+
+    def _finish_saving(self) -> None:
+        if self._saving is not None:
+            self._saving.join()
+
+    def _load(self, path: Path) -> None:
         loop = self.loop
         loop.steps_since_fresh = load_optimizer_(path, loop.optimizer, model=loop.model)
 
@@ -130,31 +186,36 @@ def serve(channel: Channel) -> None:
     """
     setup = channel.receive()
     assert isinstance(setup, Setup), "an agent begins with Setup"
-    replica = Replica(setup)
+    replica = Replica(setup, channel)
     channel.send(Started(device=replica.device_name, threads=replica.threads))
+    work: Work | None = None
     while True:
-        match channel.receive():
-            case Train() as work:
-                channel.send(replica.train(work, channel))
-            case Merge() as merge:
-                replica.merge(merge)
-                channel.send(Merged())
-            case Save(path=path):
-                channel.send(attempt(replica.save, Path(path), then=Saved()))
-            case Load(path=path):
-                channel.send(attempt(replica.load, Path(path), then=Loaded()))
-            case Quit():
-                return
-            case _:  # a `Halt` that came when the work was done already
-                pass
+        if work is not None and work.is_done:
+            channel.send(work.report())
+            work = None
+        elif work is not None and not channel.has_news():
+            channel.send(work.step())
+        else:
+            match channel.receive():
+                case Quit():
+                    return
+                case Halt():  # one may come when the work is done already
+                    if work is not None:
+                        channel.send(work.report())
+                    work = None
+                case Train() as order:
+                    assert work is None, "one work at a time"
+                    work = Work(order, replica.loop)
+                case Snapshot() | Merge() | Save() | Load() as command:
+                    replica.obey(command)
 
 
-def attempt(do: Callable[[Path], None], path: Path, *, then: Answer) -> Answer:
+def attempt(do: Callable[[], None], command: Literal["save", "load"], *, then: Answer) -> Answer:
     """Return `then` when it is done, or why it was not possible."""
     try:
-        do(path)
+        do()
     except RunError as error:
-        return Declined(reason=str(error), hint=error.hint)
+        return Declined(command=command, reason=str(error), hint=error.hint)
     return then
 
 

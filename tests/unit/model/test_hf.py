@@ -13,6 +13,7 @@ from atoll.config import ModelConfig, RopeScaling
 from atoll.errors import ConfigError, RunError
 from atoll.model.flat import load_flat_, store_flat_
 from atoll.model.hf import Text, export_hf, import_hf
+from atoll.model.layout import lay_out
 from atoll.model.llama import Llama
 from atoll.model.shapes import num_parameters
 
@@ -51,7 +52,7 @@ def random_model(config):
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape) * 0.3)
     params_N = np.empty(num_parameters(config), np.float32)
-    store_flat_(model, params_N)
+    store_flat_(model, params_N, lay_out(config))
     return model, params_N
 
 
@@ -106,7 +107,7 @@ def test_we_give_the_same_logits_for_their_folder(config, tmp_path):
     read, params_N = import_hf(tmp_path)
     assert read == config
     model = Llama(read)
-    load_flat_(model, params_N)
+    load_flat_(model, params_N, lay_out(read))
     assert_equal_logits(model, theirs)
 
 

@@ -1,12 +1,14 @@
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from atoll.config import ModelConfig
 from atoll.ids import digest_of
 from atoll.model.initial import PIECE_VALUES, fill_initial_
-from atoll.model.shapes import num_parameters, parameter_specs
+from atoll.model.layout import in_model_order, lay_out
+from atoll.model.shapes import parameter_specs
 
 CONFIG = ModelConfig(
     vocab_size=64, num_layers=2, width=32, num_heads=4, num_kv_heads=2, ffn_width=48
@@ -14,10 +16,11 @@ CONFIG = ModelConfig(
 GOLDEN = "9f495a134ac3d7755a0a8e803b581f6f7439c4fe5706b91cedbe33e30732fcc7"
 
 
-def initial(config=CONFIG, *, seed=7):
-    params_N = np.empty(num_parameters(config), np.float32)
-    fill_initial_(params_N, config, seed=seed)
-    return params_N
+def initial(config=CONFIG, *, seed=7, num_fragments=1):
+    layout = lay_out(config, num_fragments)
+    params_N = np.empty(layout.num_values, np.float32)
+    fill_initial_(params_N, layout, seed=seed)
+    return in_model_order(params_N, layout)
 
 
 def tensors(config, params_N):
@@ -29,6 +32,12 @@ def tensors(config, params_N):
 
 def test_the_bytes_do_not_change():
     assert digest_of(initial().astype("<f4").tobytes()) == GOLDEN
+
+
+def test_the_weights_are_the_same_in_any_layout():
+    wide = msgspec.structs.replace(CONFIG, vocab_size=2**17, num_layers=3)  # rows of several pieces
+    for config, num_fragments in ((CONFIG, 2), (wide, 3)):
+        assert np.array_equal(initial(config, num_fragments=num_fragments), initial(config))
 
 
 def test_each_value_follows_the_formula():

@@ -23,7 +23,7 @@ from atoll.train.channel import (
     write_address,
 )
 
-STEPPED = Stepped(step=3, loss=2.5, num_tokens=64, seconds=0.1, grad_norm=1.0)
+STEPPED = Stepped(step=3, loss=2.5, num_samples=4, num_tokens=64, seconds=0.1, grad_norm=1.0)
 
 
 @pytest.fixture
@@ -57,9 +57,7 @@ def test_commands_arrive_in_order_and_whole(config, ends):
 
 def test_answers_arrive(ends):
     agent, channel = ends
-    trained = Trained(
-        num_steps=1, num_samples=4, num_tokens=64, mean_loss=2.0, snapshot_s=0.5, halted=False
-    )
+    trained = Trained(num_steps=1, num_samples=4, num_tokens=64, mean_loss=2.0, halted=False)
     channel.send(STEPPED)
     channel.send(trained)
     sent = agent.recv(1000)

@@ -18,6 +18,7 @@ from atoll.config import PeerConfig
 from atoll.errors import RunError
 from atoll.model.flat import store_flat_
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.train.baseline import train_alone
 from atoll.train.channel import Attach, Quit, Train, frame
@@ -40,7 +41,7 @@ def vectors(config, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def initial_N(config, vectors):  # noqa: N802
-    fill_initial_(vectors.global_N, config.model, seed=config.seed)
+    fill_initial_(vectors.global_N, layout_of(config), seed=config.seed)
     return vectors.global_N.copy()
 
 
@@ -90,8 +91,8 @@ def shared_trainer(runner, start):
 
 
 @pytest.fixture
-def trainer(runner, shared_trainer, initial_N):
-    runner.run(shared_trainer.merge("replace"))
+def trainer(runner, shared_trainer, vectors, initial_N):
+    runner.run(shared_trainer.merge("replace", 0, vectors.num_values))
     return shared_trainer
 
 
@@ -112,7 +113,7 @@ def test_a_life_with_merges_and_a_restart_is_plain_training_bit_for_bit(
         config, dataset, device=torch.device("cpu"), num_steps=3 * H, on_step=ignore
     )
     expected_N = np.empty_like(vectors.global_N)
-    store_flat_(alone.model, expected_N)
+    store_flat_(alone.model, expected_N, layout_of(config))
     steps = []
 
     async def one_life():
@@ -123,14 +124,16 @@ def test_a_life_with_merges_and_a_restart_is_plain_training_bit_for_bit(
                     work(config, first_step=first_step, num_steps=H), on_step=steps.append
                 )
                 assert (done.num_steps, done.num_samples, done.halted) == (H, 4 * H, False)
+                await trainer.snapshot(0, vectors.num_values)
                 vectors.global_N[:] = vectors.snapshot_N
-                await trainer.merge("replace")
+                await trainer.merge("replace", 0, vectors.num_values)
             await trainer.save(tmp_path / "optimizer")
 
     async def the_next():
         async with running() as trainer:
             await trainer.load(tmp_path / "optimizer")
             await trainer.train(work(config, first_step=2 * H, num_steps=H), on_step=steps.append)
+            await trainer.snapshot(0, vectors.num_values)
 
     asyncio.run(one_life())
     asyncio.run(the_next())
@@ -139,23 +142,77 @@ def test_a_life_with_merges_and_a_restart_is_plain_training_bit_for_bit(
     assert vectors.snapshot_N.tobytes() == expected_N.tobytes()
 
 
-def test_merges_replace_or_carry_the_local_work(config, vectors, initial_N, runner, trainer):
-    def local_weights(work=NOTHING):
-        runner.run(trainer.train(work, on_step=ignore))
+def test_merges_change_their_part_alone(config, vectors, initial_N, runner, trainer):
+    def local_weights():
+        runner.run(trainer.snapshot(0, vectors.num_values))
         return vectors.snapshot_N.copy()
 
-    local_N = local_weights(work(config, first_step=10, num_steps=1))
-    vectors.snapshot_N[:] = initial_N
-    vectors.global_N[:] = moved_N = initial_N + np.float32(0.25)
-    runner.run(trainer.merge("carry"))
-    carried_N = local_weights()
-    runner.run(trainer.merge("replace"))
-    replaced_N = local_weights()
-
-    exact_N = moved_N.astype(float) + (local_N.astype(float) - initial_N)
+    runner.run(trainer.train(work(config, first_step=10, num_steps=1), on_step=ignore))
+    local_N = local_weights()
     assert not np.array_equal(local_N, initial_N)
-    assert np.array_equal(carried_N, exact_N.astype(np.float32))
-    assert np.array_equal(replaced_N, moved_N)
+    vectors.global_N[:] = moved_N = initial_N + np.float32(0.25)
+    expected_N = local_N.copy()
+
+    part = slice(100, 3000)
+    vectors.snapshot_N[:] = initial_N
+    runner.run(trainer.merge("carry", part.start, part.stop))
+    expected_N[part] = moved_N[part].astype(float) + (local_N[part].astype(float) - initial_N[part])
+    assert np.array_equal(local_weights(), expected_N)
+
+    part = slice(2000, 5001)
+    runner.run(trainer.merge("blend", part.start, part.stop, alpha=0.3))
+    alpha = float(np.float64(0.3))
+    expected_N[part] = alpha * expected_N[part].astype(float) + moved_N[part].astype(float) * (
+        1 - alpha
+    )
+    assert np.array_equal(local_weights(), expected_N)
+
+    part = slice(4000, vectors.num_values)
+    runner.run(trainer.merge("replace", part.start, part.stop))
+    expected_N[part] = moved_N[part]
+    assert np.array_equal(local_weights(), expected_N)
+
+
+def test_a_snapshot_changes_its_part_alone(vectors, initial_N, runner, trainer):
+    vectors.snapshot_N[:] = 0
+    runner.run(trainer.snapshot(17, 2500))
+    assert np.array_equal(vectors.snapshot_N[17:2500], initial_N[17:2500])
+    assert not vectors.snapshot_N[:17].any()
+    assert not vectors.snapshot_N[2500:].any()
+
+
+def test_it_trains_on_while_the_other_commands_are_carried_out(
+    config, vectors, runner, trainer, tmp_path
+):
+    steps = []
+
+    async def all_at_once():
+        has_begun = asyncio.Event()
+
+        def note(stepped):
+            steps.append(stepped.step)
+            has_begun.set()
+
+        training = asyncio.create_task(trainer.train(ENDLESS, on_step=note))
+        await has_begun.wait()
+        await asyncio.gather(
+            trainer.save(tmp_path / "one"),
+            trainer.snapshot(0, vectors.num_values),
+            trainer.merge("carry", 0, vectors.num_values),
+            trainer.save(tmp_path / "other"),
+            trainer.snapshot(0, 10),
+        )
+        with pytest.raises(RunError, match="cannot be written"):
+            await trainer.save(tmp_path / "nowhere" / "optimizer")
+        assert not training.done()
+        trainer.halt()
+        return await training
+
+    done = runner.run(all_at_once())
+    assert done.halted
+    assert steps == list(range(done.num_steps))
+    assert (tmp_path / "one").exists()
+    assert (tmp_path / "other").exists()
 
 
 def test_no_work_is_done_at_once(runner, trainer):
@@ -189,7 +246,7 @@ def test_a_halt_that_comes_too_late_does_nothing(config, runner, trainer):
     async def halt_between_two():
         await trainer.train(NOTHING, on_step=ignore)
         trainer.halt()
-        await trainer.merge("replace")
+        await trainer.merge("replace", 0, 0)
         return await trainer.train(work(config, first_step=0, num_steps=2), on_step=ignore)
 
     done = runner.run(halt_between_two())
@@ -206,7 +263,7 @@ def test_a_cancelled_command_leaves_the_trainer_usable(config, runner, trainer):
         training.cancel()
         with pytest.raises(asyncio.CancelledError):
             await training
-        await trainer.merge("replace")
+        await trainer.merge("replace", 0, 0)
         return await trainer.train(work(config, first_step=0, num_steps=1), on_step=ignore)
 
     assert runner.run(cancelled()).num_steps == 1
@@ -237,7 +294,7 @@ def test_a_killed_trainer_is_noticed_at_once(running):
                 await trainer.train(ENDLESS, on_step=lambda _: os.kill(trainer.pid, signal.SIGKILL))
             assert "--micro-batch" in caught.value.hint
             with pytest.raises(TrainerDied, match="Killed"):
-                await trainer.merge("replace")
+                await trainer.merge("replace", 0, 0)
             trainer.halt()  # of no use, and no harm
 
     asyncio.run(killed())

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from atoll.errors import DamagedError, RunError
 from atoll.model.llama import Llama
-from atoll.train.optim import load_optimizer_, make_optimizer, save_optimizer
+from atoll.train.optim import copy_moments, load_optimizer_, make_optimizer, save_optimizer
 
 NUM_STEPS = 3
 
@@ -27,7 +27,7 @@ def trained(config, *, num_steps=NUM_STEPS):
 def saved(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("optim") / "optimizer.safetensors"
     model, optimizer = trained(config)
-    save_optimizer(path, optimizer, model=model, num_steps=NUM_STEPS)
+    save_optimizer(path, copy_moments(optimizer, model=model), num_steps=NUM_STEPS)
     return path
 
 
@@ -59,7 +59,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(config, saved):
 
 def test_a_fresh_state_loads_as_one(config, tmp_path):
     model, optimizer = trained(config, num_steps=0)
-    save_optimizer(tmp_path / "fresh", optimizer, model=model, num_steps=0)
+    save_optimizer(tmp_path / "fresh", copy_moments(optimizer, model=model), num_steps=0)
     model, optimizer = trained(config)
     assert load_optimizer_(tmp_path / "fresh", optimizer, model=model) == 0
     assert not optimizer.state
@@ -110,7 +110,7 @@ def test_a_save_that_fails_is_a_run_error_and_leaves_the_old_file(config, saved,
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as good as a full disk
     try:
         with pytest.raises(RunError, match="cannot be written") as caught:
-            save_optimizer(path, optimizer, model=model, num_steps=NUM_STEPS)
+            save_optimizer(path, copy_moments(optimizer, model=model), num_steps=NUM_STEPS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "disk" in caught.value.hint

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 
 import msgspec
@@ -11,18 +13,27 @@ import pytest
 import torch
 
 from atoll.config import PeerConfig
+from atoll.data.batches import Batches
+from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.layout import layout_of
+from atoll.model.llama import Llama
 from atoll.model.shapes import num_parameters
 from atoll.train.channel import (
     Channel,
     Failed,
+    Halt,
+    Merge,
     Quit,
     Setup,
+    Snapshot,
     Started,
     Stepped,
     Train,
+    Trained,
     frame,
     receive,
 )
+from atoll.train.inner import InnerLoop
 from atoll.train.shared import SharedVectors
 from atoll.train.trainer import is_out_of_memory, run
 
@@ -94,6 +105,67 @@ def test_divergence_is_its_last_word(setup, tmp_path):
     assert failed.reason.startswith("training has diverged at inner step 3: loss nan")
     assert "inner.lr" in failed.hint
     assert exit_codes == [1]
+
+
+def talk(connection, commands):
+    """Say each command once it trains on after the answer to the last one; return all it says."""
+
+    async def conversation():
+        reader, writer = await asyncio.open_connection(sock=connection.dup())
+        said, rest = [await receive(reader)], deque(commands)
+        while not isinstance(said[-1], Trained):
+            said.append(await receive(reader))
+            if isinstance(said[-1], Stepped) and not isinstance(said[-2], Stepped):
+                writer.write(frame(rest.popleft()))
+        writer.close()
+        return said
+
+    return asyncio.run(conversation())
+
+
+def test_commands_between_two_steps_do_what_they_do_by_hand(setup, config, dataset):
+    sync = msgspec.structs.replace(config.sync, fragments=2, inner_steps=6)
+    config = msgspec.structs.replace(config, sync=sync)
+    layout = layout_of(config)
+    first, second = (slice(f.start, f.stop) for f in layout.fragments)
+    vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
+    global_N = vectors.global_N.copy()
+    everything = Snapshot(start=0, stop=layout.num_values)
+    commands = [
+        everything,
+        Merge(how="carry", start=second.start, stop=second.stop),
+        Merge(how="blend", start=0, stop=first.stop, alpha=0.75),
+        everything,
+        Halt(),
+    ]
+    with agent() as (connection, _):
+        connection.sendall(frame(msgspec.structs.replace(setup, config=config)) + frame(WORK))
+        said = talk(connection, commands)
+    assert said[-1].halted
+
+    loop = InnerLoop(Llama(config.model), Batches(dataset, seed=config.seed), config)
+    load_flat_(loop.model, global_N, layout)
+    local_N, size = global_N.copy(), config.inner.batch_sequences
+    snapshots_N = []
+    for message in said[1:-1]:
+        if isinstance(message, Stepped):
+            start = (message.step - WORK.first_step) * size
+            assert loop.step([(start, start + size)], step=message.step).loss == message.loss
+            assert message.num_samples == size
+            store_flat_(loop.model, local_N, layout)
+            continue
+        match commands.pop(0):
+            case Snapshot():
+                snapshots_N.append(local_N.copy())
+            case Merge(how="carry"):
+                moved_N = local_N[second].astype(float) - snapshots_N[0][second]
+                local_N[second] = global_N[second] + moved_N
+            case Merge(alpha=alpha):
+                blend_N = alpha * local_N[first].astype(float)
+                local_N[first] = blend_N + (1 - alpha) * global_N[first].astype(float)
+        load_flat_(loop.model, local_N, layout)
+    assert not np.array_equal(*snapshots_N)
+    assert np.array_equal(vectors.snapshot_N, snapshots_N[1])
 
 
 @pytest.mark.parametrize("missing", ["vectors", "dataset"])
