@@ -16,6 +16,7 @@ from msgspec import Struct
 from atoll.clock import wall_s
 from atoll.errors import RunError
 from atoll.ids import Digest, PeerId, RoundId
+from atoll.traffic import Traffic
 
 
 class HostStarted(Struct, frozen=True, kw_only=True, tag="host_started"):
@@ -88,12 +89,25 @@ class Training(Struct, frozen=True, kw_only=True, tag="training"):
 
 
 class PhaseTimed(Struct, frozen=True, kw_only=True, tag="phase_timed"):
-    """How long one phase of a round took on this peer: snapshot, encode, send, reduce, ..."""
+    """How long one phase of a round took on this peer: snapshot, encode, send, reduce, ...
+
+    `steps`: in inner steps, of whichever round, since the outer step before that of `round`.
+    """
 
     round: RoundId
     phase: str
     seconds: float
-    num_bytes: int = 0
+
+
+class BytesMoved(Struct, frozen=True, kw_only=True, tag="bytes_moved"):
+    """What this member has sent and received since the outer step before that of `round`.
+
+    `bits` are those that it sent for contributions and updates, for each parameter and inner step.
+    """
+
+    round: RoundId
+    traffic: Traffic
+    bits: float
 
 
 class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
@@ -136,6 +150,7 @@ Event: TypeAlias = (
     | StateDiffers
     | Training
     | PhaseTimed
+    | BytesMoved
     | StateSynced
     | TrainerStarted
     | TrainerDied

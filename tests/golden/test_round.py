@@ -14,12 +14,13 @@ import pytest
 
 from atoll.config import ModelConfig, OuterConfig
 from atoll.exchange.codec import CODECS
-from atoll.exchange.contribute import encode_slice
+from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import shares
 from atoll.exchange.reduce import reduce_slice
 from atoll.exchange.step import apply_updates_
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import lay_out
 from atoll.model.shapes import num_parameters
 from atoll.outer.layout import slice_bounds
 from atoll.outer.manifest import manifest_of
@@ -27,7 +28,7 @@ from atoll.outer.state import PeerState
 
 GOLDEN = Path(__file__).parent / "round"
 RUN = Digest("d1" * 32)
-MODEL = ModelConfig(  # 75,000 values: two slices, and a last block that is not whole
+MODEL = ModelConfig(  # 92,000 values: six slices, and a last block that is not whole
     vocab_size=300, num_layers=2, width=64, num_heads=4, num_kv_heads=2, ffn_width=75
 )
 OUTER = OuterConfig(lr=0.7, momentum=0.9, momentum_warmup_rounds=3)
@@ -38,7 +39,7 @@ LONGEST = PeerId("c" * 32)  # its contribution is so long that the clip shortens
 def state_of_round_1():
     """Return a state with a momentum, so that the outer step has one to apply."""
     params_N = np.empty(num_parameters(MODEL), np.float32)
-    fill_initial_(params_N, MODEL, seed=7)
+    fill_initial_(params_N, lay_out(MODEL), seed=7)
     return PeerState(RoundId(1), params_N, deltas(params_N, seed=3) / np.float32(4))
 
 
@@ -57,8 +58,9 @@ def contributions(state, codec):
     for seed, peer in enumerate(TOKENS):
         stretch = np.float32(64 if peer == LONGEST else 1)
         local_N = state.params_N - stretch * deltas(state.params_N, seed=seed)
+        vectors = Vectors(state.params_N, local_N)
         made[peer] = [
-            encode_slice(codec, global_N=state.params_N[start:stop], local_N=local_N[start:stop])
+            encode_slice(codec, vectors.part(start, stop))[1]
             for start, stop in slice_bounds(state.num_values)
         ]
     return made
@@ -84,7 +86,7 @@ def committed_round(name):
         )
         for index, size in enumerate(sizes)
     ]
-    apply_updates_(state, updates, codec=codec, outer=OUTER)
+    apply_updates_(state, updates, codec=codec, outer=OUTER, layout=lay_out(MODEL))
     return {
         "state_before": before,
         "contributions": {peer: [digest_of(s) for s in slices] for peer, slices in made.items()},
@@ -113,4 +115,4 @@ def test_the_round_is_one_that_says_something():
     found = committed_round("int8")
     assert float.fromhex(found["shares"][LONGEST]) < 0.1, "the clip has nothing to do"
     assert found["state_before"] != found["state_after"]
-    assert len(found["updates"]) == 2
+    assert len(found["updates"]) == 6

@@ -23,13 +23,14 @@ from atoll.config import (
 )
 from atoll.data.batches import Batches
 from atoll.exchange.codec import CODECS
-from atoll.exchange.contribute import encode_slice
+from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import shares
 from atoll.exchange.reduce import reduce_slice
 from atoll.exchange.step import apply_updates_
 from atoll.ids import PeerId
 from atoll.model.flat import load_flat_, store_flat_
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import Fragment, Layout, layout_of
 from atoll.model.shapes import num_parameters
 from atoll.outer.layout import slice_bounds
 from atoll.outer.state import PeerState
@@ -69,7 +70,7 @@ class Contribution:
 
 def initial_state(config: RunConfig) -> PeerState:
     params_N = np.empty(num_parameters(config.model), np.float32)
-    fill_initial_(params_N, config.model, seed=config.seed)
+    fill_initial_(params_N, layout_of(config), seed=config.seed)
     return PeerState.initial(params_N)
 
 
@@ -79,7 +80,7 @@ def fresh_loop(config: RunConfig, batches: Batches) -> InnerLoop:
 
 def flat(loop: InnerLoop) -> NDArray[np.float32]:
     out_N = np.empty(num_parameters(loop.config.model), np.float32)
-    store_flat_(loop.model, out_N)
+    store_flat_(loop.model, out_N, layout_of(loop.config))
     return out_N
 
 
@@ -93,7 +94,7 @@ def train_round(
     loop: InnerLoop, state: PeerState, spans: Sequence[Span]
 ) -> tuple[Contribution, list[float]]:
     """Train from the global parameters; return the contribution, and the loss of each step."""
-    load_flat_(loop.model, state.params_N)
+    load_flat_(loop.model, state.params_N, layout_of(loop.config))
     losses = train(loop, spans, first_step=state.round * loop.config.sync.inner_steps)
     encoded = contribution(state, flat(loop), num_samples=num_samples(spans), config=loop.config)
     return encoded, losses
@@ -104,7 +105,7 @@ def contribution(
 ) -> Contribution:
     codec = CODECS[config.sync.codec]
     slices = tuple(
-        encode_slice(codec, global_N=state.params_N[start:stop], local_N=local_N[start:stop])
+        encode_slice(codec, Vectors(state.params_N, local_N).part(start, stop))[1]
         for start, stop in slice_bounds(state.num_values)
     )
     return Contribution(slices, num_samples)
@@ -113,7 +114,7 @@ def contribution(
 def commit_(
     state: PeerState, contributions: Mapping[PeerId, Contribution], config: RunConfig
 ) -> list[bytes]:
-    """Make `state` the next one, from these contributions; return the updates."""
+    """Make `state`, all of it one fragment, the next one from these; return the updates."""
     codec, update_codec = CODECS[config.sync.codec], CODECS[config.sync.update_codec]
     sizes = [stop - start for start, stop in slice_bounds(state.num_values)]
     squared_norms = {
@@ -134,7 +135,8 @@ def commit_(
         )
         for index, size in enumerate(sizes)
     ]
-    apply_updates_(state, updates, codec=update_codec, outer=config.outer)
+    whole = Layout(entries=(), fragments=(Fragment(0, 0, state.num_values),))
+    apply_updates_(state, updates, codec=update_codec, outer=config.outer, layout=whole)
     return updates
 
 

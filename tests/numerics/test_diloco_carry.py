@@ -7,6 +7,7 @@ Shapes: N values of the model.
 """
 
 import numpy as np
+import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from msgspec.structs import replace as changed
@@ -28,6 +29,7 @@ from atoll.data.batches import Batches
 from atoll.data.leases import LeaseBook, Span, commit, grant, held_by
 from atoll.exchange.codec import CODECS
 from atoll.model.flat import load_flat_
+from atoll.model.layout import layout_of
 from atoll.outer.state import PeerState
 from atoll.peer.work import LocalWork
 from atoll.train.merge import carry_
@@ -39,6 +41,11 @@ UNCLIPPED = changed(CONFIG, sync=changed(CONFIG.sync, clip_to_median=1e9))
 vectors = arrays(np.float32, 50, elements=st.integers(-(2**9), 2**9).map(lambda k: k * GRID))
 
 
+def take_over_(local_N, *, global_N, snapshot_N):
+    global_P, snapshot_P = torch.from_numpy(global_N), torch.from_numpy(snapshot_N)
+    carry_(torch.from_numpy(local_N), global_P=global_P, snapshot_P=snapshot_P)
+
+
 @settings(deadline=None)
 @given(vectors, vectors, vectors, vectors)
 def test_over_both_rounds_a_late_peer_contributes_just_what_it_did(start_N, anna_N, ben_N, more_N):
@@ -47,7 +54,7 @@ def test_over_both_rounds_a_late_peer_contributes_just_what_it_did(start_N, anna
     commit_(state, {ANNA: contribution(state, anna_N, num_samples=1, config=UNCLIPPED)}, UNCLIPPED)
     np.testing.assert_array_equal(state.params_N, anna_N)
     local_N = ben_N.copy()
-    carry_(local_N, global_N=state.params_N, reference_N=start_N)
+    take_over_(local_N, global_N=state.params_N, snapshot_N=start_N)
     late = contribution(state, local_N + more_N, num_samples=2, config=UNCLIPPED)
     done_N = start_N - ben_N - more_N
     np.testing.assert_array_equal(CODECS["fp64"].decode(late.slices[0], len(done_N)), done_N)
@@ -68,7 +75,7 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
     def work_of_ben(*, first_step):
         """Train on what is left of Ben's leases."""
         assert ben_work.hold(held_by(book, BEN)), "what he did before is still his"
-        spans = ben_work.begin()
+        spans = ben_work.begin(ben_work.num_samples)
         train(ben, spans, first_step=first_step)
         ben_work.end(num_samples(spans))
         return spans
@@ -76,15 +83,15 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
     # Round 1: Ben trains, and is late.
     book, for_anna = lease(book, ANNA)
     book, for_ben = lease(book, BEN)
-    load_flat_(ben.model, state.params_N)
+    load_flat_(ben.model, state.params_N, layout_of(ben.config))
     first_spans = work_of_ben(first_step=0)
     ben_N = flat(ben)
     made, _ = train_round(anna, state, [(one.start, one.stop) for one in for_anna])
     commit_(state, {ANNA: made}, CONFIG)
     book = commit(book, [one.id for one in for_anna])
     carried_N = ben_N.copy()
-    carry_(carried_N, global_N=state.params_N, reference_N=start_N)
-    load_flat_(ben.model, carried_N)
+    take_over_(carried_N, global_N=state.params_N, snapshot_N=start_N)
+    load_flat_(ben.model, carried_N, layout_of(ben.config))
 
     # Round 2: his leases are still his, with new ones; only those are left to train on.
     book, for_anna = lease(book, ANNA)

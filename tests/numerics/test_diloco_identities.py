@@ -24,10 +24,11 @@ from tests.numerics.diloco import (
 from atoll.data.batches import Batches
 from atoll.ids import digest_of
 from atoll.model.flat import load_flat_
+from atoll.model.layout import layout_of
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import manifest_of
 from atoll.train.baseline import train_alone
-from atoll.train.optim import load_optimizer_, save_optimizer
+from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 
 RUN = digest_of(b"run")
 STEP_SAMPLES = CONFIG.inner.batch_sequences
@@ -139,10 +140,11 @@ def resumed(directory, loops, state, config, dataset):
     new_loops = {}
     for peer, loop in loops.items():
         path = directory / f"{peer}.safetensors"
-        save_optimizer(path, loop.optimizer, model=loop.model, num_steps=loop.steps_since_fresh)
+        moments = copy_moments(loop.optimizer, model=loop.model)
+        save_optimizer(path, moments, num_steps=loop.steps_since_fresh)
         new_loops[peer] = fresh_loop(config, Batches(dataset, seed=config.seed))
         new = new_loops[peer]
-        load_flat_(new.model, new_state.params_N)
+        load_flat_(new.model, new_state.params_N, layout_of(new.config))
         new.steps_since_fresh = load_optimizer_(path, new.optimizer, model=new.model)
     return new_loops, new_state
 

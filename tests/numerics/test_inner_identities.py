@@ -16,10 +16,11 @@ from atoll.config import (
 from atoll.data.batches import Batches
 from atoll.data.prepare import prepare
 from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.train.baseline import initial_model
 from atoll.train.inner import InnerLoop
-from atoll.train.optim import load_optimizer_, save_optimizer
+from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 from atoll.train.work import cut_into_steps
 
 H = 4
@@ -43,6 +44,7 @@ CONFIG = RunConfig(
     inner=InnerConfig(lr=3e-3, batch_sequences=6, warmup_steps=2, z_loss=2e-4),
     sync=SyncConfig(rounds=2, inner_steps=H),
 )
+LAYOUT = layout_of(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def train(loop, *, first_step, num_steps):
 
 def weights(loop):
     out_N = np.empty(num_parameters(CONFIG.model), np.float32)
-    store_flat_(loop.model, out_N)
+    store_flat_(loop.model, out_N, LAYOUT)
     return out_N
 
 
@@ -88,7 +90,7 @@ def test_merging_the_unchanged_weights_changes_nothing(batches):
     whole, halves = fresh_loop(batches), fresh_loop(batches)
     train(whole, first_step=0, num_steps=2 * H)
     train(halves, first_step=0, num_steps=H)
-    load_flat_(halves.model, weights(halves))
+    load_flat_(halves.model, weights(halves), LAYOUT)
     train(halves, first_step=H, num_steps=H)
     assert weights(whole).tobytes() == weights(halves).tobytes()
 
@@ -98,9 +100,10 @@ def test_interrupted_and_resumed_is_never_interrupted(batches, tmp_path):
     expected = train(whole, first_step=0, num_steps=2 * H)
     train(first, first_step=0, num_steps=H)
     path = tmp_path / "optimizer.safetensors"
-    save_optimizer(path, first.optimizer, model=first.model, num_steps=first.steps_since_fresh)
+    moments = copy_moments(first.optimizer, model=first.model)
+    save_optimizer(path, moments, num_steps=first.steps_since_fresh)
     second = fresh_loop(batches)
-    load_flat_(second.model, weights(first))
+    load_flat_(second.model, weights(first), LAYOUT)
     second.steps_since_fresh = load_optimizer_(path, second.optimizer, model=second.model)
     assert train(second, first_step=H, num_steps=H) == expected[H:]
     assert weights(whole).tobytes() == weights(second).tobytes()

@@ -1,20 +1,21 @@
 """Blobs on disk: immutable files, each named by the digest of its content.
 
-What is here under a name is that content, or it is not here.
+What is here under a name is that content, or it is not here: whoever reads it compares the digest,
+so what a power failure has left half-written does no harm.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
-from threading import get_ident
+from threading import Lock, get_ident
 
 from atoll.durable import (
     TEMPORARY,
     Location,
     disk_errors,
     open_directory,
-    publish,
     remove,
-    write_synced,
+    sync,
 )
 from atoll.errors import BadBlobError
 from atoll.ids import Buffer, Digest, digest_of
@@ -27,10 +28,13 @@ class BlobStore:
         self._directory = directory
         self._turn = 0
         self._put_in: dict[Digest, int] = {}  # the turn; what was there before counts as turn 0
+        self._unsynced: list[Digest] = []
+        self._lock = Lock()  # of that list
+        self._flushing = Lock()  # who flushes waits for who flushes already
         open_directory(directory)
 
     def put(self, digest: Digest, payload: Buffer) -> None:
-        """Keep a blob: when this returns, it is on the disk.
+        """Keep a blob. After the next `flush` it survives also a power failure.
 
         Raises:
             BadBlobError: it is not the one of that digest.
@@ -44,11 +48,29 @@ class BlobStore:
         with disk_errors(self._directory):
             temporary = self._directory / f"{TEMPORARY}{get_ident()}"  # one per thread
             try:
-                write_synced(temporary, [payload])
-                publish(temporary, self._path(digest))
+                temporary.write_bytes(payload)
+                temporary.replace(self._path(digest))
             except OSError:
                 remove(temporary)
                 raise
+        with self._lock:
+            self._unsynced.append(digest)
+
+    def flush(self) -> None:
+        """Return when all that was put before is on the disk.
+
+        Raises:
+            RunError: the disk is broken.
+        """
+        with self._flushing:
+            with self._lock:
+                waiting, self._unsynced = self._unsynced, []
+            with disk_errors(self._directory):
+                for digest in waiting:
+                    with suppress(FileNotFoundError):  # swept meanwhile
+                        sync(self._path(digest))
+                if waiting:
+                    sync(self._directory)
 
     def get(self, digest: Digest) -> bytes | None:
         """Return a blob, or None if it is not here.

@@ -2,66 +2,93 @@
 
     delta = global - local          old minus new: the outer optimizer descends along a gradient
 
-The first slices are on the wire while the others are still encoded. The encoded slices are kept
-until the commit, so that a reducer that takes over gets the same bytes.
+The first slices are on the wire while the others are still encoded, and none waits for the answer
+to the one before it. The encoded slices are kept until the commit, so that a reducer that takes
+over gets the same bytes.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.exchange.codec import Codec
-from atoll.exchange.links import Links, offer
+from atoll.exchange.links import Links, measured, patience, unexpected
 from atoll.exchange.reduce import Reducer
+from atoll.exchange.tasks import in_thread, running, together
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
+from atoll.net.transport import Connection
 
 Slices = Sequence[tuple[int, int]]
+ENCODERS = 2  # slices that are encoded at once
+Delivered = Callable[[int, int], None]  # the index of a slice, and the bytes that it took
 
 
-def encode_slice(
-    codec: Codec, *, global_N: NDArray[np.float32], local_N: NDArray[np.float32]
-) -> bytes:
-    """Return the encoded pseudo-gradient of one slice.
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """What the pseudo-gradient of a fragment of N values is made of.
 
-    The difference is taken in double, where it is exact but for values 2^29 times apart.
+    For codecs with error feedback, `residual_N` is what earlier encodings have dropped, and
+    `pending_N` is where that goes which is dropped when this one is committed.
+    """
+
+    global_N: NDArray[np.float32]
+    local_N: NDArray[np.float32]
+    residual_N: NDArray[np.float32] | None = None
+    pending_N: NDArray[np.float32] | None = None
+
+    def part(self, start: int, stop: int) -> "Vectors":
+        parts = (
+            None if values_N is None else values_N[start:stop]
+            for values_N in (self.residual_N, self.pending_N)
+        )
+        return Vectors(self.global_N[start:stop], self.local_N[start:stop], *parts)
+
+
+def encode_slice(codec: Codec, vectors: Vectors) -> tuple[Digest, bytes]:
+    """Return the encoded pseudo-gradient of one slice, and its digest.
 
     Raises:
         BadUpdateError: a local parameter is a NaN or infinite.
     """
-    return codec.encode(np.subtract(global_N, local_N, dtype=np.float64))
+    global_N, local_N, residual_N = vectors.global_N, vectors.local_N, vectors.residual_N
+    payload = codec.encode_difference(global_N, local_N, residual_N)
+    if vectors.pending_N is not None and residual_N is not None:
+        np.copyto(vectors.pending_N, residual_N)
+        codec.leave_(vectors.pending_N, payload, global_N=global_N, local_N=local_N)
+    return digest_of(payload), payload
 
 
 class EncodedContribution:
     """The encoded slices of one contribution, each there as soon as it is encoded."""
 
-    def __init__(self, round_id: RoundId, num_slices: int) -> None:
+    def __init__(self, round_id: RoundId, slices: Slices) -> None:
         self.round_id = round_id
+        self._bounds = slices
         loop = asyncio.get_running_loop()
         self._slices: list[asyncio.Future[tuple[Digest, bytes]]] = [
-            loop.create_future() for _ in range(num_slices)
+            loop.create_future() for _ in slices
         ]
 
     async def encode(
-        self,
-        codec: Codec,
-        *,
-        global_N: NDArray[np.float32],
-        local_N: NDArray[np.float32],
-        slices: Slices,
+        self, codec: Codec, vectors: Vectors, *, order: Sequence[int]
     ) -> tuple[Digest, ...]:
-        """Encode all slices in order, and return their digests.
+        """Encode all slices, in this order, and return their digests.
 
         Raises:
             BadUpdateError: our own parameters must not be shared.
         """
-        for future, (start, stop) in zip(self._slices, slices, strict=True):
-            payload = await asyncio.to_thread(
-                encode_slice, codec, global_N=global_N[start:stop], local_N=local_N[start:stop]
-            )
-            future.set_result((digest_of(payload), payload))
+        todo = iter(order)
+
+        async def encode_next() -> None:
+            for index in todo:
+                part = vectors.part(*self._bounds[index])
+                self._slices[index].set_result(await in_thread(encode_slice, codec, part))
+
+        await together(*(encode_next() for _ in range(ENCODERS)))
         return tuple([future.result()[0] for future in self._slices])
 
     async def slice(self, index: int) -> tuple[Digest, bytes]:
@@ -69,29 +96,56 @@ class EncodedContribution:
 
 
 async def deliver_to(
-    reducer: wire.Address,
+    connection: Connection,
     indices: Sequence[int],
     *,
     contribution: EncodedContribution,
     links: Links,
-    delivered: Callable[[int, int], None],
+    delivered: Delivered,
 ) -> None:
-    """Bring these slices to their reducer; tell `delivered` the index and the bytes of each.
+    """Bring these slices to the reducer at the other end; tell `delivered` of each that is there.
 
     Raises:
-        PeerError: the reducer cannot be reached, or refuses a slice.
+        PeerError: the reducer is gone, or refuses a slice.
     """
-    for index in indices:
-        digest, payload = await contribution.slice(index)
-        async with links.to(reducer) as connection:
-            sent = await offer(
-                connection,
-                payload,
-                round_id=contribution.round_id,
-                index=index,
-                digest=digest,
+    async with patience(0):
+        await connection.send(wire.Bring(round=contribution.round_id))
+        answer = await connection.receive()
+    if not isinstance(answer, wire.Holding):
+        raise unexpected(answer)
+    held = {(named.slice, named.digest) for named in answer.slices}
+    untaken: dict[int, int] = {}  # slices that were sent, or begun, and their bytes
+    changed = asyncio.Event()
+
+    async def hear() -> None:
+        while True:
+            answer = await connection.receive()
+            if not isinstance(answer, wire.Taken) or answer.slice not in untaken:
+                raise unexpected(answer)
+            delivered(answer.slice, untaken.pop(answer.slice))
+            changed.set()
+
+    async def send() -> None:
+        for index in indices:
+            digest, payload = await contribution.slice(index)
+            if (index, digest) in held:
+                delivered(index, 0)
+                continue
+            slice_ = wire.Slice(
+                round=contribution.round_id, slice=index, digest=digest, num_bytes=len(payload)
             )
-        delivered(index, sent)
+            untaken[index] = len(payload)
+            async with patience(len(payload)):
+                with measured(links.uplink, len(payload)):
+                    await connection.send(slice_, payload)
+
+    async with running(hear()):
+        with links.sending.flow(connection):
+            await send()
+        while untaken:
+            changed.clear()
+            async with patience(sum(untaken.values())):
+                await changed.wait()
 
 
 async def deliver_to_self(
@@ -100,7 +154,7 @@ async def deliver_to_self(
     contribution: EncodedContribution,
     reducer: Reducer,
     peer: PeerId,
-    delivered: Callable[[int, int], None],
+    delivered: Delivered,
 ) -> None:
     """Hand these slices to our own reducer."""
     for index in indices:

@@ -1,33 +1,41 @@
-"""Asking other members for blobs, and offering them ours: always as the one who dials.
+"""Connections to other members, which we dialled, and asking for blobs on them.
 
-    offer          Offer -> Have                    it has these bytes already
-                   Offer -> Want, Blob + bytes -> Taken
     fetch          Fetch -> Blob + bytes | Missing
-    fetch_update   FetchUpdate -> Blob + bytes | Missing   (waits at the reducer until it is formed)
 
 A connection serves one request at a time, and is kept for the next one to the same member.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
-from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
+from atoll.exchange.buffers import Buffers
+from atoll.exchange.rates import Busy, LinkRates
+from atoll.exchange.uplink import Uplink
+from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection, Transport
+from atoll.traffic import Traffic
+from atoll.units import MIB
 
 DIAL_S = 10.0
-ANSWER_S = 30.0  # for a member to say something
+ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 
 
 class Links:
-    """The connections of this member to others, by peer."""
+    """The connections of this member to others, by peer; what moves on them, and how fast."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: Transport, *, half_life_bytes: int = MIB) -> None:
+        self.transport = transport
+        self.traffic = Traffic()
+        self.buffers = Buffers()
+        self.rates = LinkRates(half_life_bytes=half_life_bytes)
+        self.uplink = Busy(self.rates.note_up)
+        self.downlink = Busy(self.rates.note_down)
+        self.sending = Uplink(lambda: self.rates.up)
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
 
     @asynccontextmanager
@@ -37,7 +45,7 @@ class Links:
         Raises:
             PeerError: the member cannot be reached.
         """
-        connection = await self._kept(address.peer) or await self._transport.dial(
+        connection = await self._kept(address.peer) or await self.transport.dial(
             address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
         try:
@@ -64,32 +72,6 @@ class Links:
         self._idle.clear()
 
 
-async def offer(
-    connection: Connection, payload: Buffer, *, round_id: RoundId, index: int, digest: Digest
-) -> int:
-    """Bring slice `index` of our contribution to its reducer; return the bytes that this took.
-
-    Raises:
-        PeerError: the reducer is gone, or refuses the slice.
-    """
-    num_bytes = len(payload)
-    async with patience(num_bytes):
-        await connection.send(
-            wire.Offer(round=round_id, slice=index, digest=digest, num_bytes=num_bytes)
-        )
-        match await connection.receive():
-            case wire.Have():
-                return 0
-            case wire.Want():
-                await connection.send(wire.Blob(digest=digest, num_bytes=num_bytes), payload)
-                answer = await connection.receive()
-                if not isinstance(answer, wire.Taken):
-                    raise _unexpected(answer)
-                return num_bytes
-            case answer:
-                raise _unexpected(answer)
-
-
 async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> bytearray | None:
     """Return the blob of so many bytes at most, or None if the member does not have it.
 
@@ -102,37 +84,31 @@ async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> byte
     if isinstance(answer, wire.Missing):
         return None
     if not isinstance(answer, wire.Blob) or answer.digest != digest:
-        raise _unexpected(answer)
+        raise unexpected(answer)
     return await _payload(connection, answer, at_most=at_most)
 
 
-async def fetch_update(
-    connection: Connection, request: wire.FetchUpdate, *, at_most: int
-) -> tuple[Digest, bytearray] | None:
-    """Return the update of a slice from its reducer, or None if it is not there in time.
-
-    Raises:
-        PeerError: the reducer is gone, or what it sent is damaged.
-    """
-    async with patience(0, waiting_s=request.seconds):
-        await connection.send(request)
-        answer = await connection.receive()
-    if isinstance(answer, wire.Missing):
-        return None
-    if not isinstance(answer, wire.Blob):
-        raise _unexpected(answer)
-    return answer.digest, await _payload(connection, answer, at_most=at_most)
-
-
 async def fetch_from_any(
-    links: Links, sources: Sequence[wire.Address], digest: Digest, *, at_most: int
+    links: Links,
+    sources: Sequence[wire.Address],
+    digest: Digest,
+    *,
+    at_most: int,
+    failed: set[PeerId] | None = None,
 ) -> bytearray | None:
-    """Return the blob from the first source that has it, or None if none does."""
+    """Return the blob from the first source that has it, or None if none does.
+
+    Sources that have `failed` are not asked; who fails now is added.
+    """
     for source in sources:
+        if failed is not None and source.peer in failed:
+            continue
         try:
             async with links.to(source) as connection:
                 payload = await fetch(connection, digest, at_most=at_most)
         except PeerError:
+            if failed is not None:
+                failed.add(source.peer)
             continue  # the next one may have it
         if payload is not None:
             return payload
@@ -149,6 +125,19 @@ async def _payload(connection: Connection, blob: wire.Blob, *, at_most: int) -> 
     return payload
 
 
+@contextmanager
+def measured(busy: Busy, num_bytes: int) -> Iterator[None]:
+    """Count the body as a transfer of so many bytes; if it fails, as one of none."""
+    loop = asyncio.get_running_loop()
+    began_at = busy.begin(loop.time())
+    moved = 0
+    try:
+        yield
+        moved = num_bytes
+    finally:
+        busy.end(began_at, now=loop.time(), num_bytes=moved)
+
+
 @asynccontextmanager
 async def patience(num_bytes: int, *, waiting_s: float = 0.0) -> AsyncIterator[None]:
     """Give the other side the time that so many bytes take on a slow line, and a little more.
@@ -163,7 +152,8 @@ async def patience(num_bytes: int, *, waiting_s: float = 0.0) -> AsyncIterator[N
         raise ConnectionLost("the other side does not answer") from error
 
 
-def _unexpected(answer: wire.Message) -> PeerError:
+def unexpected(answer: wire.Message) -> PeerError:
+    """Return the error that an answer means which is none of those asked for."""
     if isinstance(answer, wire.Refused):
         return PeerError(f"refused: {answer.reason}", hint=answer.hint)
     return ProtocolError(f"an answer out of place: {type(answer).__name__}")

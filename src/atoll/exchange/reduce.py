@@ -1,7 +1,7 @@
 """A reducer: it takes in the slices that are its own, and forms their updates.
 
     take     check size, finiteness and scales; tell the host, with the squared norm
-    reduce   total = sum of share * decoded, in roster order, in double; encode once; put on disk
+    reduce   total = sum of share * decoded, in roster order, in double; encode once; keep it
 
 The result is a function of the roster alone. Whoever reduces gets the same bytes, so a second
 reducer can take over, and anyone who has the contributions can check.
@@ -14,8 +14,9 @@ import numpy as np
 
 from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec
-from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
+from atoll.ids import INITIAL, Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
 MAX_VERSIONS = 3  # of one slice of one contributor: it may have had to train again
@@ -37,30 +38,43 @@ class Reducer:
     def __init__(
         self,
         *,
-        slices: Sequence[tuple[int, int]],
         blobs: BlobStore,
-        tell_host: Callable[[wire.Message], None],
+        tell_host: Callable[[wire.Message], object],
+        buffers: Buffers,
     ) -> None:
-        self._sizes = [stop - start for start, stop in slices]
         self._blobs = blobs
+        self._buffers = buffers
+        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[Buffer, float]]] = {}
         self._tell_host = tell_host
         self._changed = asyncio.Event()
         self._own: set[int] = set()
-        self._open(RoundId(0), codec="fp32", update_codec="fp32")
+        self._open(INITIAL, codec="fp32", update_codec="fp32", sizes=())
 
-    def follow(self, plan: wire.Plan, *, own: Sequence[wire.Reduction]) -> None:
-        """Reduce what the plan gives us; with a new round, forget the one before."""
+    def follow(
+        self, plan: wire.Plan, *, own: Sequence[wire.Reduction], sizes: Sequence[int]
+    ) -> None:
+        """Reduce what the plan gives us, of slices of so many values; forget the round before."""
         if plan.round != self.round_id:
-            self._open(plan.round, codec=plan.codec, update_codec=plan.update_codec)
+            codecs = {"codec": plan.codec, "update_codec": plan.update_codec}
+            self._open(plan.round, **codecs, sizes=sizes)
         self._own = {k for run in own for k in range(run.start, run.stop)}
 
-    def _open(self, round_id: RoundId, *, codec: str, update_codec: str) -> None:
+    def _open(
+        self, round_id: RoundId, *, codec: str, update_codec: str, sizes: Sequence[int]
+    ) -> None:
         self.round_id = round_id
+        self._sizes = sizes
         self.codec = CODECS[codec]
         self._update_codec = CODECS[update_codec]
-        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[bytes, float]]] = {}
+        # Whoever still reads a slice of the round before drops what comes of it.
+        for versions in self._taken.values():
+            for payload, _ in versions.values():
+                if isinstance(payload, bytearray):
+                    self._buffers.give(payload)
+        self._taken = {}
         self._named: set[Digest] = set()  # by a roster: these are needed until the commit
-        self._updates: dict[tuple[int, int], Digest] = {}
+        self._updates: dict[tuple[int, int], tuple[Digest, bytes]] = {}
+        self._kept: dict[tuple[int, int], Digest] = {}
         self._notify()
 
     def expected_bytes(self, index: int) -> int | None:
@@ -68,6 +82,15 @@ class Reducer:
         if index not in self._own or index >= len(self._sizes):
             return None
         return self.codec.encoded_bytes(self._sizes[index])
+
+    def held_of(self, peer: PeerId) -> tuple[wire.NamedSlice, ...]:
+        """Return the slices of a contributor that are here."""
+        return tuple(
+            wire.NamedSlice(slice=index, digest=digest)
+            for (contributor, index), versions in sorted(self._taken.items())
+            if contributor == peer and index in self._own
+            for digest in versions
+        )
 
     def has(self, peer: PeerId, index: int, digest: Digest) -> bool:
         return digest in self._taken.get((peer, index), {})
@@ -86,27 +109,27 @@ class Reducer:
         )
 
     async def take(self, peer: PeerId, index: int, digest: Digest, payload: Buffer) -> None:
-        """Keep a slice of a contributor, if it is sound.
+        """Keep a slice of a contributor, if it is sound. A bytearray is ours from now on.
 
         Raises:
             BadBlobError: it is not the blob that was announced, or does not decode.
         """
-        round_id, codec = self.round_id, self.codec
-        if digest_of(payload) != digest:
-            raise BadBlobError(f"slice {index} of {peer} is not what it announced")
-        norm = await asyncio.to_thread(codec.check, payload, self._sizes[index])
+        round_id = self.round_id
+        norm = await asyncio.to_thread(
+            _check, payload, digest, codec=self.codec, num_values=self._sizes[index]
+        )
         if round_id != self.round_id:
             return  # it came too late
         versions = self._taken.setdefault((peer, index), {})
         if len(versions) >= MAX_VERSIONS:
             unnamed = (old for old in versions if old not in self._named)
             del versions[next(unnamed, next(iter(versions)))]
-        versions[digest] = (bytes(payload), norm)
+        versions[digest] = (payload, norm)
         self.confirm(peer, index, digest)
         self._notify()
 
     async def reduce(self, job: wire.Reduce) -> None:
-        """Form the update of a slice once all its inputs are here; put it on disk; tell the host.
+        """Form the update of a slice once all its inputs are here; keep it; tell the host.
 
         Raises:
             RunError: the disk is full.
@@ -127,10 +150,15 @@ class Reducer:
             num_values=self._sizes[job.slice],
         )
         digest = digest_of(payload)
+        if job.round != self.round_id:
+            return
+        self._updates[job.roster_version, job.slice] = digest, payload
+        self._notify()  # it may be on its way to the others while it goes to our disk
         await asyncio.to_thread(self._blobs.put, digest, payload)
         if job.round != self.round_id:
             return
-        self._updates[job.roster_version, job.slice] = digest
+        self._kept[job.roster_version, job.slice] = digest
+        self._notify()
         self._tell_host(
             wire.Reduced(
                 round=job.round,
@@ -139,12 +167,21 @@ class Reducer:
                 digest=digest,
             )
         )
-        self._notify()
 
-    async def update(self, *, round_id: RoundId, roster_version: int, index: int) -> Digest | None:
+    async def update(
+        self, *, round_id: RoundId, roster_version: int, index: int
+    ) -> tuple[Digest, bytes] | None:
         """Wait for the update of a slice; None if the round is not the open one any more."""
         while round_id == self.round_id:
-            if digest := self._updates.get((roster_version, index)):
+            if found := self._updates.get((roster_version, index)):
+                return found
+            await self._next_change()
+        return None
+
+    async def kept(self, *, round_id: RoundId, roster_version: int, index: int) -> Digest | None:
+        """Wait until the update of a slice is in our store; None as for `update`."""
+        while round_id == self.round_id:
+            if digest := self._kept.get((roster_version, index)):
                 return digest
             await self._next_change()
         return None
@@ -156,3 +193,10 @@ class Reducer:
         # Whoever waits now is woken; whoever comes later waits for the next change.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _check(payload: Buffer, digest: Digest, *, codec: Codec, num_values: int) -> float:
+    """Return the squared norm of a slice, or raise BadBlobError."""
+    if digest_of(payload) != digest:
+        raise BadBlobError("a slice is not what was announced")
+    return codec.check(payload, num_values)

@@ -1,106 +1,164 @@
-"""The serving side of the blob protocol: what one member does for another that dialled it."""
+"""The serving side of the exchange: what one member does for another that dialled it.
+
+Slices are taken in while those before them are still being checked. Updates and blobs leave one
+after the other, each member in its turn at our uplink (see `turns`).
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
-from atoll.exchange.links import patience
+from atoll.exchange.links import Links, measured, patience
 from atoll.exchange.reduce import Reducer
-from atoll.ids import Digest, PeerId
+from atoll.exchange.tasks import first_error
+from atoll.exchange.uplink import EXCHANGE, STATE
+from atoll.ids import Buffer, Digest, PeerId
 from atoll.net import wire
 from atoll.net.transport import Connection
 
 Locate: TypeAlias = Callable[[Digest], tuple[Path, int, int] | None]  # path, offset, num_bytes
 IDLE_S = 3600.0  # a connection that asks nothing for so long is closed
+UNCHECKED = 4  # slices of one connection that may be in checking while the next arrives
 
 
 class BlobServer:
-    """Serves the blobs of this member, and takes in slices for its reducer."""
+    """Serves the updates and blobs of this member, and takes in slices for its reducer."""
 
-    def __init__(self, *, reducer: Reducer, locate: Sequence[Locate]) -> None:
+    def __init__(
+        self,
+        *,
+        reducer: Reducer,
+        locate: Sequence[Locate],
+        links: Links,
+    ) -> None:
         self._reducer = reducer
         self._locate = locate
+        self._links = links
 
     async def serve(self, connection: Connection) -> None:
         """Answer one connection until it ends. A stranger gets nothing."""
-        if connection.peer is None:
+        peer = connection.peer
+        if peer is None:
             await connection.send(
                 wire.Refused(reason="no certificate", hint="enrol at the host of the run first")
             )
             return
+        checking = asyncio.Semaphore(UNCHECKED)
         try:
-            while True:
-                async with asyncio.timeout(IDLE_S):
-                    message = await connection.receive()
-                await self._answer(connection, connection.peer, message)
-        except (ConnectionLost, TimeoutError):
-            pass  # it has what it wanted, or it is gone
+            async with asyncio.TaskGroup() as checks:
+                while True:
+                    async with asyncio.timeout(IDLE_S):
+                        message = await connection.receive()
+                    if isinstance(message, wire.Slice):
+                        payload = await self._receive(connection, message)
+                        await checking.acquire()
+                        check = checks.create_task(self._take(connection, peer, message, payload))
+                        check.add_done_callback(lambda _: checking.release())
+                    else:
+                        await self._answer(connection, peer, message)
+        except BaseExceptionGroup as errors:
+            error = first_error(errors)
+            # It has what it wanted, or it is gone.
+            if not isinstance(error, ConnectionLost | TimeoutError):
+                raise error from None
 
     async def _answer(self, connection: Connection, peer: PeerId, message: wire.Message) -> None:
         match message:
-            case wire.Offer():
-                await self._take(connection, peer, message)
+            case wire.Bring():
+                await self._hold(connection, peer, message)
+            case wire.FetchUpdates():
+                await self._send_updates(connection, message)
             case wire.Fetch(digest=digest):
                 await self._send_blob(connection, digest)
-            case wire.FetchUpdate():
-                await self._send_update(connection, message)
             case _:
-                reason = f"{type(message).__name__} is no request for a blob"
+                reason = f"{type(message).__name__} is no request to a member"
                 await connection.send(wire.Refused(reason=reason))
                 raise PeerError(reason)
 
-    async def _take(self, connection: Connection, peer: PeerId, offer: wire.Offer) -> None:
+    # --- slices ---------------------------------------------------------------------------------
+
+    async def _hold(self, connection: Connection, peer: PeerId, bring: wire.Bring) -> None:
+        """Say which slices of the contributor are here."""
         reducer = self._reducer
-        if offer.round != reducer.round_id:
-            # Perhaps its plan came before ours; it will ask again.
+        if bring.round != reducer.round_id:
+            await connection.send(wire.Missing())  # perhaps its plan came before ours
+            return
+        held = reducer.held_of(peer)
+        for named in held:
+            reducer.confirm(peer, named.slice, named.digest)
+        await connection.send(wire.Holding(slices=held))
+
+    async def _receive(self, connection: Connection, slice_: wire.Slice) -> bytearray:
+        """Return the bytes of a slice, once it is clear that we want them.
+
+        Raises:
+            BadBlobError: it is none of ours, or has another size.
+            PeerError: it is of another round.
+        """
+        if slice_.round != self._reducer.round_id:
             await connection.send(wire.Missing())
-            return
-        if reducer.has(peer, offer.slice, offer.digest):
-            reducer.confirm(peer, offer.slice, offer.digest)
-            await connection.send(wire.Have())
-            return
-        if offer.num_bytes != reducer.expected_bytes(offer.slice):
-            raise await _refuse(connection, f"slice {offer.slice} has another size")
-        await connection.send(wire.Want())
-        async with patience(0):
-            blob = await connection.receive()
-        if not isinstance(blob, wire.Blob) or blob.num_bytes != offer.num_bytes:
-            raise await _refuse(connection, "not the blob that was offered")
-        async with patience(blob.num_bytes):
-            payload = await connection.receive_payload(blob.num_bytes)
+            raise PeerError(f"a slice of round {slice_.round}, which is not open")
+        if slice_.num_bytes != self._reducer.expected_bytes(slice_.slice):
+            raise await _refuse(connection, f"slice {slice_.slice} is of another size, or not ours")
+        async with patience(slice_.num_bytes):
+            payload = self._links.buffers.take(slice_.num_bytes)
+            with measured(self._links.downlink, slice_.num_bytes):
+                await connection.receive_payload(slice_.num_bytes, memoryview(payload))
+        self._links.traffic.contributions_received += len(payload)
+        return payload
+
+    async def _take(
+        self, connection: Connection, peer: PeerId, slice_: wire.Slice, payload: bytearray
+    ) -> None:
         try:
-            await reducer.take(peer, offer.slice, offer.digest, payload)
+            await self._reducer.take(peer, slice_.slice, slice_.digest, payload)
         except BadBlobError as error:
             await _refuse(connection, str(error))
             raise
-        await connection.send(wire.Taken())
+        await connection.send(wire.Taken(slice=slice_.slice))
 
-    async def _send_update(self, connection: Connection, request: wire.FetchUpdate) -> None:
-        digest = None
-        try:
-            async with asyncio.timeout(request.seconds):
-                digest = await self._reducer.update(
-                    round_id=request.round,
-                    roster_version=request.roster_version,
-                    index=request.slice,
-                )
-        except TimeoutError:
-            pass  # it may ask again
-        if digest is None:
-            await connection.send(wire.Missing())
-        else:
-            await self._send_blob(connection, digest)
+    # --- updates and blobs ----------------------------------------------------------------------
+
+    async def _send_updates(self, connection: Connection, request: wire.FetchUpdates) -> None:
+        """Send these updates in their order; Missing, where one is not there in time."""
+        give_up_at = asyncio.get_running_loop().time() + request.seconds
+        for index in request.slices:
+            found: tuple[Digest, bytes] | None = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(give_up_at):
+                    found = await self._reducer.update(
+                        round_id=request.round,
+                        roster_version=request.roster_version,
+                        index=index,
+                    )
+            if found is None:
+                await connection.send(wire.Missing())  # it may ask again
+                return
+            digest, payload = found
+            update = wire.Update(slice=index, digest=digest, num_bytes=len(payload))
+            await self._send(connection, update, payload, weight=EXCHANGE)
+            self._links.traffic.updates_sent += len(payload)
 
     async def _send_blob(self, connection: Connection, digest: Digest) -> None:
         place = next((place for locate in self._locate if (place := locate(digest))), None)
         payload = None if place is None else await asyncio.to_thread(_read, *place)
         if payload is None:
             await connection.send(wire.Missing())
-        else:
-            async with patience(len(payload)):
-                await connection.send(wire.Blob(digest=digest, num_bytes=len(payload)), payload)
+            return
+        blob = wire.Blob(digest=digest, num_bytes=len(payload))
+        await self._send(connection, blob, payload, weight=STATE)
+        self._links.traffic.state_sent += len(payload)
+
+    async def _send(
+        self, connection: Connection, message: wire.Message, payload: Buffer, *, weight: float
+    ) -> None:
+        num_bytes, links = len(payload), self._links
+        with links.sending.flow(connection, weight=weight), measured(links.uplink, num_bytes):
+            async with patience(num_bytes):
+                await connection.send(message, payload)
 
 
 async def _refuse(connection: Connection, reason: str) -> PeerError:

@@ -134,6 +134,7 @@ async def _fetch_all(
                 todo.append(index)
                 working.remove(source)
                 return
+            links.traffic.state_received += len(payload)
             await store(index, payload)
             num_bytes += len(payload)
 

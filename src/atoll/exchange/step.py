@@ -1,4 +1,4 @@
-"""One outer step of a whole state, from the updates of a round.
+"""One outer step of a fragment of a state, from the updates of a round.
 
 update --decode, slice by slice--> mean pseudo-gradient --Nesterov--> next state
 """
@@ -8,13 +8,26 @@ from collections.abc import Iterable
 from atoll.config import OuterConfig
 from atoll.exchange.codec import Codec
 from atoll.ids import Buffer, RoundId
+from atoll.model.layout import Layout
 from atoll.outer.layout import slice_bounds
 from atoll.outer.nesterov import momentum_at, outer_step_
 from atoll.outer.state import PeerState
 
 
+def slices_of(layout: Layout, round_id: RoundId) -> tuple[tuple[int, int], ...]:
+    """Return (start, stop) in the flat vector of each slice of the fragment of this round."""
+    fragment = layout.fragment_of(round_id)
+    bounds = slice_bounds(fragment.stop - fragment.start)
+    return tuple((fragment.start + start, fragment.start + stop) for start, stop in bounds)
+
+
 def apply_updates_(
-    state: PeerState, updates: Iterable[Buffer], *, codec: Codec, outer: OuterConfig
+    state: PeerState,
+    updates: Iterable[Buffer],
+    *,
+    codec: Codec,
+    outer: OuterConfig,
+    layout: Layout,
 ) -> None:
     """Make `state` that of the next round, whose updates these are, one for each slice in order.
 
@@ -22,9 +35,8 @@ def apply_updates_(
         BadBlobError: an update has the wrong size. The slices before it are stepped already.
     """
     round_id = RoundId(state.round + 1)
-    momentum = momentum_at(outer, round_id)
-    bounds = slice_bounds(state.num_values)
-    for (start, stop), update in zip(bounds, updates, strict=True):
+    momentum = momentum_at(outer, layout.step_of(round_id))
+    for (start, stop), update in zip(slices_of(layout, round_id), updates, strict=True):
         outer_step_(
             state.params_N[start:stop],
             state.momentum_N[start:stop],

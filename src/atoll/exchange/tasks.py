@@ -1,9 +1,12 @@
 """Tasks that live and fail together, with the plain error of the one that failed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:
@@ -14,6 +17,19 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
                 group.create_task(one)
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
+
+
+async def in_thread(work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what `work` returns in a thread. Cancelled, it ends only once the thread has.
+
+    For work on memory or files that others use next.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 @asynccontextmanager

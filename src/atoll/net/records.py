@@ -16,6 +16,7 @@ from atoll.errors import ProtocolError
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.identity import verify
+from atoll.traffic import Traffic
 
 NO_HASH = Digest("0" * 64)  # what the first record has as its previous
 
@@ -90,12 +91,20 @@ class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit
     updates: tuple[SliceUpdate, ...]
 
 
+class PeerTraffic(Struct, frozen=True, kw_only=True):
+    """What a member has sent and received since the last record that names it."""
+
+    peer: PeerId
+    traffic: Traffic
+
+
 class Agreed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agreed"):
-    """The state after `round`, as reported by most members."""
+    """The state after `round`, as reported by most members; and the bytes that it took."""
 
     round: RoundId
     state: Digest
     peers: tuple[PeerId, ...]
+    traffic: tuple[PeerTraffic, ...] = ()
 
 
 Record: TypeAlias = (

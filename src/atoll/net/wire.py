@@ -5,8 +5,9 @@ A message is a msgpack map with its tag under "t". Blobs do not travel inside: a
 
     enrolment   GetAuthority -> Authority, Enrol -> Enrolled      (no certificate yet)
     control     Hello -> Welcome, then both talk as they like     (peer <-> host)
-    blobs       Offer -> Have | Want, Blob + bytes -> Taken       (member -> member)
-                Fetch | FetchUpdate -> Blob + bytes | Missing
+    slices      Bring -> Holding, then Slice + bytes, ... -> Taken, ...        (member -> reducer)
+                FetchUpdates -> Update + bytes, ..., and Missing if the time is over
+    blobs       Fetch -> Blob + bytes | Missing                   (member -> member)
     anywhere    Refused: the other side will not, says why, and closes
 
 To change one, add a field with a default. Renaming, retyping or reusing a tag takes a new PROTOCOL.
@@ -15,13 +16,14 @@ To change one, add a field with a default. Renaming, retyping or reusing a tag t
 
 from typing import Annotated, Final, TypeAlias
 
-from msgspec import Meta, Struct, msgpack
+from msgspec import Meta, Struct, field, msgpack
 
 from atoll.errors import ProtocolError
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId
+from atoll.traffic import Traffic
 from atoll.units import KIB, MIB
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAX_MESSAGE_BYTES: Final = 4 * MIB  # a roster of thousands fits
 MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
 MAX_BLOB_BYTES: Final = 2**31
@@ -98,11 +100,18 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
-    """The peer is ready on its device: it holds the state of `round`, which has this digest."""
+    """The peer is ready on its device: it holds the state of `round`, which has this digest.
+
+    `traffic` is what it has sent and received since it said so last; the rates are those of its
+    line, as measured by what it moved; 0: unknown.
+    """
 
     round: RoundId
     state: Digest
     device: Text
+    traffic: Traffic = field(default_factory=Traffic)
+    up_bytes_per_s: float = 0.0
+    down_bytes_per_s: float = 0.0
 
 
 class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):
@@ -171,7 +180,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="t", tag="welcome"):
     """The host's answer to Hello, followed by the commits after `base_round`.
 
     `base_round` is the peer's own round, or, if it is too far behind or its state is not the agreed
-    one, an agreed round whose state (`base_state`) it must fetch first.
+    one, an agreed round whose state (`base_state`) it must fetch first. `held` are the leases that
+    it holds after the commit of that round: those commits settle some of them.
     """
 
     committed: RoundId
@@ -263,11 +273,28 @@ class Stop(Struct, frozen=True, kw_only=True, tag_field="t", tag="stop"):
     complete: bool
 
 
-# --- blobs ---------------------------------------------------------------------------------------
+# --- slices and blobs ----------------------------------------------------------------------------
 
 
-class Offer(Struct, frozen=True, kw_only=True, tag_field="t", tag="offer"):
-    """Contributor to reducer: this is my slice. On Want, the bytes follow."""
+class Bring(Struct, frozen=True, kw_only=True, tag_field="t", tag="bring"):
+    """Contributor to reducer: I bring slices of this round; what do you have of mine?"""
+
+    round: RoundId
+
+
+class NamedSlice(Struct, frozen=True, kw_only=True):
+    slice: U32
+    digest: Digest
+
+
+class Holding(Struct, frozen=True, kw_only=True, tag_field="t", tag="holding"):
+    """Reducer to contributor: these slices of yours are here already."""
+
+    slices: tuple[NamedSlice, ...]
+
+
+class Slice(Struct, frozen=True, kw_only=True, tag_field="t", tag="slice"):
+    """Contributor to reducer: a slice, whose bytes follow. It does not wait for the answer."""
 
     round: RoundId
     slice: U32
@@ -275,26 +302,31 @@ class Offer(Struct, frozen=True, kw_only=True, tag_field="t", tag="offer"):
     num_bytes: BlobBytes
 
 
-class Want(Struct, frozen=True, kw_only=True, tag_field="t", tag="want"): ...
+class Taken(Struct, frozen=True, kw_only=True, tag_field="t", tag="taken"):
+    """Reducer to contributor: this slice is here, and sound."""
+
+    slice: U32
 
 
-class Have(Struct, frozen=True, kw_only=True, tag_field="t", tag="have"): ...
+class FetchUpdates(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch_updates"):
+    """Member to reducer: these updates, each as soon as it is there; wait so long at most."""
+
+    round: RoundId
+    roster_version: U32
+    slices: tuple[U32, ...]
+    seconds: Annotated[float, Meta(ge=0, le=60)]
 
 
-class Taken(Struct, frozen=True, kw_only=True, tag_field="t", tag="taken"): ...
+class Update(Struct, frozen=True, kw_only=True, tag_field="t", tag="update"):
+    """Reducer to member: the update of this slice, whose bytes follow."""
+
+    slice: U32
+    digest: Digest
+    num_bytes: BlobBytes
 
 
 class Fetch(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch"):
     digest: Digest
-
-
-class FetchUpdate(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch_update"):
-    """Member to reducer: the update of this slice, as soon as it is there; wait so long at most."""
-
-    round: RoundId
-    roster_version: U32
-    slice: U32
-    seconds: Annotated[float, Meta(ge=0, le=60)]
 
 
 class Blob(Struct, frozen=True, kw_only=True, tag_field="t", tag="blob"):
@@ -302,7 +334,8 @@ class Blob(Struct, frozen=True, kw_only=True, tag_field="t", tag="blob"):
     num_bytes: BlobBytes
 
 
-class Missing(Struct, frozen=True, kw_only=True, tag_field="t", tag="missing"): ...
+class Missing(Struct, frozen=True, kw_only=True, tag_field="t", tag="missing"):
+    """It is not here, or not yet."""
 
 
 Message: TypeAlias = (
@@ -327,12 +360,13 @@ Message: TypeAlias = (
     | Commit
     | Resync
     | Stop
-    | Offer
-    | Want
-    | Have
+    | Bring
+    | Holding
+    | Slice
     | Taken
+    | FetchUpdates
+    | Update
     | Fetch
-    | FetchUpdate
     | Blob
     | Missing
 )

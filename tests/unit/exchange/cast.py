@@ -1,17 +1,23 @@
 """Members that the tests of this folder share: a reducer, and slices that are brought to it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tests.unit.memory import Network
 
 from atoll.exchange.blobs import BlobStore
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
+from atoll.exchange.links import Links
 from atoll.exchange.reduce import Reducer
+from atoll.exchange.serve import BlobServer, Locate
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
 A, B, C, D = (PeerId(letter * 32) for letter in "abcd")
 BOUNDS = ((0, 300), (300, 500))
+SIZES = tuple(stop - start for start, stop in BOUNDS)
 ROUND = RoundId(3)
 
 
@@ -25,20 +31,28 @@ class Told(list[wire.Message]):
         return [message for message in self if isinstance(message, wire.Reduced)]
 
 
-def reducer(path: Path, *, codec: str = "int8") -> tuple[Reducer, Told]:
+def reducer(
+    path: Path, *, codec: str = "int8", sizes: Sequence[int] = SIZES
+) -> tuple[Reducer, Told]:
     """Return a reducer with round 3 open, and what it tells the host."""
     told = Told()
-    reducer = Reducer(slices=BOUNDS, blobs=BlobStore(path), tell_host=told.append)
-    open_round(reducer, ROUND, codec=codec)
+    reducer = Reducer(blobs=BlobStore(path), tell_host=told.append, buffers=Buffers())
+    open_round(reducer, ROUND, codec=codec, sizes=sizes)
     return reducer, told
 
 
 def open_round(
-    reducer: Reducer, round_id: int, *, codec: str = "int8", own: tuple[int, int] = (0, 2)
+    reducer: Reducer,
+    round_id: int,
+    *,
+    codec: str = "int8",
+    own: tuple[int, int] | None = None,
+    sizes: Sequence[int] = SIZES,
 ) -> None:
-    """Let the reducer follow a plan that gives it the slices `own[0]` to `own[1] - 1`."""
+    """Let the reducer follow a plan that gives it the slices `own[0]` to `own[1] - 1`, or all."""
+    start, stop = own or (0, len(sizes))
     address = wire.Address(peer=D, host="h", port=1)
-    reductions = (wire.Reduction(reducer=address, start=own[0], stop=own[1]),)
+    reductions = (wire.Reduction(reducer=address, start=start, stop=stop),)
     plan = wire.Plan(
         round=RoundId(round_id),
         version=1,
@@ -50,12 +64,24 @@ def open_round(
         leases=(),
         sources=(),
     )
-    reducer.follow(plan, own=reductions)
+    reducer.follow(plan, own=reductions, sizes=sizes)
+
+
+def server(reducer: Reducer, links: Links, *, locate: Sequence[Locate] = ()) -> BlobServer:
+    """Return the serving side of the member whose links these are."""
+    return BlobServer(reducer=reducer, locate=locate, links=links)
+
+
+async def serve(network: Network, peer: PeerId, reducer: Reducer, *, port: int = 1) -> Links:
+    """Let this member serve its reducer on the network; return its links."""
+    links = Links(network.transport(peer))
+    serving = server(reducer, links)
+    await network.transport(peer).listen(serving.serve, host="h", port=port)
+    return links
 
 
 def values(seed: int, index: int = 0) -> np.ndarray:
-    start, stop = BOUNDS[index]
-    return np.random.default_rng(seed).normal(size=stop - start)
+    return np.random.default_rng(seed).normal(size=SIZES[index])
 
 
 def encoded(seed: int, index: int = 0, *, codec: str = "int8") -> tuple[Digest, bytes]:

@@ -1,6 +1,7 @@
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from shutil import rmtree
 
 import pytest
 
@@ -92,6 +93,28 @@ def test_a_full_disk_leaves_the_blobs_that_are_there(tmp_path):
     assert "free some space" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == [DIGEST]
     assert store.get(DIGEST) == PAYLOAD
+
+
+def test_a_flush_is_over_with_what_was_swept_meanwhile(tmp_path):
+    store = BlobStore(tmp_path)
+    store.put(DIGEST, PAYLOAD)
+    for _ in range(2):
+        store.turn()
+    store.sweep(())
+    assert not store.has(DIGEST)
+    store.flush()
+    store.put(DIGEST, PAYLOAD)
+    store.flush()
+    assert store.get(DIGEST) == PAYLOAD
+
+
+def test_a_disk_that_is_gone_is_said_by_a_flush_that_has_something_to_do(tmp_path):
+    store = BlobStore(tmp_path / "blobs")
+    store.put(DIGEST, PAYLOAD)
+    rmtree(tmp_path / "blobs")
+    with pytest.raises(RunError, match="blobs"):
+        store.flush()
+    store.flush()
 
 
 def test_a_place_that_is_no_directory_is_said_so(tmp_path):

@@ -8,8 +8,8 @@ from tests.unit.virtual import now, run
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange import links as blobs
-from atoll.exchange.links import ANSWER_S, Links
-from atoll.ids import PeerId, RoundId, digest_of
+from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links, patience
+from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 
 A, B, C = (PeerId(letter * 32) for letter in "abc")
@@ -24,9 +24,7 @@ def answering(*answers):
 
     async def serve(connection):
         for answer in answers:
-            heard = await connection.receive()
-            if isinstance(heard, wire.Blob):
-                await connection.receive_payload(heard.num_bytes)
+            await connection.receive()
             if isinstance(answer, tuple):
                 await connection.send(*answer)
             else:
@@ -53,17 +51,8 @@ def asking(ask, *answers, damaging=()):
     return run(main())
 
 
-def offer(connection):
-    return blobs.offer(connection, PAYLOAD, round_id=RoundId(1), index=0, digest=DIGEST)
-
-
 def fetch(connection):
     return blobs.fetch(connection, DIGEST, at_most=len(PAYLOAD))
-
-
-def fetch_update(connection):
-    request = wire.FetchUpdate(round=RoundId(1), roster_version=2, slice=0, seconds=20.0)
-    return blobs.fetch_update(connection, request, at_most=len(PAYLOAD))
 
 
 def fetch_from_any(links, sources):
@@ -73,77 +62,57 @@ def fetch_from_any(links, sources):
 # --- one request ---------------------------------------------------------------------------------
 
 
-def test_a_slice_that_is_wanted_is_sent_and_one_that_is_there_is_not():
-    assert asking(offer, wire.Want(), wire.Taken()) == len(PAYLOAD)
-    assert asking(offer, wire.Have()) == 0
-
-
 def test_a_blob_is_fetched_or_missing():
     assert asking(fetch, (BLOB, PAYLOAD)) == PAYLOAD
     assert asking(fetch, wire.Missing()) is None
 
 
-def test_an_update_is_fetched_with_its_name_or_missing():
-    assert asking(fetch_update, (BLOB, PAYLOAD)) == (DIGEST, PAYLOAD)
-    assert asking(fetch_update, wire.Missing()) is None
-
-
-@pytest.mark.parametrize("ask", [offer, fetch, fetch_update])
-def test_a_refusal_comes_with_its_reason(ask):
+def test_a_refusal_comes_with_its_reason():
     with pytest.raises(PeerError, match="refused: no") as caught:
-        asking(ask, REFUSED)
+        asking(fetch, REFUSED)
     assert caught.value.hint == "because"
 
 
 @pytest.mark.parametrize(
-    ("ask", "answers"),
-    [
-        (offer, [wire.Taken()]),
-        (offer, [wire.Want(), wire.Want()]),
-        (fetch, [wire.Want()]),
-        (fetch, [(wire.Blob(digest=digest_of(b"another"), num_bytes=3), b"abc")]),
-        (fetch_update, [wire.Have()]),
-    ],
+    "answer",
+    [wire.Taken(slice=0), (wire.Blob(digest=digest_of(b"another"), num_bytes=3), b"abc")],
 )
-def test_an_answer_out_of_place_is_a_protocol_error(ask, answers):
+def test_an_answer_out_of_place_is_a_protocol_error(answer):
     with pytest.raises(ProtocolError, match="out of place"):
-        asking(ask, *answers)
+        asking(fetch, answer)
 
 
-def test_a_slice_that_is_refused_after_it_was_sent():
-    with pytest.raises(PeerError, match="refused"):
-        asking(offer, wire.Want(), REFUSED)
-
-
-@pytest.mark.parametrize("ask", [fetch, fetch_update])
-def test_a_blob_that_is_too_large_is_refused_before_it_comes(ask):
+def test_a_blob_that_is_too_large_is_refused_before_it_comes():
     with pytest.raises(ProtocolError, match="where 200 are the most"):
-        asking(ask, wire.Blob(digest=DIGEST, num_bytes=201))
+        asking(fetch, wire.Blob(digest=DIGEST, num_bytes=201))
 
 
-@pytest.mark.parametrize("ask", [fetch, fetch_update])
-def test_a_damaged_blob_is_found(ask):
+def test_a_damaged_blob_is_found():
     with pytest.raises(BadBlobError, match="damaged"):
-        asking(ask, (BLOB, PAYLOAD), damaging={B})
+        asking(fetch, (BLOB, PAYLOAD), damaging={B})
 
 
 @pytest.mark.parametrize(
-    ("ask", "answers", "seconds"),
-    [
-        (fetch, [], ANSWER_S),
-        (fetch_update, [], ANSWER_S + 20),  # it may wait so long itself
-        (offer, [], ANSWER_S + len(PAYLOAD) / blobs.SLOWEST_BYTES_PER_S),
-        (offer, [wire.Want()], ANSWER_S + len(PAYLOAD) / blobs.SLOWEST_BYTES_PER_S),
-        (fetch, [BLOB], ANSWER_S + len(PAYLOAD) / blobs.SLOWEST_BYTES_PER_S),
-    ],
+    ("answers", "seconds"),
+    [([], ANSWER_S), ([BLOB], ANSWER_S + len(PAYLOAD) / SLOWEST_BYTES_PER_S)],
 )
-def test_one_that_does_not_answer_is_lost(ask, answers, seconds):
+def test_one_that_does_not_answer_is_lost(answers, seconds):
     async def timed(connection):
         with pytest.raises(ConnectionLost, match="does not answer"):
-            await ask(connection)
+            await fetch(connection)
         return now()
 
     assert asking(timed, *answers) == pytest.approx(seconds)
+
+
+def test_who_has_to_wait_itself_is_given_that_time_too():
+    async def main():
+        with pytest.raises(ConnectionLost, match="does not answer"):
+            async with patience(10 * SLOWEST_BYTES_PER_S, waiting_s=5):
+                await asyncio.sleep(1000)
+        return now()
+
+    assert run(main()) == ANSWER_S + 15
 
 
 # --- connections ---------------------------------------------------------------------------------

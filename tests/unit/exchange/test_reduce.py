@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 from tests.unit.exchange.cast import (
-    BOUNDS,
     ROUND,
     A,
     B,
@@ -21,6 +20,7 @@ from tests.unit.virtual import run
 
 from atoll.errors import BadBlobError, RunError
 from atoll.exchange import fp64
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
 from atoll.exchange.reduce import MAX_VERSIONS, Reducer, reduce_slice
 from atoll.ids import RoundId, digest_of
@@ -113,7 +113,7 @@ def test_a_slice_that_does_not_decode_is_refused(tmp_path, codec, payload):
 def test_a_slice_that_is_not_what_was_announced_is_refused(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        with pytest.raises(BadBlobError, match="not what it announced"):
+        with pytest.raises(BadBlobError, match="not what was announced"):
             await one.take(A, 0, SLICES[A][0], SLICES[B][1])
         assert not told
 
@@ -189,7 +189,8 @@ def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
         for peer in SHARES:
             await take(one, peer)
         await one.reduce(JOB)
-        assert await waiting == told.reduced()[0].digest
+        digest, payload = await waiting
+        assert digest == told.reduced()[0].digest == digest_of(payload)
         assert await one.update(round_id=ROUND, roster_version=1, index=0) == await waiting
         assert not other.done()
         open_round(one, 4)
@@ -244,7 +245,8 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
             open_round(one, one.round_id + 1)
 
         store = Interrupted(next_round)
-        one = Reducer(slices=BOUNDS, blobs=store, tell_host=told.append)
+        one = Reducer(blobs=store, tell_host=told.append, buffers=Buffers())
+        open_round(one, ROUND)
         one.codec = Interrupted(next_round)
         await take(one, A)
         assert not told
@@ -261,9 +263,61 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
     run(main())
 
 
-def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
+def test_an_update_is_held_once_it_is_in_the_store(tmp_path):
     async def main():
         one, _ = reducer(tmp_path)
+        key = {"round_id": ROUND, "roster_version": 1, "index": 0}
+        waiting = asyncio.create_task(one.kept(**key))
+        other = asyncio.create_task(one.kept(**{**key, "index": 1}))
+        for peer in SHARES:
+            await take(one, peer)
+        assert not waiting.done()
+        await one.reduce(JOB)
+        digest, payload = await one.update(**key)
+        assert await waiting == await one.kept(**key) == digest
+        assert (tmp_path / digest).read_bytes() == payload
+        assert not other.done()
+        open_round(one, ROUND + 1)
+        assert await other is None
+        assert await one.kept(**key) is None
+
+    run(main())
+
+
+def test_a_reducer_knows_which_slices_of_each_contributor_it_has(tmp_path):
+    async def main():
+        one, _ = reducer(tmp_path)
+        slices = [(1, *encoded(1, 1)), (0, *encoded(1)), (0, *encoded(2))]
+        for index, digest, payload in slices:
+            await one.take(A, index, digest, payload)
+        held = [(named.slice, named.digest) for named in one.held_of(A)]
+        assert held == [(index, slices[k][1]) for k, index in ((1, 0), (2, 0), (0, 1))]
+        assert one.held_of(B) == ()
+        open_round(one, ROUND, own=(1, 2))
+        assert [named.slice for named in one.held_of(A)] == [1]
+        open_round(one, ROUND + 1)
+        assert one.held_of(A) == ()
+
+    run(main())
+
+
+def test_a_round_of_another_fragment_has_slices_of_other_sizes(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path, codec="fp32")
+        open_round(one, ROUND + 1, codec="fp32", sizes=[7, 8, 9])
+        assert [one.expected_bytes(k) for k in range(4)] == [28, 32, 36, None]
+        payload = bytes(36)
+        await one.take(A, 2, digest_of(payload), payload)
+        await one.reduce(replace(job((A, 1.0, digest_of(payload)), index=2), round=ROUND + 1))
+        assert told.reduced()[0].digest == digest_of(payload)
+
+    run(main())
+
+
+def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
+    async def main():
+        one, told = reducer(tmp_path)
+        kept = asyncio.create_task(one.kept(round_id=ROUND, roster_version=1, index=0))
         for peer in SHARES:
             await take(one, peer)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -273,5 +327,10 @@ def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
                 await one.reduce(JOB)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert await one.update(round_id=ROUND, roster_version=1, index=0)
+        assert told.reduced() == []
+        assert not kept.done()
+        open_round(one, ROUND + 1)
+        await kept
 
     run(main())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from filelock import FileLock
-from tests.unit.exchange.cast import A, B, C, D, reducer
+from tests.unit.exchange.cast import A, B, C, D, reducer, server
 from tests.unit.memory import Network
 from tests.unit.virtual import now, run
 
@@ -17,7 +17,6 @@ from atoll.data.manifest import Manifest, Shard
 from atoll.data.shards import Dataset
 from atoll.errors import BadBlobError, DamagedError, PeerError, RunError
 from atoll.exchange.links import Links
-from atoll.exchange.serve import BlobServer
 from atoll.exchange.statesync import fetch_dataset, fetch_state
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
@@ -50,8 +49,9 @@ class Sources:
             return locate(digest)
 
         unused, _ = reducer(tmp_path / f"blobs-{peer[:1]}")
-        server = BlobServer(reducer=unused, locate=[noted])
-        await self.network.transport(peer).listen(server.serve, host="h", port=PORTS[peer])
+        transport = self.network.transport(peer)
+        serving = server(unused, Links(transport), locate=[noted])
+        await transport.listen(serving.serve, host="h", port=PORTS[peer])
 
     def links(self):
         return Links(self.network.transport(A))

@@ -1,0 +1,94 @@
+"""Fetching the updates of a round from the reducers that form them, as they are formed."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from atoll.errors import ProtocolError
+from atoll.exchange.blobs import BlobStore
+from atoll.exchange.codec import Codec
+from atoll.exchange.links import Links, measured, patience, unexpected
+from atoll.exchange.tasks import first_error
+from atoll.ids import Buffer, Digest, RoundId
+from atoll.net import wire
+from atoll.net.transport import Connection
+
+WAIT_S = 20.0  # for updates to be formed, in one request
+UNCHECKED = 4  # updates that may be in checking while the next arrives
+
+Gathered = Callable[[int, Digest, Buffer], None]  # index of a slice, and its update for now
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The updates of one roster of a round; `sizes` are the values of each slice."""
+
+    round: RoundId
+    roster_version: int
+    codec: Codec
+    sizes: tuple[int, ...]
+
+
+async def gather_from(
+    connection: Connection,
+    indices: Sequence[int],
+    *,
+    wanted: Wanted,
+    blobs: BlobStore,
+    links: Links,
+    gathered: Gathered,
+) -> None:
+    """Put these updates into our store, as far as they are formed in time; tell `gathered` of each.
+
+    Raises:
+        PeerError: the reducer is gone, or what it sent is damaged.
+        RunError: our disk is full.
+    """
+    request = wire.FetchUpdates(
+        round=wanted.round,
+        roster_version=wanted.roster_version,
+        slices=tuple(indices),
+        seconds=WAIT_S,
+    )
+    checking = asyncio.Semaphore(UNCHECKED)
+
+    async def keep(index: int, digest: Digest, payload: bytearray) -> None:
+        await asyncio.to_thread(_keep, payload, digest, wanted.sizes[index], wanted.codec, blobs)
+        checking.release()
+        gathered(index, digest, payload)
+        links.buffers.give(payload)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            async with patience(0):
+                await connection.send(request)
+            for index in indices:
+                update = await _next(connection, index, wanted)
+                if update is None:
+                    break
+                async with patience(update.num_bytes):
+                    payload = links.buffers.take(update.num_bytes)
+                    with measured(links.downlink, update.num_bytes):
+                        await connection.receive_payload(update.num_bytes, memoryview(payload))
+                await checking.acquire()
+                group.create_task(keep(index, update.digest, payload))
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Update | None:
+    """Return the announcement of the next update; None: it was not formed in time."""
+    async with patience(0, waiting_s=WAIT_S):
+        answer = await connection.receive()
+    if isinstance(answer, wire.Missing):
+        return None
+    if not isinstance(answer, wire.Update) or answer.slice != index:
+        raise unexpected(answer)
+    if answer.num_bytes != wanted.codec.encoded_bytes(wanted.sizes[index]):
+        raise ProtocolError(f"the update of slice {index} has {answer.num_bytes} bytes")
+    return answer
+
+
+def _keep(payload: Buffer, digest: Digest, num_values: int, codec: Codec, blobs: BlobStore) -> None:
+    codec.check(payload, num_values)
+    blobs.put(digest, payload)

@@ -1,0 +1,77 @@
+"""Which pace each connection has while flows begin and end."""
+
+from contextlib import ExitStack
+from math import inf
+
+import pytest
+from tests.unit.exchange.cast import A, B
+from tests.unit.memory import Network, pair
+
+from atoll.exchange.uplink import HEADROOM, STATE, UNPACED_BYTES_PER_S, Uplink
+
+RATE = 1e6
+
+
+def connections(count):
+    return [pair(Network(), A, B)[0] for _ in range(count)]
+
+
+def test_those_that_send_share_the_line_anew_when_one_begins_or_ends():
+    uplink = Uplink(lambda: RATE)
+    one, other = connections(2)
+    with uplink.flow(one):
+        assert one.paced == HEADROOM * RATE
+        with uplink.flow(other):
+            assert one.paced == other.paced == HEADROOM * RATE / 2
+        assert one.paced == HEADROOM * RATE
+    with uplink.flow(other):
+        assert other.paced == HEADROOM * RATE
+
+
+def test_what_joiners_fetch_goes_at_a_tenth_of_the_pace_of_the_round():
+    uplink = Uplink(lambda: RATE)
+    ours = connections(3)
+    with ExitStack() as flows:
+        for connection, weight in zip(ours, (1.0, 1.0, STATE), strict=True):
+            flows.enter_context(uplink.flow(connection, weight=weight))
+        assert ours[0].paced == ours[1].paced == pytest.approx(10 * ours[2].paced)
+        assert sum(connection.paced for connection in ours) == pytest.approx(HEADROOM * RATE)
+
+
+def test_one_that_fails_gives_its_share_back():
+    uplink = Uplink(lambda: RATE)
+    one, other = connections(2)
+    with uplink.flow(one):
+        with pytest.raises(OSError, match="gone"), uplink.flow(other):
+            raise OSError("gone")
+        assert one.paced == HEADROOM * RATE
+
+
+def test_a_line_of_which_nothing_is_known_is_not_paced():
+    uplink = Uplink(lambda: None)
+    one, other = connections(2)
+    with uplink.flow(one), uplink.flow(other):
+        assert one.paced is None
+        assert other.paced is None
+
+
+def test_a_very_fast_line_is_not_paced_any_more():
+    rate = RATE
+    uplink = Uplink(lambda: rate)
+    (one,) = connections(1)
+    with uplink.flow(one):
+        assert one.paced == HEADROOM * RATE
+    rate = 1.01 * UNPACED_BYTES_PER_S
+    with uplink.flow(one):
+        assert one.paced == inf
+
+
+def test_the_newest_rate_counts_for_those_that_send_already():
+    rate = None
+    uplink = Uplink(lambda: rate)
+    one, other = connections(2)
+    with uplink.flow(one):
+        assert one.paced is None
+        rate = RATE
+        with uplink.flow(other):
+            assert one.paced == other.paced == HEADROOM * RATE / 2
