@@ -10,6 +10,7 @@ from atoll.data.shards import Dataset
 from atoll.events import RoundCommitted, StateAgreed
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.model.shapes import num_parameters
 from atoll.net import records
@@ -27,7 +28,7 @@ def long_config(config):
 
 def loss_of(params_N, config, dataset) -> float:
     model = Llama(config.model)
-    load_flat_(model, params_N)
+    load_flat_(model, params_N, layout_of(config))
     batches = Batches(dataset, seed=config.seed)
     return validation_loss(model, batches, batch_sequences=16, num_samples=64)
 
@@ -45,7 +46,7 @@ def test_three_peers_ten_rounds(cluster, long_config):
     genesis = cluster.records(records.Genesis)[0]
     dataset = Dataset.open(cluster.cache / genesis.dataset)
     initial_N = np.zeros(num_parameters(long_config.model), dtype=np.float32)
-    fill_initial_(initial_N, long_config.model, seed=long_config.seed)
+    fill_initial_(initial_N, layout_of(long_config), seed=long_config.seed)
     before = loss_of(initial_N, long_config, dataset)
     after = loss_of(state_on_disk(cluster, "anna", long_config).params_N, long_config, dataset)
     assert after < before - MARGIN_NATS

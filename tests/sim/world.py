@@ -158,7 +158,7 @@ class World:
     # --- the host -------------------------------------------------------------------------------
 
     def start_host(self) -> None:
-        self.host = decisions.replay(self.journal, slice_bytes=(1,) * NUM_SLICES, now=self.now)
+        self.host = decisions.replay(self.journal, slice_bytes=((1,) * NUM_SLICES,), now=self.now)
         self.tick(self.host)
 
     def crash_host(self) -> None:
@@ -473,7 +473,7 @@ class World:
         assert len(holders) >= min(2, len(able)), f"seed {self.seed}: one disk alone has it"
 
     def book(self) -> leases.LeaseBook:
-        return decisions.replay(self.journal, slice_bytes=(1,) * NUM_SLICES).book
+        return decisions.replay(self.journal, slice_bytes=((1,) * NUM_SLICES,)).book
 
 
 def run_of(world: World) -> list[RoundId]:

@@ -109,6 +109,7 @@ async def _join(invite: Invite | None, peer: PeerConfig) -> None:
     limits = Limits(
         upload_bytes_per_s=peer.max_upload_bytes_per_s,
         download_bytes_per_s=peer.max_download_bytes_per_s,
+        congestion=peer.congestion,
     )
     transport = TcpTransport(home.identity, limits)
     agent = Agent(home, peer, transport=transport, trains=True, emit=log.emit)

@@ -17,6 +17,7 @@ from atoll.events import Stamped, read_events
 from atoll.host.journal import read_entries
 from atoll.host.overview import Overview, PeerView, overview
 from atoll.host.setup import JOURNAL_FILE
+from atoll.traffic import Traffic
 from atoll.units import format_bytes, format_count, format_seconds
 
 CURVE_COLUMNS = 60
@@ -67,7 +68,8 @@ def _print_run(view: Overview) -> None:
         f"run      {view.name}, {view.run[:12]}",
         f"rounds   {view.committed} of {view.rounds} committed; {state}",
         f"tokens   {format_count(view.num_tokens)}",
-        f"updates  {format_bytes(view.update_bytes)}",
+        f"bytes    {_traffic(view.traffic)}",
+        f"bits     {view.bits:.3f} sent for each parameter and inner step",
         f"peers    {num_in} in, {len(view.peers)} ever",
     ]
     if view.losses:
@@ -76,8 +78,30 @@ def _print_run(view: Overview) -> None:
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
+def _traffic(traffic: Traffic) -> str:
+    parts = {
+        "contributions": traffic.contributions_sent,
+        "updates": traffic.updates_sent,
+        "states": traffic.state_sent,
+        "control": traffic.control_sent,
+    }
+    return ", ".join(f"{format_bytes(num_bytes)} of {kind}" for kind, num_bytes in parts.items())
+
+
 def _print_peers(view: Overview, *, now: float) -> None:
-    titles = ("peer", "name", "in", "rounds", "tokens", "share", "loss", "tokens/s", "last seen")
+    titles = (
+        "peer",
+        "name",
+        "in",
+        "rounds",
+        "tokens",
+        "share",
+        "loss",
+        "tokens/s",
+        "sent",
+        "received",
+        "last seen",
+    )
     rows = [_row(peer, now=now) for peer in view.peers]
     if not console.is_terminal:
         for row in rows:
@@ -102,5 +126,7 @@ def _row(peer: PeerView, *, now: float) -> tuple[str, ...]:
         f"{peer.token_share:.0%}",
         f"{peer.loss:.3f}" if peer.rounds else "-",
         format_count(peer.tokens_per_s) if peer.tokens_per_s else "-",
+        format_bytes(peer.traffic.sent),
+        format_bytes(peer.traffic.received),
         f"{format_seconds(max(0.0, now - peer.seen_at))} ago" if peer.seen_at else "never",
     )

@@ -160,14 +160,12 @@ class Story:
     def hear_peer(self, name: str, line: Stamped) -> None:
         actor, at = self._actor(name), line.at
         match line.event:
-            case events.PhaseTimed(phase="sent", num_bytes=num_bytes):
-                actor.num_sent += num_bytes
-            case events.PhaseTimed(phase="received", num_bytes=num_bytes):
-                actor.num_received += num_bytes
+            case events.BytesMoved(traffic=traffic):
+                actor.num_sent += traffic.sent
+                actor.num_received += traffic.received
             case events.PhaseTimed(phase="outer_step", round=round_id) if round_id < self.committed:
                 self.say(f"{name} catches up: round {round_id}", at=at)
             case events.StateSynced(round=round_id, num_bytes=num_bytes, seconds=seconds):
-                actor.num_received += num_bytes
                 size, time = format_bytes(num_bytes), format_seconds(seconds)
                 self.say(f"{name} fetched state {round_id}: {size} in {time}", at=at)
             case events.TrainerDied(reason=reason):

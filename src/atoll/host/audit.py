@@ -16,11 +16,12 @@ from typing import TypeAlias
 from atoll.config import RunConfig, load_run_config, parse_canonical, run_digest
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.exchange.codec import CODECS
+from atoll.exchange.step import slices_of
 from atoll.host.journal import read_entries
 from atoll.host.retrace import Retraced, retrace
 from atoll.host.setup import JOURNAL_FILE
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
-from atoll.model.shapes import num_parameters
+from atoll.model.layout import layout_of
 from atoll.net.authority import Authority
 from atoll.net.identity import verify
 from atoll.net.records import (
@@ -33,7 +34,6 @@ from atoll.net.records import (
     Record,
     Released,
 )
-from atoll.outer.layout import slice_bounds
 from atoll.outer.saved import saved_rounds
 
 SHARE_TOLERANCE = 1e-9  # of a sum of thousands of shares, each rounded
@@ -229,8 +229,10 @@ def _fault_of(commit: Committed, config: RunConfig, members: set[PeerId]) -> str
     if (commit.codec, commit.update_codec) != (config.sync.codec, config.sync.update_codec):
         return f"its codecs {commit.codec} and {commit.update_codec} are not those of the run"
     codec = CODECS[commit.update_codec]
-    bounds = slice_bounds(num_parameters(config.model))
-    sizes = [codec.encoded_bytes(stop - start) for start, stop in bounds]
+    layout = layout_of(config)
+    if commit.fragment != layout.fragment_of(commit.round).index:
+        return f"it is not the turn of fragment {commit.fragment}"
+    sizes = [codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, commit.round)]
     if [update.num_bytes for update in commit.updates] != sizes:
         return "its updates are not one for each slice"
     return ""

@@ -15,12 +15,14 @@ from atoll.host.state import (
     Run,
     closed_message,
     is_ready,
+    num_samples,
     num_tokens,
     plan_for,
     plan_report,
     present,
     reduce_job,
     reducers,
+    shares_of_work,
 )
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import records, wire
@@ -58,8 +60,12 @@ def _agree(run: Run) -> list[Effect]:
         return []
     run.agreed[round_id] = best
     peers = tuple(peer for peer, state in reports.items() if state == best)
+    traffic = tuple(
+        records.PeerTraffic(peer=peer, traffic=moved) for peer, moved in sorted(run.traffic.items())
+    )
+    run.traffic = {}
     effects: list[Effect] = [
-        Append((records.Agreed(round=round_id, state=best, peers=peers),)),
+        Append((records.Agreed(round=round_id, state=best, peers=peers, traffic=traffic),)),
         Report(events.StateAgreed(round=round_id, digest=best, peers=peers)),
     ]
     for peer, state in reports.items():
@@ -70,7 +76,7 @@ def _agree(run: Run) -> list[Effect]:
 
 def resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Effect]:
     """Tell the peer to fetch the newest agreed state, and count it out until it has."""
-    newest = max(run.agreed)
+    newest = run.newest_base
     run.membership.report(peer, round_id=INITIAL, state=None)
     differs = events.StateDiffers(
         round=round_id, peer=peer, digest=state, agreed=run.agreed[round_id]
@@ -89,8 +95,9 @@ def _free_departed(run: Run) -> list[Effect]:
         if run.round is not None:
             run.round.claims.pop(peer, None)
         ids = tuple(lease.id for lease in leases.held_by(run.book, peer))
-        if ids:
+        if ids or any(run.fresh.get(peer, ())):
             run.book = leases.release(run.book, ids)
+            run.fresh.pop(peer, None)
             freed.append(records.Released(peer=peer, leases=ids, reason="its holder is gone"))
     return [Append(tuple(freed))] if freed else []
 
@@ -117,7 +124,8 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     if not chosen:
         return []
     run.ready_at = None
-    assignment = plan.assign(run.num_slices, chosen)
+    num_slices = len(run.slice_bytes[run.fragment_of(run.next_round)])
+    assignment = plan.assign_by_shares(num_slices, shares_of_work(run, chosen))
     # No version is used twice, also not by the host process that goes on with a round.
     run.num_planned += 1
     version = run.num_planned << 12
@@ -142,15 +150,28 @@ def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
     member = run.membership.get(peer)
     if member is not None and member.trains:
         rnd.invited.add(peer)
-        held = leases.held_by(run.book, peer)
-        wanted = run.config.samples_per_round - sum(lease.stop - lease.start for lease in held)
-        if wanted > 0:
-            run.book, granted = leases.grant(run.book, peer, num_samples=wanted)
-            effects.append(Append((records.Leased(peer=peer, leases=granted),)))
+        effects += _lease(run, rnd, peer)
     effects.append(Send(peer, plan_for(run, rnd, peer)))
     if rnd.phase is rounds.Phase.REDUCE:
         effects.append(Send(peer, closed_message(rnd)))
     return effects
+
+
+def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
+    """Give the peer what it lacks of the work for this round; overlapped, and for the next one.
+
+    A grant fills up the work of one round, so a contribution can end where a lease does.
+    """
+    sync, per_round = run.config.sync, run.config.samples_per_round
+    num_rounds = min(2, sync.rounds - rnd.id + 1) if sync.mode == "overlap" else 1
+    lacking = num_rounds * per_round - num_samples(run, peer)
+    granted_now = []
+    while lacking > 0:
+        size = (lacking - 1) % per_round + 1
+        run.book, granted = leases.grant(run.book, peer, num_samples=size)
+        granted_now.append(records.Leased(peer=peer, leases=granted))
+        lacking -= size
+    return [Append(tuple(granted_now))] if granted_now else []
 
 
 def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
@@ -173,14 +194,19 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
 def _close(
     run: Run, rnd: Round, peers: tuple[PeerId, ...], reason: str, *, now: float
 ) -> list[Effect]:
-    tokens = {peer: num_tokens(run, peer, rnd.claims[peer]) for peer in peers}
-    roster = rounds.roster_of(rnd, peers, num_tokens=tokens, policy=run.config.sync)
+    roster = rounds.roster_of(
+        rnd,
+        peers,
+        num_tokens={peer: num_tokens(run, peer, rnd.claims[peer]) for peer in peers},
+        fresh_tokens={peer: run.fresh_tokens(peer, rnd.id) for peer in peers},
+        policy=run.config.sync,
+    )
     rounds.close(rnd, roster, now=now)
     missing = tuple(sorted(rnd.waited - set(peers)))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
     effects: list[Effect] = [Report(closed)]
     effects += [Send(m.peer, closed_message(rnd)) for m in run.membership.connected()]
-    return effects + [reduce_job(rnd, k) for k in range(run.num_slices)]
+    return effects + [reduce_job(rnd, k) for k in range(len(rnd.assignment))]
 
 
 def _replace(
@@ -205,17 +231,17 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     entries = tuple(_roster_entry(rnd, share) for share in rnd.roster)
     updates = tuple(
         records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=num_bytes)
-        for k, num_bytes in enumerate(run.slice_bytes)
+        for k, num_bytes in enumerate(run.slice_bytes[run.fragment_of(rnd.id)])
     )
     record = records.Committed(
         round=rnd.id,
-        fragment=0,
+        fragment=run.fragment_of(rnd.id),
         codec=run.config.sync.codec,
         update_codec=run.config.sync.update_codec,
         roster=entries,
         updates=updates,
     )
-    run.book = leases.commit(run.book, [i for entry in entries for i in entry.leases])
+    run.note_committed(record)
     before, run.committed, run.round = run.committed, rnd.id, None
     tokens = sum(entry.num_tokens for entry in entries)
     report = events.RoundCommitted(

@@ -9,6 +9,7 @@ is gone has none; if it comes back, it starts from the committed state. No clock
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from atoll.config import SyncConfig
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
@@ -28,6 +29,8 @@ class Member:
     heard_at: float = 0.0
     round: RoundId = INITIAL  # the state that it reported last
     state: Digest | None = None
+    up: float | None = None  # bytes per second that its line carries, as it measures
+    down: float | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +71,12 @@ class Membership:
         if member := self.members.get(peer):
             device = device or member.device
             self.members[peer] = replace(member, round=round_id, state=state, device=device)
+
+    def measure(self, peer: PeerId, *, up: float, down: float) -> None:
+        """Note how fast the member's line is; what is no rate is none."""
+        if member := self.members.get(peer):
+            rates = [rate if isfinite(rate) and rate > 0 else None for rate in (up, down)]
+            self.members[peer] = replace(member, up=rates[0], down=rates[1])
 
     def lose(self, peer: PeerId, *, now: float) -> None:
         """Note that the member's connection ended: it is away."""

@@ -6,13 +6,15 @@ how fast they train, when they were last heard of.
 
 from collections.abc import Iterable
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
 from atoll.events import Stamped
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
+from atoll.model.shapes import num_parameters
 from atoll.net.records import Admitted, Agreed, Committed, Genesis, Record
+from atoll.traffic import Traffic
 
 
 class PeerView(Struct, kw_only=True):
@@ -26,6 +28,7 @@ class PeerView(Struct, kw_only=True):
     token_share: float = 0.0  # of all committed tokens
     loss: float = 0.0  # of its newest contribution that was committed
     tokens_per_s: float = 0.0
+    traffic: Traffic = field(default_factory=Traffic)
     seen_at: float = 0.0
 
 
@@ -37,7 +40,9 @@ class Overview(Struct, kw_only=True):
     agreed: RoundId = INITIAL
     agreed_state: Digest | None = None
     num_tokens: int = 0
-    update_bytes: int = 0
+    traffic: Traffic = field(default_factory=Traffic)  # of all members, the built-in one too
+    bits: float = 0.0  # sent for contributions and updates, for each parameter and inner step
+    num_steps: int = 0  # inner steps, of all peers
     losses: list[float]  # mean loss of rounds 1, 2, ...
     peers: list[PeerView]
     seen_at: float = 0.0  # the newest event
@@ -61,6 +66,8 @@ def overview(records: Iterable[Record], stamped: Iterable[Stamped]) -> Overview:
     view.peers = list(peers.values())
     for peer in view.peers:
         peer.token_share = peer.num_tokens / max(1, view.num_tokens)
+    sent = view.traffic.contributions_sent + view.traffic.updates_sent
+    view.bits = 8 * sent / max(1, num_parameters(config.model) * view.num_steps)
     return view
 
 
@@ -68,13 +75,17 @@ def _note_record(view: Overview, peers: dict[PeerId, PeerView], record: Record) 
     match record:
         case Admitted(peer=peer, name=name):
             peers[peer] = PeerView(peer=peer, name=name)
-        case Agreed(round=round_id, state=state):
+        case Agreed(round=round_id, state=state, traffic=traffic):
             view.agreed, view.agreed_state = round_id, state
-        case Committed(round=round_id, roster=roster, updates=updates):
+            for each in traffic:
+                view.traffic += each.traffic
+                if each.peer in peers:  # the built-in member was admitted by nobody
+                    peers[each.peer].traffic += each.traffic
+        case Committed(round=round_id, roster=roster):
             num_tokens = sum(entry.num_tokens for entry in roster)
             view.committed = round_id
             view.num_tokens += num_tokens
-            view.update_bytes += sum(update.num_bytes for update in updates)
+            view.num_steps += sum(entry.num_steps for entry in roster)
             view.losses.append(sum(e.mean_loss * e.num_tokens for e in roster) / max(1, num_tokens))
             for entry in roster:
                 peers[entry.peer].rounds += 1

@@ -17,7 +17,7 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.step import apply_updates_
 from atoll.ids import INITIAL, Digest, RoundId, digest_of
 from atoll.model.initial import fill_initial_
-from atoll.model.shapes import num_parameters
+from atoll.model.layout import layout_of
 from atoll.net.records import Committed
 from atoll.outer.manifest import manifest_of
 from atoll.outer.saved import read_saved
@@ -73,8 +73,9 @@ class _Walk:
 
     def begin(self) -> None:
         """Compute state 0, a function of the config."""
-        params_N = np.empty(num_parameters(self._config.model), np.float32)
-        fill_initial_(params_N, self._config.model, seed=self._config.seed)
+        layout = layout_of(self._config)
+        params_N = np.empty(layout.num_values, np.float32)
+        fill_initial_(params_N, layout, seed=self._config.seed)
         self._state = PeerState.initial(params_N)
         self._compare(INITIAL)
 
@@ -89,7 +90,8 @@ class _Walk:
         if self._state is None:
             return
         codec = CODECS[commit.update_codec]
-        apply_updates_(self._state, whole, codec=codec, outer=self._config.outer)
+        layout, outer = layout_of(self._config), self._config.outer
+        apply_updates_(self._state, whole, codec=codec, outer=outer, layout=layout)
         self._compare(commit.round)
 
     def meet_saved(self, round_id: RoundId) -> None:

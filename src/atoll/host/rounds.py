@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil, isfinite, sqrt
+from types import MappingProxyType
 from typing import TypeAlias
 
 from atoll.config import SyncConfig
@@ -202,14 +203,23 @@ def is_complete(rnd: Round, peer: PeerId) -> bool:
 
 
 def roster_of(
-    rnd: Round, peers: tuple[PeerId, ...], *, num_tokens: Mapping[PeerId, int], policy: SyncConfig
+    rnd: Round,
+    peers: tuple[PeerId, ...],
+    *,
+    num_tokens: Mapping[PeerId, int],
+    fresh_tokens: Mapping[PeerId, int] = MappingProxyType({}),
+    policy: SyncConfig,
 ) -> tuple[wire.Share, ...]:
-    """Return the roster of these contributors; weights come from leases and measured norms."""
+    """Return the roster of these contributors; weights come from leases and measured norms.
+
+    `num_tokens` are those of the leases that each names; `fresh_tokens` those of its earlier leases
+    that this fragment does not contain yet.
+    """
     norms = {peer: rnd.norms[peer] for peer in peers}
-    tokens = {peer: num_tokens[peer] for peer in peers}
-    shares = plan.shares(tokens, norms, clip_to_median=policy.clip_to_median)
+    weights = {peer: num_tokens[peer] + fresh_tokens.get(peer, 0) for peer in peers}
+    shares = plan.shares(weights, norms, clip_to_median=policy.clip_to_median)
     return tuple(
-        wire.Share(peer=peer, share=share, num_tokens=tokens[peer])
+        wire.Share(peer=peer, share=share, num_tokens=num_tokens[peer])
         for peer, share in shares.items()
     )
 

@@ -21,6 +21,7 @@ from atoll.host.rounds import Round
 from atoll.host.state import Run, base_for, has_newest, sources
 from atoll.ids import PeerId
 from atoll.net import records, wire
+from atoll.traffic import Traffic
 
 
 def config_of(history: list[records.Record]) -> RunConfig:
@@ -31,11 +32,17 @@ def config_of(history: list[records.Record]) -> RunConfig:
 
 
 def replay(
-    entries: Iterable[records.Record], *, slice_bytes: tuple[int, ...], now: float = 0.0
+    entries: Iterable[records.Record],
+    *,
+    slice_bytes: tuple[tuple[int, ...], ...],
+    contribution_bytes: tuple[int, ...] = (),
+    now: float = 0.0,
 ) -> Run:
     """Return the run that these records, a whole journal, tell of.
 
     Nobody is connected; whoever holds leases is away since `now`, and has the usual time to return.
+    `slice_bytes` are those of each update of each fragment, `contribution_bytes` those of a whole
+    contribution to each, where they differ.
     """
     run: Run | None = None
     for record in entries:
@@ -45,6 +52,7 @@ def replay(
                 dataset=record.dataset,
                 built_in=record.built_in,
                 slice_bytes=slice_bytes,
+                contribution_bytes=contribution_bytes or tuple(map(sum, slice_bytes)),
             )
         assert run is not None, "a journal begins with its genesis"
         _replay_one(run, record)
@@ -63,12 +71,13 @@ def _replay_one(run: Run, record: records.Record) -> None:
             num_samples = sum(lease.stop - lease.start for lease in granted)
             run.book, again = leases.grant(run.book, peer, num_samples=num_samples)
             assert again == granted, "grants are a function of the journal"
-        case records.Released(leases=ids):
+        case records.Released(peer=peer, leases=ids):
             run.book = leases.release(run.book, ids)
+            run.fresh.pop(peer, None)
         case records.Planned():
             run.num_planned += 1
-        case records.Committed(round=round_id, roster=roster):
-            run.book = leases.commit(run.book, [i for entry in roster for i in entry.leases])
+        case records.Committed(round=round_id):
+            run.note_committed(record)
             run.committed = round_id
         case records.Agreed(round=round_id, state=state):
             run.agreed[round_id] = state
@@ -85,8 +94,9 @@ def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list
         return [Send(peer, wire.Refused(reason=reason, hint=hint)), Drop(peer, reason)]
     run.membership.enter(member, now=now)
     run.departed.discard(peer)
-    held = leases.held_by(run.book, peer)
     base_round, base_state = base_for(run, hello)
+    # The commits that it has not heard of follow, and settle what they committed of its leases.
+    held = run.held_at(peer, base_round)
     welcome = wire.Welcome(
         committed=run.committed,
         base_round=base_round,
@@ -188,8 +198,11 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
     round_id, state = message.round, message.state
     if not 0 <= round_id <= run.committed:
         return [Drop(peer, f"it says that it is at round {round_id}")]
+    if message.traffic.sent or message.traffic.received:
+        run.traffic[peer] = run.traffic.get(peer, Traffic()) + message.traffic
     before = run.membership.get(peer)
     run.membership.report(peer, round_id=round_id, state=state, device=message.device)
+    run.membership.measure(peer, up=message.up_bytes_per_s, down=message.down_bytes_per_s)
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
         return resync(run, peer, round_id, state)

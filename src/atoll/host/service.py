@@ -16,6 +16,7 @@ from atoll.config import RunConfig, canonical, run_digest
 from atoll.errors import PeerError, RunError
 from atoll.events import Emit, HostStarted, Stopped
 from atoll.exchange.codec import CODECS
+from atoll.exchange.step import slices_of
 from atoll.host import run as decisions
 from atoll.host.admission import Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
@@ -23,14 +24,13 @@ from atoll.host.journal import Journal
 from atoll.host.membership import Member
 from atoll.host.state import Run
 from atoll.ids import Digest, PeerId, RoundId, peer_id_of
-from atoll.model.shapes import num_parameters
+from atoll.model.layout import layout_of
 from atoll.net import wire
 from atoll.net.authority import Authority
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite, new_token, token_digest
 from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record
 from atoll.net.transport import Connection, Transport
-from atoll.outer.layout import slice_bounds
 
 TICK_S = 0.1
 HELLO_S = 10.0  # for a member to say what it wants
@@ -117,7 +117,13 @@ class Host:
     def _replay(self, *, now: float) -> Run:
         history = [entry.record for entry in self._journal.entries]
         config = decisions.config_of(history)
-        return decisions.replay(history, slice_bytes=_slice_bytes(config), now=now)
+        sync = config.sync
+        return decisions.replay(
+            history,
+            slice_bytes=_slice_bytes(config, sync.update_codec),
+            contribution_bytes=tuple(map(sum, _slice_bytes(config, sync.codec))),
+            now=now,
+        )
 
     def make_invite(self, *, uses: int, valid_s: float) -> str:
         """Return the line that a newcomer pastes; it works from now on."""
@@ -365,7 +371,12 @@ class Host:
         return asyncio.get_running_loop().time()
 
 
-def _slice_bytes(config: RunConfig) -> tuple[int, ...]:
-    codec = CODECS[config.sync.update_codec]
-    bounds = slice_bounds(num_parameters(config.model))
-    return tuple(codec.encoded_bytes(stop - start) for start, stop in bounds)
+def _slice_bytes(config: RunConfig, codec_name: str) -> tuple[tuple[int, ...], ...]:
+    """Return how long the encoded slices of each fragment are."""
+    codec = CODECS[codec_name]
+    layout = layout_of(config)
+    first_turns = (RoundId(index + 1) for index in range(len(layout.fragments)))
+    return tuple(
+        tuple(codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, round_id))
+        for round_id in first_turns
+    )

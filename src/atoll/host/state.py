@@ -14,8 +14,9 @@ from atoll.exchange import plan
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Membership
 from atoll.host.rounds import NOBODY, Present, Round
-from atoll.ids import INITIAL, Digest, PeerId, RoundId
-from atoll.net import wire
+from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
+from atoll.net import records, wire
+from atoll.traffic import Traffic
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
 
@@ -25,20 +26,22 @@ class Run:
     config: RunConfig
     dataset: Digest
     built_in: PeerId
-    slice_bytes: tuple[int, ...]  # how long the update of each slice is, encoded
+    slice_bytes: tuple[tuple[int, ...], ...]  # of each fragment: how long its encoded updates are
+    contribution_bytes: tuple[int, ...]  # of each fragment: how long a contribution is
     membership: Membership = field(default_factory=Membership)
     book: LeaseBook = field(default_factory=LeaseBook)
     committed: RoundId = INITIAL
     agreed: dict[RoundId, Digest] = field(default_factory=dict)
     round: Round | None = None
     ready_at: float | None = None  # since when enough peers are ready for the next round
+    # Of each peer and fragment: tokens that were committed, but with other fragments only so far.
+    fresh: dict[PeerId, tuple[int, ...]] = field(default_factory=dict)
+    # Of the last rounds: the leases that they committed. Whoever has not heard of that holds them.
+    settled: dict[RoundId, dict[PeerId, tuple[Lease, ...]]] = field(default_factory=dict)
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
+    traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
     started_at: float = 0.0
-
-    @property
-    def num_slices(self) -> int:
-        return len(self.slice_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -47,6 +50,54 @@ class Run:
     @property
     def next_round(self) -> RoundId:
         return RoundId(self.committed + 1)
+
+    def fragment_of(self, round_id: RoundId) -> int:
+        """Return which fragment the round synchronises: one after the other, over and over."""
+        return (round_id - 1) % len(self.slice_bytes)
+
+    def fresh_tokens(self, peer: PeerId, round_id: RoundId) -> int:
+        """Return what the peer trained on since its contribution to this fragment before this one.
+
+        Not counting the leases that it names now: those are in no commit yet.
+        """
+        held = self.fresh.get(peer)
+        return 0 if held is None else held[self.fragment_of(round_id)]
+
+    def note_committed(self, record: records.Committed) -> None:
+        """Make the leases of a round's roster committed.
+
+        Note which work the fragment of the round now contains, and which others still lack.
+        """
+        self.settled[record.round] = {
+            entry.peer: tuple(
+                lease for lease in leases.held_by(self.book, entry.peer) if lease.id in entry.leases
+            )
+            for entry in record.roster
+        }
+        self.settled.pop(RoundId(record.round - REPLAY_ROUNDS * len(self.slice_bytes)), None)
+        self.book = leases.commit(self.book, [i for e in record.roster for i in e.leases])
+        for entry in record.roster:
+            before = self.fresh.get(entry.peer, (0,) * len(self.slice_bytes))
+            self.fresh[entry.peer] = tuple(
+                0 if index == record.fragment else tokens + entry.num_tokens
+                for index, tokens in enumerate(before)
+            )
+
+    def held_at(self, peer: PeerId, round_id: RoundId) -> tuple[Lease, ...]:
+        """Return the leases that the peer holds as far as it knows after the commit of a round."""
+        unheard = [
+            lease
+            for later, rosters in self.settled.items()
+            if later > round_id
+            for lease in rosters.get(peer, ())
+        ]
+        return (*unheard, *leases.held_by(self.book, peer))
+
+    @property
+    def newest_base(self) -> RoundId:
+        """The newest agreed state that members keep: one for each turn of all fragments."""
+        every = len(self.slice_bytes)
+        return max(r for r in self.agreed if r % every == 0 or r == self.config.sync.rounds)
 
 
 def is_ready(run: Run, peer: PeerId) -> bool:
@@ -80,10 +131,10 @@ def present(run: Run) -> Present:
 def base_for(run: Run, hello: wire.Hello) -> tuple[RoundId, Digest]:
     """Return the state that the peer starts to catch up from: its own if that is any good."""
     agreed = run.agreed.get(hello.round)
-    near = run.committed - hello.round <= REPLAY_ROUNDS
+    near = run.committed - hello.round <= REPLAY_ROUNDS * len(run.slice_bytes)
     if not run.agreed or (near and agreed in (None, hello.state)):
         return hello.round, hello.state
-    newest = max(run.agreed)
+    newest = run.newest_base
     return newest, run.agreed[newest]
 
 
@@ -99,6 +150,27 @@ def reducers(run: Run, *, without: Collection[PeerId] = ()) -> list[PeerId]:
     return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
 
 
+def shares_of_work(run: Run, chosen: Collection[PeerId]) -> dict[PeerId, float]:
+    """Return how much of the next round each of these reducers should reduce, by their lines."""
+    fragment = run.fragment_of(run.next_round)
+    lines = [
+        plan.Link(
+            peer=m.peer,
+            up=m.up,
+            down=m.down,
+            contributes=m.trains,
+            reduces=m.peer in chosen,
+        )
+        for m in run.membership.connected()
+        if m.peer in chosen or is_ready(run, m.peer)
+    ]
+    return plan.shares_of_work(
+        lines,
+        contribution_bytes=run.contribution_bytes[fragment],
+        update_bytes=sum(run.slice_bytes[fragment]),
+    )
+
+
 def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
     addresses = {m.peer: m.address for m in run.membership.connected() if m.address is not None}
     member = run.membership.get(peer)
@@ -106,8 +178,8 @@ def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
     return wire.Plan(
         round=rnd.id,
         version=rnd.version,
-        fragment=0,
-        first_step=(rnd.id - 1) * run.config.sync.inner_steps,
+        fragment=run.fragment_of(rnd.id),
+        first_step=(rnd.id - 1) * run.config.steps_per_round,
         codec=run.config.sync.codec,
         update_codec=run.config.sync.update_codec,
         reductions=tuple(
@@ -133,6 +205,11 @@ def reduce_job(rnd: Round, k: int) -> Effect:
     )
     job = wire.Reduce(round=rnd.id, roster_version=rnd.roster_version, slice=k, inputs=inputs)
     return Send(rnd.assignment[k], job)
+
+
+def num_samples(run: Run, peer: PeerId) -> int:
+    """Return how many samples the peer leases."""
+    return sum(lease.stop - lease.start for lease in leases.held_by(run.book, peer))
 
 
 def num_tokens(run: Run, peer: PeerId, claim: wire.Contribution) -> int:

@@ -73,7 +73,11 @@ class Agent:
             RunError: this machine cannot go on; what is on its disk is intact.
         """
         member, sync = self._member, self._home.config.sync
-        server = BlobServer(reducer=member.reducer, locate=self._locators())
+        server = BlobServer(
+            reducer=member.reducer,
+            locate=self._locators(),
+            links=member.links,
+        )
         listener = await self._transport.listen(
             server.serve, host=self._peer.listen_host, port=self._peer.listen_port
         )
@@ -110,17 +114,17 @@ class Agent:
             except StateDiffers:
                 pass  # the loop begins with fetching the right one
             except BadUpdateError as error:
-                member.warn(f"our own parameters are not fit to be shared: {error}")
+                member.accounts.warn(f"our own parameters are not fit to be shared: {error}")
                 self._board.reset = True
-                if member.training is not None:
-                    await member.training.note_bad_work(error)
+                if member.local is not None:
+                    await member.local.training.note_bad_work(error)
             except PeerError as error:
                 if self._board.stop is not None and self._board.stop.complete:
                     raise RunError(
                         f"the run is complete, but its last state cannot be had: {error}",
                         hint="ask its operator for an export of the model",
                     ) from error
-                member.warn(f"cannot catch up yet: {error}")
+                member.accounts.warn(f"cannot catch up yet: {error}")
                 self._lost_state = True
                 await asyncio.sleep(RETRY_S)
                 # Last: where rounds are short, the state that the host now names is soon replaced.
@@ -153,7 +157,7 @@ class Agent:
     async def _prepare(self) -> None:
         """Get the dataset and start the trainer, if we train."""
         member = self._member
-        if member.training is None:
+        if member.local is None:
             member.report_state()
             return
         assert self._board.dataset is not None
@@ -165,16 +169,17 @@ class Agent:
                     self._board.dataset, sources=member.sources(), links=member.links, cache=cache
                 )
             except PeerError as error:
-                member.warn(f"waiting for the dataset: {error}")
+                member.accounts.warn(f"waiting for the dataset: {error}")
                 await asyncio.sleep(RETRY_S)
                 await self._link.reconnect()  # the host may know other sources by now
 
     async def _start_training(self) -> None:
         member = self._member
-        assert member.training is not None
+        assert member.local is not None
         assert self._dataset is not None
-        member.training.inner = self._home.inner_path(member.state.round)
-        member.device = await member.training.start(self._dataset.folder)
+        training = member.local.training
+        training.inner = self._home.newest_inner(member.state.round)
+        member.device = await training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
 
@@ -188,25 +193,25 @@ class Agent:
 
     def _hello(self) -> wire.Hello:
         member = self._member
-        training = member.training
+        local = member.local
         member.said = (INITIAL, NO_STATE) if self._lost_state else member.held_state
         round_id, state = member.said
         return wire.Hello(
             protocol=wire.PROTOCOL,
             run=self._home.run,
             name=self._peer.name,
-            trains=training is not None,
+            trains=local is not None,
             listen_host=self._peer.advertise_host,
             listen_port=self._port,
             codecs=tuple(sorted(CODECS)),
             round=round_id,
             state=state,
-            trained=() if training is None else training.work.touched(),
+            trained=() if local is None else local.training.work.touched(),
         )
 
     def _heartbeat(self) -> wire.Heartbeat:
-        training = self._member.training
-        step = None if training is None else training.newest
+        local = self._member.local
+        step = None if local is None else local.training.newest
         if step is None:
             return wire.Heartbeat()
         return wire.Heartbeat(
@@ -231,7 +236,7 @@ class Agent:
                 group.create_task(self._form(job))
 
     async def _form(self, job: wire.Reduce) -> None:
-        with self._member.timed("reduce", job.round):
+        with self._member.accounts.timed("reduce", job.round):
             await self._member.reducer.reduce(job)
 
     # --- beginning and end ----------------------------------------------------------------------
@@ -257,8 +262,8 @@ class Agent:
 
     async def _close(self) -> None:
         await self._member.links.close()
-        if self._member.training is not None:
-            await self._member.training.stop()
+        if self._member.local is not None:
+            await self._member.local.training.stop()
         with suppress(RunError):  # of a full disk, the error that ends us tells already
             await self._member.saved()
         self._home.close()

@@ -22,7 +22,7 @@ from atoll.net.identity import Identity, public_key_of
 from atoll.outer.checkpoint import StateStore
 
 DATASET_FILE = "dataset"
-KEEP_ROUNDS = 9  # of updates: as many as the host lets a peer replay, and one
+KEEP_ROUNDS = 9  # of the updates of a fragment: as many as a peer may replay, and one
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
@@ -115,6 +115,11 @@ class Home:
     def inner_path(self, round_id: RoundId) -> Path:
         """Return where the inner optimizer's state after the merge of that round is kept."""
         return self.directory / "inner" / f"{round_id:06}.safetensors"
+
+    def newest_inner(self, round_id: RoundId) -> Path | None:
+        """Return what is kept of the inner optimizer up to that round."""
+        newest = self.inner_path(round_id)
+        return max((p for p in (self.directory / "inner").iterdir() if p <= newest), default=None)
 
     def forget_inner_before(self, round_id: RoundId) -> None:
         for path in (self.directory / "inner").iterdir():

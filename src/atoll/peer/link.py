@@ -40,10 +40,12 @@ class HostLink:
         self._outbox: asyncio.Queue[wire.Message] | None = None
         self._connection: Connection | None = None
 
-    def send(self, message: wire.Message) -> None:
-        """Tell the host, if it is there now."""
-        if self._outbox is not None:
-            self._outbox.put_nowait(message)
+    def send(self, message: wire.Message) -> bool:
+        """Tell the host, if it is there now; return whether it is."""
+        if self._outbox is None:
+            return False
+        self._outbox.put_nowait(message)
+        return True
 
     async def run(
         self,

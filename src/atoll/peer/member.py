@@ -5,30 +5,37 @@ without a trainer: it reduces, keeps every state, and serves joiners.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atoll.config import RunConfig
 from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
-from atoll.events import Emit, PhaseTimed, StateSynced, Warned
+from atoll.events import Emit, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.statesync import fetch_state
-from atoll.exchange.step import apply_updates_
+from atoll.exchange.step import apply_updates_, slices_of
+from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
-from atoll.net.records import Committed
-from atoll.outer.layout import slice_bounds
+from atoll.net.records import Committed, RosterEntry, contribution_digest
 from atoll.outer.manifest import manifest_of
 from atoll.outer.state import PeerState
+from atoll.peer.accounts import Accounts
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
+from atoll.peer.local import Local
 from atoll.peer.training import Training
+from atoll.traffic import Traffic
 
 
 class StateDiffers(AtollError):
@@ -49,24 +56,24 @@ class Member:
         self.home = home
         self.config = home.config
         self.peer_id: PeerId = home.identity.peer_id
-        self.slices = slice_bounds(state.num_values)
+        self.layout = layout_of(home.config)
         self.state = state
-        self.training = training
+        self.accounts = Accounts(home.config, links, emit=emit)
+        self.local: Local | None = None
+        if training is not None:
+            self.local = Local(home, training=training, state=state, accounts=self.accounts)
         self.board = link.board
         self.blobs = home.blobs
         self.links = links
-        self.reducer = Reducer(slices=self.slices, blobs=home.blobs, tell_host=link.send)
+        self.reducer = Reducer(blobs=home.blobs, tell_host=link.send, buffers=links.buffers)
         self.commits = home.commits()
         self.is_prepared = training is None
         self.device = ""  # what the trainer runs on, once it does
         self._link = link
-        self._emit = emit
         self._manifest = manifest_of(state, run=home.run)
         self.said: tuple[RoundId, Digest] | None = None  # the state that our newest Hello named
         self._saving: asyncio.Task[None] | None = None
-        self._inner_round = INITIAL  # the newest round whose inner optimizer we saved
-        self._num_sent = 0
-        self._num_received = 0
+        self.traffic = links.traffic
 
     # --- what the host said ---------------------------------------------------------------------
 
@@ -86,19 +93,21 @@ class Member:
             case wire.Plan():
                 self._hold(message.leases)
                 own = [r for r in message.reductions if r.reducer.peer == self.peer_id]
-                self.reducer.follow(message, own=own)
+                self.reducer.follow(message, own=own, sizes=self.slice_sizes(message.round))
             case wire.Commit():
                 self._settle(self.home.keep_commit(message))
 
     def _hold(self, leases: tuple[Lease, ...]) -> None:
-        if self.training is not None and not self.training.work.hold(leases):
+        if self.local is not None and not self.local.hold(leases):
             self.board.reset = True
 
     def _settle(self, commit: Committed) -> None:
-        mine = [entry for entry in commit.roster if entry.peer == self.peer_id]
-        if self.training is not None and mine:
-            self.training.work.settle(mine[0].leases)
-            self.training.note_commit()
+        mine = self._entry_in(commit)
+        if self.local is not None and not self.local.settle(None if mine is None else mine.leases):
+            self.board.reset = True
+
+    def _entry_in(self, commit: Committed) -> RosterEntry | None:
+        return next((entry for entry in commit.roster if entry.peer == self.peer_id), None)
 
     def report_state(self) -> None:
         """Tell the host which state we hold, once we can do what it then asks."""
@@ -106,7 +115,16 @@ class Member:
             self.board.base = None
         if self.is_prepared and self.board.base is None:
             round_id, digest = self.held_state
-            self._link.send(wire.AtState(round=round_id, state=digest, device=self.device))
+            report = wire.AtState(
+                round=round_id,
+                state=digest,
+                device=self.device,
+                traffic=self.accounts.untold,
+                up_bytes_per_s=self.links.rates.up or 0.0,
+                down_bytes_per_s=self.links.rates.down or 0.0,
+            )
+            if self._link.send(report):
+                self.accounts.untold = Traffic()
 
     def differs(self) -> bool:
         """Return whether the host wants another state of us, or our local work dropped."""
@@ -147,24 +165,32 @@ class Member:
         """Return who may have blobs, other than we."""
         return [source for source in self.board.sources if source.peer != self.peer_id]
 
+    def slices(self, round_id: RoundId) -> tuple[tuple[int, int], ...]:
+        """Return (start, stop) of each slice of the round's fragment, in the flat vector."""
+        return slices_of(self.layout, round_id)
+
+    def slice_sizes(self, round_id: RoundId) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in self.slices(round_id))
+
     # --- what we tell the host ------------------------------------------------------------------
 
     def announce(self, round_id: RoundId, digests: tuple[Digest, ...]) -> None:
-        assert self.training is not None
-        work = self.training.work
+        assert self.local is not None
+        offered = self.local.offered
         self._link.send(
             wire.Contribution(
                 round=round_id,
-                leases=work.touched(),
-                num_steps=work.consumed // self.config.inner.batch_sequences,
-                mean_loss=self.training.mean_loss,
+                leases=offered.leases,
+                num_steps=offered.num_steps,
+                mean_loss=offered.mean_loss,
                 digests=digests,
             )
         )
 
     def tell_held(self, round_id: RoundId, version: int, digests: dict[int, Digest]) -> None:
-        if len(digests) == len(self.slices):
-            in_order = tuple(digests[k] for k in range(len(self.slices)))
+        num_slices = len(self.slices(round_id))
+        if len(digests) == num_slices:
+            in_order = tuple(digests[k] for k in range(num_slices))
             self._link.send(wire.Held(round=round_id, roster_version=version, digests=in_order))
 
     def complain(self, round_id: RoundId, reducer: PeerId) -> None:
@@ -172,61 +198,89 @@ class Member:
 
     # --- what we do -----------------------------------------------------------------------------
 
-    @property
-    def snapshot_N(self) -> NDArray[np.float32]:  # noqa: N802 - its shape
-        assert self.training is not None
-        return self.training.vectors.snapshot_N
-
     async def train(self, *, until: RoundId) -> bool:
-        """Do the inner steps of our leases; return whether all are done before the round ends.
+        """Do the inner steps of a round; return whether all are done before the round ends.
+
+        The local weights are then in the snapshot. Overlapped, training goes on meanwhile.
 
         Raises:
             StateDiffers: the host has another state for us; what we did so far stays local.
         """
-        if self.training is None:
+        if self.local is None:
             return False
         plan = await self.board.wait_for(
             lambda: self.plan_of(until) or (self._is_over(until) or None)
         )
         if not isinstance(plan, wire.Plan):
             return False
-        with self.timed("train", until):
-            return await self.training.train(
-                plan, until=lambda: self.board.wait_for(lambda: self._is_over(until) or None)
-            )
+
+        def over() -> Awaitable[Any]:
+            return self.board.wait_for(lambda: self._is_over(until) or None)
+
+        with self.accounts.timed("train", until):
+            return await self.local.train(plan, over=over)
 
     def _is_over(self, round_id: RoundId) -> bool:
         return round_id in self.board.commits or self.differs()
 
     async def take_outer_step(self, commit: Committed) -> None:
-        """Move our state to that of the commit, whose updates are on our disk."""
+        """Move our state to that of the commit, whose updates are on our disk, and merge.
+
+        No trainer starts meanwhile, so it is clear what the local weights of the present one are.
+        """
         await self.saved()
-        if self._is_carried(commit):
-            # The trainer adds to the new global weights what it has beyond these (design, idea 3).
-            np.copyto(self.snapshot_N, self.state.params_N)
-        with self.timed("outer_step", commit.round):
-            await asyncio.to_thread(self._apply, commit)
-        with self.timed("hash", commit.round):
-            self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
+        local, mine = self.local, self._entry_in(commit)
+        if local is None:
+            await self._step(commit)
+        else:
+            await local.settle_residual(commit.round, None if mine is None else mine.contribution)
+            async with local.training.writing:
+                how = local.prepare_merge(commit.round, committed=mine is not None)
+                await self._step(commit, then=partial(local.merge, how, commit.round))
+            await local.take_inner(commit.round)
+        self.accounts.close_round(commit.round)
         self.commits[commit.round] = commit
         self.blobs.turn()
         self.board.forget_commits(through=commit.round)
-        self._saving = asyncio.create_task(self._save())
+        if self.is_kept(commit.round):
+            self._saving = asyncio.create_task(self._save())
         self.report_state()
-        self._emit_bytes(commit.round)
+
+    async def _step(
+        self, commit: Committed, then: Callable[[], Coroutine[Any, Any, None]] | None = None
+    ) -> None:
+        """Take the step; then hash the state, while `then` is done."""
+        with self.accounts.timed("outer_step", commit.round):
+            await asyncio.to_thread(self._apply, commit)
+        await together(self._hash(commit), *([] if then is None else [then()]))
+
+    async def _hash(self, commit: Committed) -> None:
+        with self.accounts.timed("hash", commit.round):
+            self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
+
+    def is_kept(self, round_id: RoundId) -> bool:
+        """Return whether the state after this round goes to disk: when all fragments had a turn."""
+        return round_id % len(self.layout.fragments) == 0 or round_id == self.config.sync.rounds
 
     def _apply(self, commit: Committed) -> None:
         codec = CODECS[commit.update_codec]
         # All are looked at before the first one changes anything: a reducer may be hostile.
-        for payload, (start, stop) in zip(self._payloads(commit), self.slices, strict=True):
+        sizes = self.slice_sizes(commit.round)
+        for payload, num_values in zip(self._payloads(commit), sizes, strict=True):
             try:
-                codec.check(payload, stop - start)
+                codec.check(payload, num_values)
             except BadBlobError as error:
                 raise RunError(
                     f"the run has committed an update that is not sound: {error}",
                     hint="tell its operator; no member can go on from here",
                 ) from error
-        apply_updates_(self.state, self._payloads(commit), codec=codec, outer=self.config.outer)
+        apply_updates_(
+            self.state,
+            self._payloads(commit),
+            codec=codec,
+            outer=self.config.outer,
+            layout=self.layout,
+        )
 
     def _payloads(self, commit: Committed) -> Iterator[bytes]:
         """Yield the updates one by one, so that a slice at a time is in memory."""
@@ -239,39 +293,18 @@ class Member:
                 )
             yield payload
 
-    def _is_carried(self, commit: Committed) -> bool:
-        """Return whether the local weights contain work that the commit does not."""
-        if self.training is None or not self.training.work.consumed:
-            return False
-        return all(entry.peer != self.peer_id for entry in commit.roster)
-
-    async def merge(self, commit: Committed) -> None:
-        """Let the trainer go on from the new global weights."""
-        if self.training is None:
-            return
-        with self.timed("merge", commit.round):
-            await self.training.merge("carry" if self._is_carried(commit) else "replace")
-        path = self.home.inner_path(commit.round)
-        if self._inner_round != commit.round and await asyncio.to_thread(path.exists):
-            # We trained for this round before we were started anew, so its moments are ours.
-            await self.training.load(path)
-        self.training.inner = path
-        self.home.forget_inner_before(commit.round)
-
-    async def save_inner(self, round_id: RoundId) -> None:
-        """Keep the inner optimizer as it is after the work for this round, on disk.
+    async def save_local(self, round_id: RoundId, digests: tuple[Digest, ...]) -> None:
+        """Put on disk what goes with our contribution, before that can be committed.
 
         Raises:
             RunError: the disk is full.
             StateDiffers: the trainer died, and the work with it: it is to be done again.
         """
-        if self.training is not None and self._inner_round != round_id:
-            with self.timed("save_inner", round_id):
-                await self.training.save(self.home.inner_path(round_id))
-            if not self.training.work.is_whole:
-                self.board.reset = True
-                raise StateDiffers("the trainer died with the work of this round")
-            self._inner_round = round_id
+        assert self.local is not None
+        contribution = contribution_digest(digests)
+        if not await self.local.save(round_id, contribution, inner=self.is_kept(round_id)):
+            self.board.reset = True
+            raise StateDiffers("the trainer died with the work of this round")
 
     async def sync(self) -> None:
         """Fetch the state that the host named, if ours is another, and drop the local work.
@@ -280,29 +313,47 @@ class Member:
             PeerError: nobody has it any more.
         """
         base = self.board.base
-        if base is not None and base != self.held_state:
+        is_other = base is not None and base != self.held_state
+        if base is not None and is_other:
             await self.saved()
-            started_at = asyncio.get_running_loop().time()
-            num_bytes = await fetch_state(
-                self.state,
-                base[1],
-                sources=self.sources(),
-                links=self.links,
-                store=self.home.states,
-                run=self.home.run,
-            )
-            self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
-            seconds = asyncio.get_running_loop().time() - started_at
-            self._emit(
-                StateSynced(round=base[0], how="fetched", num_bytes=num_bytes, seconds=seconds)
-            )
+            await self._fetch(*base)
         if self.board.base == base:
             self.board.base = None
         self.board.reset = False
-        self._inner_round = INITIAL
-        if self.training is not None and self.is_prepared:
-            await self.training.merge("replace")
+        if self.local is not None:
+            if is_other:
+                await self.local.forget_residual()
+            if self.is_prepared:
+                await self.local.drop()
         self.report_state()
+
+    async def _fetch(self, round_id: RoundId, digest: Digest) -> None:
+        """Make our state this one."""
+        started_at = asyncio.get_running_loop().time()
+        # A trainer that is just starting reads no half of it.
+        async with nullcontext() if self.local is None else self.local.training.writing:
+            num_bytes = 0
+            if round_id == INITIAL:  # a function of the config, which nobody keeps
+                await asyncio.to_thread(begin_anew_, self.state, self.config)
+            else:
+                num_bytes = await fetch_state(
+                    self.state,
+                    digest,
+                    sources=self.sources(),
+                    links=self.links,
+                    store=self.home.states,
+                    run=self.home.run,
+                )
+        self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
+        if self._manifest.digest != digest:
+            raise RunError(
+                f"state {round_id} computed here is not the one of the other members",
+                hint="is this the same version of atoll as theirs?",
+            )
+        seconds = asyncio.get_running_loop().time() - started_at
+        self.accounts.emit(
+            StateSynced(round=round_id, how="fetched", num_bytes=num_bytes, seconds=seconds)
+        )
 
     # --- what stays on disk ---------------------------------------------------------------------
 
@@ -319,34 +370,18 @@ class Member:
     async def _save(self) -> None:
         round_id = self.state.round
         now = asyncio.get_running_loop().time()
-        with self.timed("checkpoint", round_id):
+        with self.accounts.timed("checkpoint", round_id):
             await asyncio.to_thread(self.home.states.save, self.state, self._manifest, now=now)
         oldest = min(self.home.states.rounds(), default=round_id)
-        keep_from = RoundId(min(oldest, round_id - KEEP_ROUNDS))
+        keep_from = RoundId(min(oldest, round_id - KEEP_ROUNDS * len(self.layout.fragments)))
         await asyncio.to_thread(self.home.forget_before, keep_from, self.commits)
 
-    # --- figures --------------------------------------------------------------------------------
 
-    def count_sent(self, num_bytes: int) -> None:
-        self._num_sent += num_bytes
-
-    def count_received(self, num_bytes: int) -> None:
-        self._num_received += num_bytes
-
-    def _emit_bytes(self, round_id: RoundId) -> None:
-        for phase, num_bytes in (("sent", self._num_sent), ("received", self._num_received)):
-            self._emit(PhaseTimed(round=round_id, phase=phase, seconds=0.0, num_bytes=num_bytes))
-        self._num_sent = self._num_received = 0
-
-    @contextmanager
-    def timed(self, phase: str, round_id: RoundId) -> Iterator[None]:
-        started_at = asyncio.get_running_loop().time()
-        yield
-        seconds = asyncio.get_running_loop().time() - started_at
-        self._emit(PhaseTimed(round=round_id, phase=phase, seconds=seconds))
-
-    def warn(self, text: str) -> None:
-        self._emit(Warned(text=text))
+def begin_anew_(state: PeerState, config: RunConfig) -> None:
+    """Make it the state before the first round."""
+    fill_initial_(state.params_N, layout_of(config), seed=config.seed)
+    state.momentum_N[:] = 0
+    state.round = INITIAL
 
 
 def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
@@ -359,7 +394,7 @@ def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
     if rounds := home.states.rounds():
         home.states.load_(state, round=rounds[-1], run=home.run)
     else:
-        fill_initial_(params_N, home.config.model, seed=home.config.seed)
+        fill_initial_(params_N, layout_of(home.config), seed=home.config.seed)
     return state
 
 

@@ -9,21 +9,23 @@ concerns.
 """
 
 import asyncio
+from collections import defaultdict
 from contextlib import suppress
 from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_to_self
-from atoll.exchange.links import fetch_from_any, fetch_update
+from atoll.exchange.gather import Wanted, gather_from
+from atoll.exchange.links import fetch_from_any
+from atoll.exchange.plan import send_order
 from atoll.exchange.tasks import running, together
-from atoll.ids import Digest, PeerId, RoundId
+from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Committed
 from atoll.peer.member import Member
 
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
-WAIT_S = 20.0  # for an update, in one request
 PARALLEL_FETCHES = 4
 Place: TypeAlias = tuple[int, int, PeerId]
 TRIES = 10  # to fetch a blob that members should have: they may just be starting
@@ -48,25 +50,25 @@ async def finish_round(commit: Committed, member: Member) -> None:
     """Take the outer step of a commit, and let the trainer go on from there."""
     await fetch_updates(commit, member)
     await member.take_outer_step(commit)
-    await member.merge(commit)
 
 
 async def contribute(round_id: RoundId, member: Member) -> None:
     """Encode our contribution, and keep it where the plan wants it until the round is over."""
+    local = member.local
+    assert local is not None, "a member that trains has something to contribute"
     plan = await member.board.wait_for(lambda: member.plan_of(round_id))
-    contribution = EncodedContribution(round_id, len(member.slices))
+    contribution = EncodedContribution(round_id, member.slices(round_id))
     # Slice -> which reducer has it, by which connection to the host and which plan. A reducer that
-    # is named again may have lost everything: it is offered all, and says what it still has.
+    # is named again may have lost everything: it says what it still has, and gets the rest.
     delivered_to: dict[int, Place] = {}
     announced = 0
 
     async def encode() -> tuple[Digest, ...]:
-        with member.timed("encode", round_id):
+        order = send_order([(r.start, r.stop) for r in plan.reductions])
+        rest = sorted(set(range(len(member.slices(round_id)))) - set(order))
+        with member.accounts.timed("encode", round_id):
             return await contribution.encode(
-                CODECS[plan.codec],
-                global_N=member.state.params_N,
-                local_N=member.snapshot_N,
-                slices=member.slices,
+                CODECS[plan.codec], local.vectors(), order=[*order, *rest]
             )
 
     async def announce(session: int) -> None:
@@ -74,14 +76,14 @@ async def contribute(round_id: RoundId, member: Member) -> None:
         digests = await asyncio.shield(encoding)
         # Before the host can commit our work, the moments that go with it are on disk: whoever is
         # killed after the commit goes on as if it had not been.
-        await member.save_inner(round_id)
+        await member.save_local(round_id, digests)
         if announced != session:
             member.announce(round_id, digests)
             announced = session
 
     async def deliver(key: tuple[int, wire.Plan]) -> None:
         session, plan = key
-        with member.timed("send", round_id):
+        with member.accounts.timed("send", round_id):
             await together(
                 announce(session),
                 *(
@@ -113,16 +115,17 @@ async def _deliver_run(
     member: Member,
 ) -> None:
     """Bring a run of slices to its reducer, however often that takes."""
+    reducer = reduction.reducer
 
     def note(index: int, num_bytes: int) -> None:
         delivered_to[index] = here
-        member.count_sent(num_bytes)
+        member.traffic.contributions_sent += num_bytes
 
     while todo := [
         k for k in range(reduction.start, reduction.stop) if delivered_to.get(k) != here
     ]:
         try:
-            if reduction.reducer.peer == member.peer_id:
+            if reducer.peer == member.peer_id:
                 await deliver_to_self(
                     todo,
                     contribution=contribution,
@@ -130,9 +133,10 @@ async def _deliver_run(
                     peer=member.peer_id,
                     delivered=note,
                 )
-            else:
+                continue
+            async with member.links.to(reducer) as connection:
                 await deliver_to(
-                    reduction.reducer,
+                    connection,
                     todo,
                     contribution=contribution,
                     links=member.links,
@@ -140,64 +144,66 @@ async def _deliver_run(
                 )
         except PeerError as error:
             if isinstance(error, ConnectionLost):
-                member.complain(contribution.round_id, reduction.reducer.peer)
+                member.complain(contribution.round_id, reducer.peer)
             await asyncio.sleep(RETRY_S)
 
 
 async def gather_updates(round_id: RoundId, member: Member) -> None:
     """Once the round is closed, put its updates on disk as they are formed, and tell the host."""
+    # An update is a function of the roster: what is here stays good if its reducer is replaced.
+    gathered: dict[int, dict[int, Digest]] = defaultdict(dict)
 
     async def gather(key: tuple[int, wire.Plan, wire.Closed]) -> None:
         _, plan, closed = key
-        digests: dict[int, Digest] = {}
-        with member.timed("update", round_id):
-            await together(
-                *(_gather_run(r, plan, closed, digests, member) for r in plan.reductions)
-            )
+        digests = gathered[closed.roster_version]
+        wanted = Wanted(
+            round=round_id,
+            roster_version=closed.roster_version,
+            codec=CODECS[plan.update_codec],
+            sizes=member.slice_sizes(round_id),
+        )
+        with member.accounts.timed("update", round_id):
+            await together(*(_gather_run(r, wanted, digests, member) for r in plan.reductions))
+            await asyncio.to_thread(member.blobs.flush)
         member.tell_held(round_id, closed.roster_version, digests)
 
     await member.board.follow(lambda: member.closed_key(round_id), gather)
 
 
 async def _gather_run(
-    reduction: wire.Reduction,
-    plan: wire.Plan,
-    closed: wire.Closed,
-    digests: dict[int, Digest],
-    member: Member,
+    reduction: wire.Reduction, wanted: Wanted, digests: dict[int, Digest], member: Member
 ) -> None:
     """Get a run of updates from its reducer, however often that takes."""
-    codec = CODECS[plan.update_codec]
-    for index in range(reduction.start, reduction.stop):
-        if reduction.reducer.peer == member.peer_id:
-            digest = await member.reducer.update(
-                round_id=plan.round, roster_version=closed.roster_version, index=index
+    reducer, run = reduction.reducer, range(reduction.start, reduction.stop)
+    if reducer.peer == member.peer_id:
+        for index in run:
+            own = await member.reducer.kept(
+                round_id=wanted.round, roster_version=wanted.roster_version, index=index
             )
-            if digest is not None:
-                digests[index] = digest
-            continue
-        start, stop = member.slices[index]
-        num_bytes = codec.encoded_bytes(stop - start)
-        request = wire.FetchUpdate(
-            round=plan.round, roster_version=closed.roster_version, slice=index, seconds=WAIT_S
-        )
-        while index not in digests:
-            try:
-                async with member.links.to(reduction.reducer) as connection:
-                    found = await fetch_update(connection, request, at_most=num_bytes)
-                if found is None:
-                    await asyncio.sleep(RETRY_S)
-                    continue
-                digest, payload = found
-                await asyncio.to_thread(codec.check, payload, stop - start)
-            except PeerError as error:
-                if isinstance(error, ConnectionLost | BadBlobError):
-                    member.complain(plan.round, reduction.reducer.peer)
-                await asyncio.sleep(RETRY_S)
-                continue
-            await asyncio.to_thread(member.blobs.put, digest, payload)
-            member.count_received(len(payload))
-            digests[index] = digest
+            if own is not None:
+                digests[index] = own
+        return
+
+    def note(index: int, digest: Digest, payload: Buffer) -> None:
+        digests[index] = digest
+        member.traffic.updates_received += len(payload)
+
+    while todo := [k for k in run if k not in digests]:
+        try:
+            async with member.links.to(reducer) as connection:
+                await gather_from(
+                    connection,
+                    todo,
+                    wanted=wanted,
+                    blobs=member.blobs,
+                    links=member.links,
+                    gathered=note,
+                )
+        except PeerError as error:
+            if isinstance(error, ConnectionLost | BadBlobError):
+                member.complain(wanted.round, reducer.peer)
+        if any(k not in digests for k in run):
+            await asyncio.sleep(RETRY_S)
 
 
 async def fetch_updates(commit: Committed, member: Member) -> None:
@@ -212,20 +218,27 @@ async def fetch_updates(commit: Committed, member: Member) -> None:
         if await asyncio.to_thread(member.blobs.get, update.digest) is None
     ]
 
+    failed: set[PeerId] = set()  # a frozen member costs us its time once
+
     async def drain() -> None:
         while todo:
             update = todo.pop()
             digest = update.digest
             for _ in range(TRIES):
                 payload = await fetch_from_any(
-                    member.links, member.sources(), digest, at_most=update.num_bytes
+                    member.links,
+                    member.sources(),
+                    digest,
+                    at_most=update.num_bytes,
+                    failed=failed,
                 )
                 if payload is not None:
                     break
+                failed.clear()
                 await asyncio.sleep(RETRY_S)
             else:
                 raise PeerError(f"no member has the update {digest[:12]} any more")
             await asyncio.to_thread(member.blobs.put, digest, payload)
-            member.count_received(len(payload))
+            member.traffic.updates_received += len(payload)
 
     await together(*(drain() for _ in range(PARALLEL_FETCHES)))

@@ -2,25 +2,43 @@
 
 A trainer that dies takes the local work with it, not the peer: the leases are still ours, and are
 trained on once more. After three deaths in a row there is something that only a person can mend.
+
+Two ways to train. Where it waits for the exchange: `train`, then `merge`. Where it does not:
+
+    training.go_on(first_step, upto=...)                    the trainer works on in the background
+    await training.reach(work.round_target(...))
+    await training.snapshot(start, stop) ... exchange ... await training.merge_part("carry", ...)
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
+from atoll.ids import LeaseId
 from atoll.net import wire
 from atoll.peer.work import LocalWork
-from atoll.train.channel import Stepped, Train
+from atoll.train.channel import How, Stepped, Train
 from atoll.train.launch import Trainer, TrainerDied
 from atoll.train.shared import SharedVectors
 
 MAX_DEATHS = 3
 HUNG_S = 300.0  # for the first step, which may compile; then a multiple of the slowest one
 HUNG_STEPS = 30
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """How far to train. Samples count from the first one that this peer ever leased."""
+
+    first_step: int = 0  # the inner step of the run for sample number `settled`
+    settled: int = 0
+    stop: int = 0
 
 
 class Training:
@@ -39,17 +57,28 @@ class Training:
         self.work = LocalWork()
         self.newest: Stepped | None = None
         self.inner: Path | None = None  # the inner optimizer that goes with the global weights
+        # Whoever writes the global weights holds it: a trainer that starts reads them as a whole.
+        # Not while it asks for a `rest`, which a trainer that waits for it would never take.
+        self.writing = asyncio.Lock()
         self._config = config
+        self._batch_sequences = config.inner.batch_sequences
         self._peer = peer
         self._log_path = log_path
         self._emit = emit
         self._dataset: Path | None = None
         self._trainer: Trainer | None = None
+        self._snapshot_of: Trainer | None = None
         self._deaths = 0
         self._stepped_at = 0.0
         self._slowest_s = 0.0
+        self._steps_s = 0.0
         self._loss_sum = 0.0
         self._loss_tokens = 0
+        self._loss_offered: tuple[float, int] | None = None  # of what is offered
+        self._background: asyncio.Task[None] | None = None
+        self._resting = asyncio.Event()
+        self._moved = asyncio.Event()  # set when work is done, or nobody is doing any
+        self._aim = Aim()
 
     @property
     def mean_loss(self) -> float:
@@ -66,57 +95,166 @@ class Training:
         return (await self._alive()).started.device
 
     async def load(self, path: Path) -> None:
-        """Let the inner optimizer go on from what was saved.
+        """Let the inner optimizer go on from what was saved; work in the background ends.
 
         Raises:
             DamagedError: the file is not what was saved.
         """
+        await self.rest()
+        await self._load(path)
+
+    async def _load(self, path: Path) -> None:
         try:
-            if self._trainer is not None:
-                await self._trainer.load(path)
+            await self._ask(lambda trainer: trainer.load(path))
         except RunError as error:
             raise DamagedError(
                 str(error), hint=f"delete {path}: the inner optimizer then starts afresh"
             ) from error
-        except TrainerDied as death:
-            self._note(death)
+
+    # --- while the exchange waits ---------------------------------------------------------------
 
     async def train(self, plan: wire.Plan, *, until: Callable[[], Awaitable[Any]]) -> bool:
-        """Do what is left of our work; return whether it is whole. It ends early when `until` does.
+        """Do what is left of our work; it ends early when `until` does.
+
+        Returns whether it is whole, and the local weights in snapshot_N.
 
         Raises:
             RunError: the trainer died three times in a row.
         """
         ending = asyncio.ensure_future(until())
         try:
-            while self.work.left() and not ending.done():
-                await self._train_once(plan, ending)
+            while not ending.done():
+                if self.work.left():
+                    first_step = plan.first_step + self.work.consumed // self._batch_sequences
+                    await self._train_once(first_step, self.work.num_samples, ending)
+                elif not self.work.is_whole:
+                    return False
+                elif (seconds := await self.snapshot(0, self.vectors.num_values)) is not None:
+                    self._emit(PhaseTimed(round=plan.round, phase="snapshot", seconds=seconds))
+                    return True
         finally:
             ending.cancel()
-        return self.work.is_whole
+        return False
 
-    async def _train_once(self, plan: wire.Plan, ending: "asyncio.Future[Any]") -> None:
-        try:
-            trainer = await self._alive()
-            steps_done = self.work.consumed // self._config.inner.batch_sequences
-            order = Train(first_step=plan.first_step + steps_done, spans=self.work.begin())
-            self._stepped_at = asyncio.get_running_loop().time()
-            training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
-            watching = asyncio.ensure_future(self._watch(trainer))
+    async def merge(self, how: Literal["replace", "carry"]) -> None:
+        """Let the trainer take over the new global weights; work in the background ends."""
+        await self.rest()
+        if how == "replace":
+            self._forget_work()
+        await self.merge_part(how, 0, self.vectors.num_values)
+
+    # --- while the exchange is under way --------------------------------------------------------
+
+    def go_on(self, first_step: int, *, upto: int) -> None:
+        """Train in the background on the first `upto` samples of the work, or all if it has fewer.
+
+        `first_step` is the inner step of the run for the first sample of the work. What is under
+        way goes on; the new limit holds from its end on.
+
+        Raises:
+            RunError: the trainer has died three times in a row.
+        """
+        self._check_background()
+        self._aim = Aim(first_step, settled=self.work.settled, stop=self.work.settled + upto)
+        self._resting.clear()
+        if self._background is None or self._background.done():
+            self._background = asyncio.create_task(self._go_on())
+            self._background.add_done_callback(lambda _: self._moved.set())
+
+    async def _go_on(self) -> None:
+        while not self._resting.is_set():
+            settled, consumed = self.work.settled, self.work.consumed
+            stop = min(self._aim.stop - settled, self.work.num_samples)
+            if stop <= consumed:
+                return
+            position = settled - self._aim.settled + consumed
+            first_step = self._aim.first_step + position // self._batch_sequences
+            resting = asyncio.ensure_future(self._resting.wait())
             try:
-                await asyncio.wait((training, ending), return_when=asyncio.FIRST_COMPLETED)
-                trainer.halt()
-                done = await training
+                await self._train_once(first_step, stop, resting)
             finally:
-                training.cancel()
-                watching.cancel()
+                resting.cancel()
+
+    async def rest(self) -> None:
+        """Let the work in the background end at the next step boundary; return when it has.
+
+        Raises:
+            RunError: the trainer died three times in a row.
+        """
+        self._resting.set()
+        if self._background is not None:
+            await asyncio.wait([self._background])
+        self._check_background()
+
+    async def reach(self, num_samples: int) -> None:
+        """Return when so many samples of the work are in the local weights.
+
+        Samples that are committed meanwhile count. Where there is less work than that, or `go_on`
+        has set a lower limit, it waits for more.
+
+        Raises:
+            RunError: the trainer died three times in a row.
+        """
+        goal = self.work.settled + num_samples
+        while True:
+            self._check_background()
+            if self.work.settled + self.work.consumed >= goal:
+                return
+            self._moved.clear()
+            await self._moved.wait()
+
+    def offer(self) -> tuple[tuple[LeaseId, ...], float]:
+        """Return the leases of the next contribution, and its mean loss; see `LocalWork.offer`."""
+        self._loss_offered = self._loss_sum, self._loss_tokens
+        return self.work.offer(), self.mean_loss
+
+    async def snapshot(self, start: int, stop: int) -> float | None:
+        """Let the trainer copy that part of the local weights to snapshot_N.
+
+        Returns how many seconds training stood still; None: there is no trainer, nor any work.
+
+        Raises:
+            RunError: the trainer died three times in a row. As in `merge_part`.
+        """
+        self._snapshot_of = self._trainer
+        return await self._ask(lambda trainer: trainer.snapshot(start, stop))
+
+    @property
+    def made_snapshot(self) -> bool:
+        """Whether the trainer that we have now is the one that wrote the snapshot."""
+        return self._trainer is not None and self._trainer is self._snapshot_of
+
+    async def merge_part(self, how: How, start: int, stop: int, *, alpha: float = 0.0) -> None:
+        """Let the trainer take over that part of the global weights, between two steps.
+
+        A trainer that is just starting has the new ones anyway.
+        """
+        await self._ask(lambda trainer: trainer.merge(how, start, stop, alpha=alpha))
+
+    def _check_background(self) -> None:
+        """Raise what the work in the background ended with."""
+        if self._background is not None and self._background.done():
+            self._background.result()
+
+    # --- both -----------------------------------------------------------------------------------
+
+    async def _train_once(self, first_step: int, stop: int, ending: "asyncio.Future[Any]") -> None:
+        """Train on what is left of the first `stop` samples of our work, until `ending`."""
+        trainer = await self._alive()
+        order = Train(first_step=first_step, spans=self.work.begin(stop))
+        self._stepped_at = asyncio.get_running_loop().time()
+        training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
+        watching = asyncio.ensure_future(self._watch(trainer))
+        try:
+            await asyncio.wait((training, ending), return_when=asyncio.FIRST_COMPLETED)
+            trainer.halt()
+            await training
+            self.work.end(0)
         except TrainerDied as death:
-            self._note(death)
-            return
-        self._emit(PhaseTimed(round=plan.round, phase="snapshot", seconds=done.snapshot_s))
-        self.work.end(done.num_samples)
-        self._loss_sum += done.mean_loss * done.num_tokens
-        self._loss_tokens += done.num_tokens
+            self._note(death, trainer)
+        finally:
+            training.cancel()
+            watching.cancel()
 
     async def _watch(self, trainer: Trainer) -> None:
         """Kill the trainer when it takes far longer for a step than it ever did: it hangs."""
@@ -129,20 +267,18 @@ class Training:
                 return
             await asyncio.sleep(wait_s)
 
+    def take_steps_s(self) -> float:
+        """Return the seconds spent in inner steps since the last call."""
+        seconds, self._steps_s = self._steps_s, 0.0
+        return seconds
+
     def note_commit(self) -> None:
         """Note that work of ours is part of the model: whatever died before is forgiven."""
         self._deaths = 0
-
-    async def merge(self, how: Literal["replace", "carry"]) -> None:
-        """Let the trainer take over the new global weights."""
-        if how == "replace":
-            self._forget_work()
-        try:
-            trainer = self._trainer
-            if trainer is not None:
-                await trainer.merge(how)
-        except TrainerDied as death:
-            self._note(death)
+        offered_sum, offered_tokens = self._loss_offered or (self._loss_sum, self._loss_tokens)
+        self._loss_sum -= offered_sum
+        self._loss_tokens -= offered_tokens
+        self._loss_offered = None
 
     async def save(self, path: Path) -> None:
         """Keep the inner optimizer's state.
@@ -150,44 +286,72 @@ class Training:
         Raises:
             RunError: the disk is full.
         """
-        try:
-            if self._trainer is not None:
-                await self._trainer.save(path)
-        except TrainerDied as death:
-            self._note(death)
+        await self._ask(lambda trainer: trainer.save(path))
 
     async def stop(self) -> None:
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.wait([self._background])
         if self._trainer is not None:
             await self._trainer.stop()
         self.vectors.unlink()
 
+    async def _ask(self, command: Callable[[Trainer], Awaitable[_Answer]]) -> _Answer | None:
+        """Return the answer of the trainer; None: it is gone, and the local work with it."""
+        trainer = self._trainer
+        if trainer is None:
+            return None
+        try:
+            async with asyncio.timeout(max(HUNG_S, HUNG_STEPS * self._slowest_s)):
+                return await command(trainer)
+        except TimeoutError:
+            trainer.kill()  # it hangs
+            self._note(TrainerDied("it does not answer"), trainer)
+            return None
+        except TrainerDied as death:
+            self._note(death, trainer)
+            return None
+
     async def _alive(self) -> Trainer:
         """Return the trainer, started anew from the global weights if it is gone."""
         while self._trainer is None:
-            assert self._dataset is not None
             try:
-                self._trainer = await Trainer.start(
-                    self._config,
-                    self._peer,
-                    vectors=self.vectors,
-                    dataset=self._dataset,
-                    log_path=self._log_path,
-                )
+                self._trainer = await self._started()
             except TrainerDied as death:
-                self._note(death)
+                self._note(death, None)
                 continue
             started = self._trainer.started
             self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
             if self.inner is not None and await asyncio.to_thread(self.inner.exists):
-                await self.load(self.inner)
+                await self._load(self.inner)
         return self._trainer
 
-    def _note(self, death: TrainerDied) -> None:
-        """Count a death, and what went with it.
+    async def _started(self) -> Trainer:
+        assert self._dataset is not None
+        trainer = await Trainer.start(
+            self._config,
+            self._peer,
+            vectors=self.vectors,
+            dataset=self._dataset,
+            log_path=self._log_path,
+        )
+        try:
+            # What it has read may be half of one state and half of the next.
+            async with self.writing:
+                await trainer.merge("replace", 0, self.vectors.num_values)
+                return trainer
+        except BaseException:
+            await trainer.stop()
+            raise
+
+    def _note(self, death: TrainerDied, trainer: Trainer | None) -> None:
+        """Count the death of this trainer, once, and what went with it; None: of a new one.
 
         Raises:
             RunError: it was one too many.
         """
+        if trainer is not self._trainer:
+            return
         self._trainer = None
         self._forget_work()
         self._deaths += 1
@@ -204,15 +368,23 @@ class Training:
         Raises:
             RunError: it was one too many.
         """
-        if self._trainer is not None:
-            await self._trainer.stop()
-        self._note(TrainerDied(str(error), hint=error.hint))
+        trainer = self._trainer
+        try:
+            self._note(TrainerDied(str(error), hint=error.hint), trainer)
+        finally:
+            if trainer is not None:
+                await trainer.stop()
 
     def _note_step(self, step: Stepped) -> None:
         self.newest = step
+        self.work.advance(step.num_samples)
+        self._loss_sum += step.loss * step.num_tokens
+        self._loss_tokens += step.num_tokens
+        self._moved.set()
         self._stepped_at = asyncio.get_running_loop().time()
         self._slowest_s = max(self._slowest_s, step.seconds)
+        self._steps_s += step.seconds
 
     def _forget_work(self) -> None:
         self.work.clear()
-        self._loss_sum, self._loss_tokens = 0.0, 0
+        self._loss_sum, self._loss_tokens, self._loss_offered = 0.0, 0, None

@@ -12,6 +12,7 @@ from atoll.cli.live import picture, shown
 from atoll.cli.story import Actor, Story
 from atoll.events import Event, Stamped
 from atoll.ids import Digest, PeerId, RoundId
+from atoll.traffic import Traffic
 
 ADA, BEN, BUILT_IN = (PeerId(digit * 32) for digit in "abc")
 NAMES = {ADA: "ada", BEN: "ben", BUILT_IN: "built-in"}
@@ -62,8 +63,12 @@ def committed(round: int, loss: float = 6.0) -> Event:
     )
 
 
-def phase(name: str, *, round: int = 1, num_bytes: int = 0) -> Event:
-    return events.PhaseTimed(round=RoundId(round), phase=name, seconds=0.1, num_bytes=num_bytes)
+def phase(name: str, *, round: int = 1) -> Event:
+    return events.PhaseTimed(round=RoundId(round), phase=name, seconds=0.1)
+
+
+def moved(**traffic: int) -> Event:
+    return events.BytesMoved(round=RoundId(1), traffic=Traffic(**traffic), bits=0.0)
 
 
 def told(story: Story, since: int = len(NAMES)) -> list[str]:
@@ -129,9 +134,9 @@ def test_a_trainer_that_dies(story: Story):
 
 
 def test_bytes_add_up(story: Story):
-    hear(story, phase("sent", num_bytes=5), phase("received", num_bytes=7), by="ada")
-    hear(story, phase("sent", num_bytes=2), phase("train"), by="ada")
-    hear(story, phase("received", num_bytes=1), by="built-in")
+    hear(story, moved(contributions_sent=5, updates_received=7), by="ada")
+    hear(story, moved(updates_sent=2), phase("train"), by="ada")
+    hear(story, moved(state_received=1), by="built-in")
     assert (story.actors["ada"].num_sent, story.actors["ada"].num_received) == (7, 7)
     assert (story.num_sent, story.num_received) == (7, 8)
 
@@ -169,7 +174,7 @@ def rendered(story: Story, *, width: int, height: int) -> Sequence[str]:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 30)])
 def test_the_picture_fits_the_terminal_whatever_happens(story: Story, width: int, height: int):
-    hear(story, phase("sent", num_bytes=987_654_321), phase("received", num_bytes=10**9), by="ada")
+    hear(story, moved(contributions_sent=987_654_321, updates_received=10**9), by="ada")
     for number in range(1, 40):
         hear(story, committed(number), training(ADA, round=number + 1, step=10 * number + 5))
         hear(story, events.Warned(text="a long line that says what is wrong, " * 5), by="ben")

@@ -24,6 +24,7 @@ from atoll.exchange.step import apply_updates_
 from atoll.host.setup import RunDirectory, open_run
 from atoll.ids import Lease, LeaseId, PeerId, RoundId, digest_of, peer_id_of
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import lay_out
 from atoll.model.shapes import num_parameters
 from atoll.net.records import (
     Admitted,
@@ -100,7 +101,8 @@ class Recorded:
             updates=tuple(SliceUpdate(digest=digest_of(u), num_bytes=len(u)) for u in updates),
         )
         self.opened.journal.append([self.change(commit)])
-        apply_updates_(self.state, updates, codec=CODECS["int8"], outer=CONFIG.outer)
+        int8, layout = CODECS["int8"], lay_out(MODEL)
+        apply_updates_(self.state, updates, codec=int8, outer=CONFIG.outer, layout=layout)
         StateStore(self.home / "states", keep=2).save(
             self.state, manifest_of(self.state, run=run_digest(CONFIG)), now=100.0 * round_id
         )
@@ -140,7 +142,7 @@ def recorded(tmp_path: Path):
     (tmp_path / "run.toml").write_text(template(CONFIG), encoding="utf-8")
     opened = open_run(tmp_path, CONFIG, dataset=digest_of(b"dataset"))
     params_N = np.empty(num_parameters(MODEL), np.float32)
-    fill_initial_(params_N, MODEL, seed=CONFIG.seed)
+    fill_initial_(params_N, lay_out(MODEL), seed=CONFIG.seed)
     run = Recorded(tmp_path, opened, PeerState.initial(params_N))
     run.admit()
     yield run

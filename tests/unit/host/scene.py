@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from atoll.config import (
     DataConfig,
     InnerConfig,
@@ -53,8 +55,8 @@ GENESIS = records.Genesis(
     built_in_key="",
     at=0.0,
 )
-NUM_SLICES = 2
 SLICE_BYTES = (7, 8)
+NUM_SLICES = len(SLICE_BYTES)
 
 
 def name(*parts: object) -> Digest:
@@ -66,14 +68,19 @@ def state(round_id: int, *, of: str = "all") -> Digest:
 
 
 def contribution(
-    peer: PeerId, *, round_id: int = 1, lease_ids: Iterable[int] = (1,), loss: float = 2.0
+    peer: PeerId,
+    *,
+    round_id: int = 1,
+    lease_ids: Iterable[int] = (1,),
+    loss: float = 2.0,
+    num_slices: int = NUM_SLICES,
 ) -> wire.Contribution:
     return wire.Contribution(
         round=RoundId(round_id),
         leases=tuple(lease_ids),
         num_steps=2,
         mean_loss=loss,
-        digests=tuple(name("slice", peer, round_id, k) for k in range(NUM_SLICES)),
+        digests=tuple(name("slice", peer, round_id, k) for k in range(num_slices)),
     )
 
 
@@ -102,8 +109,8 @@ def reduced(k: int, *, version: int, round_id: int = 1) -> wire.Reduced:
     )
 
 
-def held(*, version: int, round_id: int = 1) -> wire.Held:
-    digests = tuple(update(k, round_id=round_id, version=version) for k in range(NUM_SLICES))
+def held(*, version: int, round_id: int = 1, num_slices: int = NUM_SLICES) -> wire.Held:
+    digests = tuple(update(k, round_id=round_id, version=version) for k in range(num_slices))
     return wire.Held(round=RoundId(round_id), roster_version=version, digests=digests)
 
 
@@ -131,13 +138,28 @@ class Scene:
     journal: list[records.Record] = field(default_factory=lambda: [GENESIS])
     now: float = 0.0
     effects: list[Effect] = field(default_factory=list)
+    slice_bytes: tuple[tuple[int, ...], ...] = (SLICE_BYTES,)
 
     def __post_init__(self) -> None:
-        self.run = decisions.replay(self.journal, slice_bytes=SLICE_BYTES, now=self.now)
+        self.run = decisions.replay(self.journal, slice_bytes=self.slice_bytes, now=self.now)
+
+    @classmethod
+    def of(
+        cls, sync: SyncConfig, *, slice_bytes: tuple[tuple[int, ...], ...] = (SLICE_BYTES,)
+    ) -> "Scene":
+        """Return a new run that is synchronised in this way, with these updates."""
+        config = replace(CONFIG, sync=sync, model=replace(CONFIG.model, num_layers=sync.fragments))
+        genesis = replace(GENESIS, config=canonical(config).decode())
+        return cls([genesis], slice_bytes=slice_bytes)
 
     def restart(self) -> "Scene":
         """Return the scene after the host process ended and another took over."""
-        return Scene(self.journal, self.now)
+        return Scene(self.journal, self.now, slice_bytes=self.slice_bytes)
+
+    @property
+    def num_slices(self) -> int:
+        """Of the next round."""
+        return len(self.slice_bytes[self.run.fragment_of(self.run.next_round)])
 
     def note(self, effects: list[Effect]) -> list[Effect]:
         self.effects = effects
@@ -183,17 +205,18 @@ class Scene:
     def tick(self) -> list[Effect]:
         return self.note(decisions.on_tick(self.run, now=self.now))
 
-    def claims(self, peer: PeerId) -> None:
-        """Let the peer announce a contribution with all its leases."""
-        ids = [lease.id for lease in leases.held_by(self.run.book, peer)]
-        round_id = self.run.next_round
-        self.says(peer, contribution(peer, round_id=round_id, lease_ids=ids))
+    def claims(self, peer: PeerId, *, num_leases: int | None = None) -> None:
+        """Let the peer announce a contribution with so many of its leases, or all."""
+        ids = [lease.id for lease in leases.held_by(self.run.book, peer)][:num_leases]
+        round_id, num_slices = self.run.next_round, self.num_slices
+        self.says(peer, contribution(peer, round_id=round_id, lease_ids=ids, num_slices=num_slices))
 
-    def delivers(self, *peers: PeerId) -> None:
+    def delivers(self, *peers: PeerId, num_leases: int | None = None) -> None:
         """Let these contribute, and all their slices arrive."""
         for peer in peers:
-            self.claims(peer)
-            for k in range(NUM_SLICES):
+            num_slices = self.num_slices
+            self.claims(peer, num_leases=num_leases)
+            for k in range(num_slices):
                 if (rnd := self.run.round) is not None:
                     self.says(rnd.assignment[k], delivered(peer, k, round_id=rnd.id))
 
@@ -201,16 +224,16 @@ class Scene:
         """Let the reducers form all updates; return the version of the roster."""
         rnd = self.run.round
         assert rnd is not None
-        for k in range(NUM_SLICES):
+        for k in range(self.num_slices):
             message = reduced(k, version=rnd.roster_version, round_id=rnd.id)
             self.says(rnd.assignment[k], message)
         return rnd.roster_version
 
     def commits(self, *holders: PeerId) -> None:
         """Let the closed round be reduced, held by these, and so committed."""
-        round_id, version = self.run.next_round, self.reduces()
+        round_id, num_slices, version = self.run.next_round, self.num_slices, self.reduces()
         for peer in holders:
-            self.says(peer, held(version=version, round_id=round_id))
+            self.says(peer, held(version=version, round_id=round_id, num_slices=num_slices))
         assert self.run.committed == round_id
 
     # --- what came of it ------------------------------------------------------------------------

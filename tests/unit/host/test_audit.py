@@ -172,6 +172,7 @@ def longer(commit):
         (lambda commit: replace(commit, round=2), "round 2 follows round 0"),
         (lambda commit: replace(commit, roster=commit.roster[::-1]), "members in their order"),
         (lambda commit: replace(commit, roster=()), "shares of its roster add up to 0"),
+        (lambda commit: replace(commit, fragment=1), "not the turn of fragment 1"),
         (lambda commit: replace(commit, update_codec="fp32"), "not those of the run"),
         (lambda commit: replace(commit, updates=commit.updates[1:]), "not one for each slice"),
         (

@@ -232,6 +232,16 @@ def test_weights_are_tokens_and_a_norm_far_above_the_others_is_clipped():
     assert [s.share for s in roster] == pytest.approx([10 / 41.5, 30 / 41.5, 1.5 / 41.5])
 
 
+def test_work_that_the_fragment_lacks_has_weight_and_is_not_counted_again():
+    rnd = opened(A, B)
+    for peer in (A, B):
+        arrive(rnd, peer, at=1)
+    roster = rounds.roster_of(
+        rnd, (A, B), num_tokens={A: 10, B: 10}, fresh_tokens={A: 20, C: 99}, policy=SYNC
+    )
+    assert [(s.num_tokens, s.share) for s in roster] == [(10, 0.75), (10, 0.25)]
+
+
 # --- the reduction -------------------------------------------------------------------------------
 
 

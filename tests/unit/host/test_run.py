@@ -339,7 +339,7 @@ def test_weight_is_the_tokens_of_the_leases_whatever_the_peer_says(scene):
         reduced(0, round_id=2, version=0),
         held(round_id=2, version=0),
         wire.Unreachable(round=RoundId(2), reducer=A),
-        wire.Want(),
+        wire.Missing(),
     ],
 )
 def test_messages_about_another_round_change_nothing(scene, message):

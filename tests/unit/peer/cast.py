@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from atoll.config import run_digest
+from atoll.data.manifest import MANIFEST_FILE, SPLITS, Manifest, Shard, to_bytes
+from atoll.data.shards import Dataset
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import records, wire
 from atoll.net.authority import Authority
@@ -11,6 +13,28 @@ from atoll.net.records import NO_HASH, Committed, Entry, RosterEntry, SliceUpdat
 from atoll.peer.home import RunFile, write_run_file
 
 HOST_PORT = 7
+
+
+def empty_dataset(folder: Path) -> Dataset:
+    """Return a dataset for those who look at no sample of it."""
+    shards = tuple(
+        Shard(split=split, source=0, index=0, num_samples=1, digest=digest_of(b"?"))
+        for split in SPLITS
+    )
+    manifest = Manifest(
+        key=digest_of(b"key"),
+        sequence_length=8,
+        token_bytes=2,
+        start_token=0,
+        weights=(1.0,),
+        tokenizer=digest_of(b"?"),
+        tokenizer_bytes=100,
+        shards=shards,
+    )
+    content = to_bytes(manifest)
+    folder.mkdir()
+    (folder / MANIFEST_FILE).write_bytes(content)
+    return Dataset(folder, digest_of(content), manifest)
 
 
 class Enrolled:

@@ -4,23 +4,26 @@ The one contributor is a script, but its slices are real, and so is all that bec
 """
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 from msgspec.structs import replace
 from tests.unit.host.scene import CONFIG, SYNC
 from tests.unit.host.test_service import PORT, Player, Serving
 from tests.unit.memory import Network, until
+from tests.unit.peer.cast import empty_dataset
 from tests.unit.virtual import run
 
 from atoll import events
 from atoll.config import PeerConfig, run_digest
+from atoll.errors import PeerError
 from atoll.exchange.codec import CODECS
-from atoll.exchange.contribute import EncodedContribution, deliver_to
+from atoll.exchange.contribute import EncodedContribution, Vectors, deliver_to
 from atoll.exchange.links import Links, fetch_from_any
 from atoll.exchange.step import apply_updates_
 from atoll.ids import RoundId
 from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.net import records, wire
 from atoll.net.identity import Identity
@@ -42,7 +45,7 @@ class Contributor(Player):
     def __init__(self, serving, identity, label):
         super().__init__(serving, identity, label, listens=False)
         params_N = np.empty(BOUNDS[-1][1], np.float32)
-        fill_initial_(params_N, CONFIG.model, seed=CONFIG.seed)
+        fill_initial_(params_N, layout_of(CONFIG), seed=CONFIG.seed)
         self.state = PeerState.initial(params_N)
         self.links = Links(self.transport)
         self.plans = 0
@@ -68,10 +71,9 @@ class Contributor(Player):
     async def contribute(self, plan):
         self.plans += 1
         local_N = self.state.params_N * np.float32(1 - 0.01 * plan.round)
-        contribution = EncodedContribution(plan.round, len(BOUNDS))
-        digests = await contribution.encode(
-            CODECS[plan.codec], global_N=self.state.params_N, local_N=local_N, slices=BOUNDS
-        )
+        contribution = EncodedContribution(plan.round, BOUNDS)
+        vectors = Vectors(self.state.params_N, local_N)
+        digests = await contribution.encode(CODECS[plan.codec], vectors, order=range(len(BOUNDS)))
         ids = tuple(lease.id for lease in plan.leases)
         await self.say(
             wire.Contribution(
@@ -79,21 +81,21 @@ class Contributor(Player):
             )
         )
         for reduction in plan.reductions:
-            with suppress(ConnectionError):
-                await self.deliver(reduction, contribution)
+            await self.deliver(reduction, contribution)
 
     async def deliver(self, reduction, contribution):
         for _ in range(20):
             try:
-                await deliver_to(
-                    reduction.reducer,
-                    range(reduction.start, reduction.stop),
-                    contribution=contribution,
-                    links=self.links,
-                    delivered=lambda index, num_bytes: None,
-                )
+                async with self.links.to(reduction.reducer) as connection:
+                    await deliver_to(
+                        connection,
+                        range(reduction.start, reduction.stop),
+                        contribution=contribution,
+                        links=self.links,
+                        delivered=lambda index, num_bytes: None,
+                    )
                 return
-            except Exception:  # noqa: BLE001 - its plan may come later than ours, or it is gone
+            except PeerError:  # its plan may come later than ours, or it is gone
                 await asyncio.sleep(0.3)
 
     async def follow(self, message, plan):
@@ -104,14 +106,17 @@ class Contributor(Player):
             for u in commit.updates
         ]
         codec = CODECS[commit.update_codec]
-        apply_updates_(self.state, updates, codec=codec, outer=self.serving.config.outer)
+        config = self.serving.config
+        layout = layout_of(config)
+        apply_updates_(self.state, updates, codec=codec, outer=config.outer, layout=layout)
 
 
 class Replica:
-    """An agent without a trainer, and what it reported."""
+    """An agent, by itself without a trainer, and what it reported."""
 
-    def __init__(self, serving, directory):
+    def __init__(self, serving, directory, *, trains=False):
         self.directory = directory
+        self.trains = trains
         self.serving = serving
         self.reported = []
 
@@ -140,9 +145,11 @@ class Replica:
             home,
             PeerConfig(directory=str(self.directory), name=self.directory.name),
             transport=self.serving.network.transport(self.peer),
-            trains=False,
+            trains=self.trains,
             emit=self.reported.append,
         )
+        if self.trains:
+            agent.serve_dataset(empty_dataset(self.directory / "nothing"))
         self.task = asyncio.create_task(agent.run())
 
     async def kill(self):

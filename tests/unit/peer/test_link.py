@@ -271,7 +271,7 @@ def test_a_refusal_for_good_ends_the_peer(enrolled):
 
 
 @pytest.mark.parametrize(
-    "message", [wire.Refused(reason="not now", final=False), wire.Want(), wire.Taken()]
+    "message", [wire.Refused(reason="not now", final=False), wire.Missing(), wire.Taken(slice=0)]
 )
 def test_a_refusal_for_now_or_nonsense_costs_the_connection_only(enrolled, message):
     async def story(link):

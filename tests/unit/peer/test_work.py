@@ -32,8 +32,12 @@ def working(*leases, done=0):
 
 
 def train(work, num_samples):
-    work.begin()
+    begin(work)
     work.end(num_samples)
+
+
+def begin(work):
+    return work.begin(work.num_samples)
 
 
 @given(some_leases(), st.data())
@@ -45,10 +49,10 @@ def test_what_is_left_and_what_is_consumed_are_all_samples_in_order(leases, data
         assert samples(work.left()) == everything[consumed:]
         assert not work.is_whole
         step = data.draw(st.integers(1, len(everything) - consumed))
-        assert samples(work.begin()) == everything[consumed:]
+        assert samples(begin(work)) == everything[consumed:]
         work.end(step)
         consumed += step
-    assert work.left() == work.begin() == ()
+    assert work.left() == begin(work) == ()
     assert work.is_whole == bool(everything)
     assert work.touched() == tuple(sorted(le.id for le in leases))
 
@@ -65,7 +69,7 @@ def test_a_lease_is_touched_if_one_of_its_samples_is_consumed(leases, consumed):
 def test_what_is_being_trained_on_is_touched_until_it_is_known_how_far_it_came():
     work = working(ONE, TWO, THREE, done=2)
     assert work.touched() == (1,)
-    work.begin()
+    begin(work)
     assert work.touched() == (1, 2, 3)
     assert not work.is_whole
     work.end(3)
@@ -75,7 +79,7 @@ def test_what_is_being_trained_on_is_touched_until_it_is_known_how_far_it_came()
 
 def test_leases_that_come_meanwhile_are_not_in_flight():
     work = working(ONE)
-    work.begin()
+    begin(work)
     assert work.hold([ONE, TWO])
     assert work.touched() == (1,)
     work.end(4)
@@ -102,7 +106,7 @@ def test_work_on_a_lease_that_is_not_held_any_more_is_void():
 
 def test_work_that_is_void_stays_void_when_its_training_ends():
     work = working(ONE)
-    work.begin()
+    begin(work)
     assert not work.hold([TWO])
     work.end(4)
     assert work.left() == ((10, 14),)
@@ -115,9 +119,9 @@ def test_an_untouched_lease_may_go_without_a_loss():
     assert work.left() == ((3, 4), (20, 22))
 
 
-def test_after_the_commit_of_its_leases_the_work_begins_anew():
+def test_after_the_commit_of_all_that_it_did_the_work_begins_anew():
     work = working(ONE, TWO, done=4)
-    work.settle([1])
+    assert not work.settle([1])
     assert work.leases == (TWO,)
     assert work.left() == ((10, 14),)
     assert work.touched() == ()
@@ -126,7 +130,7 @@ def test_after_the_commit_of_its_leases_the_work_begins_anew():
 
 def test_a_commit_without_us_leaves_the_work_alone():
     work = working(ONE, TWO, done=5)
-    work.settle([7, 8])
+    assert work.settle([7, 8])
     assert work.touched() == (1, 2)
     assert work.left() == ((11, 14),)
 
@@ -141,3 +145,102 @@ def test_when_the_weights_are_the_global_ones_again_the_leases_are_still_to_be_t
 def test_without_leases_there_is_no_work():
     work = working()
     assert (work.left(), work.touched(), work.is_whole) == ((), (), False)
+
+
+# --- while the exchange is under way --------------------------------------------------------------
+
+
+def test_work_is_trained_on_up_to_a_limit_and_counted_step_by_step():
+    work = working(ONE, TWO, THREE, done=2)
+    assert work.begin(6) == ((2, 4), (10, 12))
+    assert work.touched() == (1, 2)
+    work.advance(3)
+    assert (work.consumed, work.in_flight) == (5, 1)
+    work.end(0)
+    assert (work.consumed, work.in_flight) == (5, 0)
+    assert work.begin(5) == work.begin(3) == ()
+
+
+def test_the_next_contribution_waits_for_whole_leases_that_are_not_offered():
+    work = working(ONE, TWO, THREE, done=5)
+    # The second lease is begun, so no snapshot is taken before it is done.
+    assert [work.round_target(size) for size in (1, 4, 5, 8, 9, 99)] == [8, 8, 8, 8, 10, 10]
+    assert work.offer() == (1,)
+    assert [work.round_target(size) for size in (1, 4, 5, 99)] == [8, 8, 10, 10]
+    assert working().round_target(4) == 0
+
+
+def test_what_is_committed_leaves_and_what_came_after_it_stays():
+    work = working(ONE, TWO, THREE, done=5)
+    assert work.offer() == (1,)
+    assert work.begin(9) == ((11, 14), (20, 21))
+    work.advance(2)
+    assert work.settle([1])
+    assert (work.leases, work.consumed, work.offered) == ((TWO, THREE), 3, 0)
+    assert work.settled == 4
+    work.advance(2)
+    assert work.touched() == (2, 3)
+    assert work.left() == ((21, 22),)
+
+
+def test_what_is_not_committed_is_part_of_the_next_contribution():
+    work = working(ONE, TWO, THREE, done=4)
+    assert work.offer() == (1,)
+    train(work, 5)
+    work.withdraw()
+    assert work.offer() == (1, 2)
+
+
+def test_after_a_commit_of_anything_else_than_is_offered_the_work_is_void():
+    for committed in ([2], [1, 2], [2, 3]):
+        work = working(ONE, TWO, THREE, done=5)
+        assert work.offer() == (1,)
+        assert not work.settle(committed)
+        assert (work.consumed, work.offered) == (0, 0)
+        assert work.settled == sum(
+            le.stop - le.start for le in (ONE, TWO, THREE) if le.id in committed
+        )
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["grant", "train", "step", "offer", "commit", "withdraw"]),
+        st.integers(1, 9),
+    ),
+    max_size=40,
+)
+
+
+@given(actions)
+def test_no_sample_is_committed_twice_and_none_is_lost(actions):
+    work, granted, trained, committed = LocalWork(), [], [], []
+    flying, offered = [], ()
+    for action, size in actions:
+        match action:
+            case "grant":
+                start = 100 * len(granted)
+                granted.append(lease(len(granted) + 1, start, start + size))
+                assert work.hold([*work.leases, granted[-1]])
+            case "train":
+                work.end(0)
+                flying = samples(work.begin(work.consumed + size))
+            case "step":
+                step = flying[:size]
+                trained, flying = trained + step, flying[size:]
+                work.advance(len(step))
+            case "offer" if not offered:
+                offered = work.offer()
+            case "commit" if offered:
+                assert work.settle(offered)
+                committed.extend(offered)
+                offered = ()
+            case "withdraw":
+                work.withdraw()
+                offered = ()
+        everything = samples((le.start, le.stop) for le in granted)
+        assert trained == everything[: len(trained)], "in order, none twice, none left out"
+        assert work.settled + work.consumed == len(trained)
+        whole = [le.id for le in granted if set(range(le.start, le.stop)) <= set(trained)]
+        assert committed == whole[: len(committed)]
+        assert committed + list(offered) == whole[: len(committed) + len(offered)]
+        assert [le.id for le in granted] == committed + [le.id for le in work.leases]
