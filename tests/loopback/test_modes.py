@@ -1,0 +1,90 @@
+"""The faults of a round, in several ways of training and of encoding.
+
+Each run has three peers. A slow line makes a moment long: a contribution is then under way for a
+second or two.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from tests.loopback.cluster import Process, with_sync
+from tests.loopback.proof import assert_all_leave, assert_contributes, assert_finished
+
+from atoll.config import RunConfig
+from atoll.events import PeerLeft, PhaseTimed, RoundCommitted, TrainerDied, Training
+from atoll.host.audit import audit
+
+pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+
+PEERS = ["anna", "ben", "carl"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run trains; with `upload` Mb/s, a contribution takes a second or two."""
+
+    upload: str
+    sync: dict[str, object]
+
+    def of(self, config: RunConfig, **changes: object) -> RunConfig:
+        """Return the config with these changes, and a layer for each of two fragments."""
+        model = msgspec.structs.replace(config.model, num_layers=2)
+        return with_sync(msgspec.structs.replace(config, model=model), **self.sync, **changes)
+
+
+WAYS = {
+    "overlap-1-int8": Way("1.6", {"mode": "overlap", "codec": "int8"}),
+    "overlap-2-int4": Way("0.4", {"mode": "overlap", "fragments": 2, "codec": "int4"}),
+    "blocking-2-sparse": Way(
+        "0.05", {"fragments": 2, "codec": "sparse", "update_codec": "sparse8"}
+    ),
+}
+in_every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def begins_to_send(peer: Process) -> int:
+    """Return of which round, once the peer has another contribution under way."""
+    return peer.wait_for_next(PhaseTimed, lambda event: event.phase == "encode").round
+
+
+@in_every_way
+def test_who_dies_with_a_contribution_under_way_comes_back(cluster, config, way):
+    # No round begins without Carl, so the run is not over before he is back.
+    config = way.of(config, rounds=6, min_peers=3, grace_floor_s=5.0)
+    slow = ("--max-upload", way.upload)
+    host, anna, ben, carl = cluster.start(config, anna=(), ben=(), carl=slow)
+
+    begun = begins_to_send(carl)
+    os.kill(*carl.trainers, signal.SIGKILL)
+    assert carl.wait_for(TrainerDied).in_a_row == 1
+    assert cluster.committed() < begun, "the round was over: not the moment that was meant"
+
+    begun = begins_to_send(carl)
+    carl.kill()
+    assert cluster.committed() < begun, "the round was over: not the moment that was meant"
+    carl = cluster.join_again("carl")
+
+    assert_finished(cluster, config, [anna, ben, carl, host], names=PEERS)
+    assert len(host.find(RoundCommitted)[-1].roster) == 3
+    assert list(audit(cluster.run)), "as `atoll verify` proves it"
+
+
+def test_the_others_train_on_while_a_peer_is_frozen_and_it_comes_back(cluster, config):
+    config = WAYS["overlap-1-int8"].of(config, rounds=1000)
+    host, anna, ben, carl = cluster.start(config, anna=(), ben=(), carl=())
+    frozen = cluster.id_of("carl")
+
+    host.wait_for_next(Training, lambda event: event.peer == frozen)
+    carl.freeze()
+    assert host.wait_for(PeerLeft).peer == frozen
+    after = cluster.committed()
+    host.wait_for(RoundCommitted, lambda event: event.round > after + 3)
+    assert frozen not in host.find(RoundCommitted)[-1].roster
+
+    carl.thaw()
+    assert_contributes(cluster, host, "carl")
+    assert_all_leave(cluster, config, host, [anna, ben, carl])
+    assert list(audit(cluster.run)), "as `atoll verify` proves it"
