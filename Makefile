@@ -8,12 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
 INSTALLED_DOCS := $(VENV)/installed-docs
+INSTALLED_BENCH := $(VENV)/installed-bench
+BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench fmt docs clean
+.PHONY: help setup demo test check bench bench-peers bench-exchange bench-losses bench-utilisation fmt docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## install atoll and what it needs in .venv
 
@@ -33,6 +35,18 @@ check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
 bench: $(INSTALLED)  ## time the phases of a round, one line of JSON for each
 	$(BIN)/python benchmarks/round.py
 
+bench-peers: $(BENCH_PEERS)  ## install the systems that the exchange is compared with, each alone
+
+bench-exchange: $(INSTALLED_BENCH) bench-peers  ## time one exchange over links of all kinds (as root)
+	$(BIN)/python benchmarks/exchange_table.py
+
+bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mode (an hour)
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/losses_report.py
+
+bench-utilisation: $(INSTALLED_BENCH)  ## share of the time that peers behind shaped links train (as root)
+	$(BIN)/python benchmarks/utilisation.py
+
 fmt: $(INSTALLED_DEV)  ## format, and mend what the linter can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -41,7 +55,7 @@ docs: $(INSTALLED_DOCS)  ## build the documentation as HTML, in docs/_build
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
 
 clean:  ## remove what the other targets made, .venv included
-	rm -rf $(VENV) build dist docs/_build demo-run src/*.egg-info
+	rm -rf $(VENV) .venv-bench-* build dist docs/_build demo-run src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -57,4 +71,14 @@ $(INSTALLED_DEV): $(INSTALLED)
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+# Without constraints.txt: hivemind needs an older numpy than atoll has.
+.venv-bench-%/installed: benchmarks/systems/%.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@

@@ -5,19 +5,15 @@
 A setting is LR/MOMENTUM or LR/MOMENTUM/WARMUP_ROUNDS of the outer step. `alone` is one peer that
 takes as many inner steps by itself, `parallel` one process with the batches of all peers together.
 The model and the text are those of configs/demo.toml. Prints one line of JSON for each setting.
-
-Shapes: N values of the model.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from replicas import diloco
 
 from atoll.cli.places import cache_directory
 from atoll.clock import monotonic_s
@@ -25,20 +21,11 @@ from atoll.config import OuterConfig, RunConfig, check, load_run_config
 from atoll.data.batches import Batches
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
-from atoll.exchange.codec import CODECS
-from atoll.exchange.contribute import encode_slice
-from atoll.exchange.plan import shares
-from atoll.exchange.reduce import reduce_slice
-from atoll.exchange.step import apply_updates_
-from atoll.ids import PeerId
-from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.flat import load_flat_
+from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.outer.layout import slice_bounds
-from atoll.outer.state import PeerState
 from atoll.train.baseline import initial_model, train_alone, with_batch_factor
 from atoll.train.evaluate import validation_loss
-from atoll.train.inner import InnerLoop
-from atoll.train.work import cut_into_steps
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.toml"
 VALIDATION_SAMPLES = 512
@@ -131,86 +118,17 @@ def train(
     outer = OuterConfig(
         lr=lr, momentum=momentum, momentum_warmup_rounds=int(warmup[0]) if warmup else 0
     )
-    return diloco(msgspec.structs.replace(config, outer=outer), dataset, num_peers=num_peers)
+    return diloco_model(msgspec.structs.replace(config, outer=outer), dataset, num_peers=num_peers)
 
 
-def diloco(config: RunConfig, dataset: Dataset, *, num_peers: int) -> tuple[Llama, list[float]]:
+def diloco_model(
+    config: RunConfig, dataset: Dataset, *, num_peers: int
+) -> tuple[Llama, list[float]]:
     """Return the model after all rounds, and the norm of each round's mean pseudo-gradient."""
+    rounds = list(diloco(config, dataset, num_peers=num_peers))
     model = initial_model(config, device=torch.device("cpu"))
-    state = PeerState.initial(flat(model))
-    batches = Batches(dataset, seed=config.seed)
-    loops = [
-        InnerLoop(initial_model(config, device=torch.device("cpu")), batches, config)
-        for _ in range(num_peers)
-    ]
-    norms = []
-    for _ in range(config.sync.rounds):
-        locals_N = [
-            train_round(loop, state, place=place, num_peers=num_peers)
-            for place, loop in enumerate(loops)
-        ]
-        updates = exchange(state, locals_N, config)
-        codec = CODECS[config.sync.update_codec]
-        slices = slice_bounds(state.num_values)
-        squares = [
-            codec.check(update, stop - start)
-            for (start, stop), update in zip(slices, updates, strict=True)
-        ]
-        norms.append(sum(squares) ** 0.5)
-        apply_updates_(state, updates, codec=codec, outer=config.outer)
-    load_flat_(model, state.params_N)
-    return model, norms
-
-
-def train_round(
-    loop: InnerLoop, state: PeerState, *, place: int, num_peers: int
-) -> NDArray[np.float32]:
-    """Return the parameters of one peer after the inner steps of the next round."""
-    config = loop.config
-    load_flat_(loop.model, state.params_N)
-    first = (state.round * num_peers + place) * config.samples_per_round
-    spans = [(first, first + config.samples_per_round)]
-    steps = cut_into_steps(spans, batch_sequences=config.inner.batch_sequences)
-    for step, step_spans in enumerate(steps, start=state.round * config.sync.inner_steps):
-        loop.step(step_spans, step=step)
-    return flat(loop.model)
-
-
-def exchange(
-    state: PeerState, locals_N: Sequence[NDArray[np.float32]], config: RunConfig
-) -> list[bytes]:
-    """Return the updates of a round in which everybody contributes."""
-    codec, update_codec = CODECS[config.sync.codec], CODECS[config.sync.update_codec]
-    peers = [PeerId(f"{place:032x}") for place in range(len(locals_N))]
-    encoded = {
-        peer: [
-            encode_slice(codec, global_N=state.params_N[start:stop], local_N=local_N[start:stop])
-            for start, stop in slice_bounds(state.num_values)
-        ]
-        for peer, local_N in zip(peers, locals_N, strict=True)
-    }
-    sizes = [stop - start for start, stop in slice_bounds(state.num_values)]
-    norms = {
-        peer: sum(codec.check(p, size) for p, size in zip(payloads, sizes, strict=True)) ** 0.5
-        for peer, payloads in encoded.items()
-    }
-    tokens = dict.fromkeys(peers, config.samples_per_round * config.data.sequence_length)
-    share = shares(tokens, norms, clip_to_median=config.sync.clip_to_median)
-    return [
-        reduce_slice(
-            [(encoded[peer][index], share[peer]) for peer in share],
-            codec=codec,
-            update_codec=update_codec,
-            num_values=size,
-        )
-        for index, size in enumerate(sizes)
-    ]
-
-
-def flat(model: Llama) -> NDArray[np.float32]:
-    out_N = np.empty(sum(parameter.numel() for parameter in model.parameters()), np.float32)
-    store_flat_(model, out_N)
-    return out_N
+    load_flat_(model, rounds[-1].state.params_N, layout_of(config))
+    return model, [each.norm for each in rounds]
 
 
 if __name__ == "__main__":

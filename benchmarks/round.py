@@ -42,7 +42,7 @@ from atoll.config import (
     template,
 )
 from atoll.errors import RunError
-from atoll.events import PhaseTimed, RoundCommitted, Stamped, read_events
+from atoll.events import BytesMoved, PhaseTimed, RoundCommitted, Stamped, read_events
 from atoll.exchange.codec import CODECS
 from atoll.ids import digest_of
 from atoll.model.shapes import num_parameters
@@ -188,7 +188,9 @@ def report(config: RunConfig, peers: Iterable[list[Stamped]]) -> Iterator[dict[s
             if isinstance(event, PhaseTimed):
                 key = (number, event.round)
                 intervals[event.phase][key].append(Interval(at - event.seconds, at))
-                moved[event.phase].append(event.num_bytes)
+            elif isinstance(event, BytesMoved):
+                moved["send"].append(event.traffic.contributions_sent)
+                moved["update"].append(event.traffic.updates_received)
     num_values = num_parameters(config.model)
     codec = CODECS[config.sync.codec]
     encoded = sum(codec.encoded_bytes(stop - start) for start, stop in slice_bounds(num_values))
@@ -196,9 +198,9 @@ def report(config: RunConfig, peers: Iterable[list[Stamped]]) -> Iterator[dict[s
         "train": 0,
         "snapshot": 4 * num_values,
         "encode": encoded,
-        "send": round(median(moved["sent"])),
+        "send": round(median(moved["send"])),
         "reduce": encoded,  # its part of the slices, from every peer
-        "update": round(median(moved["received"])),
+        "update": round(median(moved["update"])),
         "outer_step": 8 * num_values,
         "hash": 8 * num_values,
         "merge": 4 * num_values,
