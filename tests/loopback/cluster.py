@@ -32,7 +32,7 @@ from atoll.train.shared import vectors_path
 
 SLOW = ("--max-upload", "0.8")  # Mb/s: what takes a moment otherwise takes two seconds
 POLL_S = 0.02
-PATIENCE_S = 60.0  # for anything to happen: most of it is torch being imported by several at once
+PATIENCE_S = 120.0  # for anything to happen: most of it is torch being imported by several at once
 LOG_CHARACTERS = 4000
 
 E = TypeVar("E")

@@ -25,7 +25,7 @@ from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Transport
-from atoll.peer.home import Home
+from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_round
@@ -149,7 +149,9 @@ class Agent:
                 or None
             )
         )
-        if following in board.commits:
+        if self._is_far_behind():
+            await self._link.reconnect()  # the host then names a newer state: that is quicker
+        elif following in board.commits:
             await finish_round(board.commits[following], member)  # of a round that we missed
         elif member.plan_of(following) is not None:
             await run_round(following, member)
@@ -182,6 +184,12 @@ class Agent:
         member.device = await training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
+
+    def _is_far_behind(self) -> bool:
+        """Return whether there are more commits to replay than members keep updates of."""
+        rounds = KEEP_ROUNDS * len(self._member.layout.fragments)
+        newest = max(self._board.commits, default=self._member.state.round)
+        return newest - self._member.state.round > rounds
 
     def _is_over(self) -> bool:
         """Return whether the run is complete, and we have all that the host sent us of it."""
