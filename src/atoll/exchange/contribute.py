@@ -136,11 +136,11 @@ async def deliver_to(
             )
             untaken[index] = len(payload)
             async with patience(len(payload)):
-                with measured(links.uplink, len(payload)):
+                with measured(links.up, len(payload)):
                     await connection.send(slice_, payload)
 
     async with running(hear()):
-        with links.sending.flow(connection):
+        with links.uplink.flow(connection):
             await send()
         while untaken:
             changed.clear()

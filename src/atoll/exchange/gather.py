@@ -68,7 +68,7 @@ async def gather_from(
                     break
                 async with patience(update.num_bytes):
                     payload = links.buffers.take(update.num_bytes)
-                    with measured(links.downlink, update.num_bytes):
+                    with measured(links.down, update.num_bytes):
                         await connection.receive_payload(update.num_bytes, memoryview(payload))
                 await checking.acquire()
                 group.create_task(keep(index, update.digest, payload))

@@ -18,7 +18,6 @@ from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection, Transport
 from atoll.traffic import Traffic
-from atoll.units import MIB
 
 DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
@@ -26,16 +25,19 @@ SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 
 
 class Links:
-    """The connections of this member to others, by peer; what moves on them, and how fast."""
+    """The connections of this member to others, by peer; what moves on them, and how fast.
 
-    def __init__(self, transport: Transport, *, half_life_bytes: int = MIB) -> None:
+    `half_life_bytes` is the memory of the rates: see `LinkRates`.
+    """
+
+    def __init__(self, transport: Transport, *, half_life_bytes: int) -> None:
         self.transport = transport
         self.traffic = Traffic()
         self.buffers = Buffers()
         self.rates = LinkRates(half_life_bytes=half_life_bytes)
-        self.uplink = Busy(self.rates.note_up)
-        self.downlink = Busy(self.rates.note_down)
-        self.sending = Uplink(lambda: self.rates.up)
+        self.up = Busy(self.rates.note_up)
+        self.down = Busy(self.rates.note_down)
+        self.uplink = Uplink(lambda: self.rates.up)
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
 
     @asynccontextmanager

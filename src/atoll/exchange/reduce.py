@@ -9,6 +9,7 @@ reducer can take over, and anyone who has the contributions can check.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from atoll.exchange.codec import CODECS, Codec
 from atoll.ids import INITIAL, Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
+T = TypeVar("T")
 MAX_VERSIONS = 3  # of one slice of one contributor: it may have had to train again
 
 
@@ -55,8 +57,7 @@ class Reducer:
     ) -> None:
         """Reduce what the plan gives us, of slices of so many values; forget the round before."""
         if plan.round != self.round_id:
-            codecs = {"codec": plan.codec, "update_codec": plan.update_codec}
-            self._open(plan.round, **codecs, sizes=sizes)
+            self._open(plan.round, codec=plan.codec, update_codec=plan.update_codec, sizes=sizes)
         self._own = {k for run in own for k in range(run.start, run.stop)}
 
     def _open(
@@ -172,17 +173,17 @@ class Reducer:
         self, *, round_id: RoundId, roster_version: int, index: int
     ) -> tuple[Digest, bytes] | None:
         """Wait for the update of a slice; None if the round is not the open one any more."""
-        while round_id == self.round_id:
-            if found := self._updates.get((roster_version, index)):
-                return found
-            await self._next_change()
-        return None
+        return await self._there(lambda: self._updates.get((roster_version, index)), round_id)
 
     async def kept(self, *, round_id: RoundId, roster_version: int, index: int) -> Digest | None:
         """Wait until the update of a slice is in our store; None as for `update`."""
+        return await self._there(lambda: self._kept.get((roster_version, index)), round_id)
+
+    async def _there(self, look: Callable[[], T | None], round_id: RoundId) -> T | None:
+        """Return what `look` finds, now or after a change, for as long as the round is open."""
         while round_id == self.round_id:
-            if digest := self._kept.get((roster_version, index)):
-                return digest
+            if (found := look()) is not None:
+                return found
             await self._next_change()
         return None
 

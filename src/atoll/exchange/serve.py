@@ -1,7 +1,7 @@
 """The serving side of the exchange: what one member does for another that dialled it.
 
-Slices are taken in while those before them are still being checked. Updates and blobs leave one
-after the other, each member in its turn at our uplink (see `turns`).
+Slices are taken in while those before them are still being checked. Updates and blobs leave paced,
+each with its share of our uplink (see `uplink`).
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class BlobServer:
             raise await _refuse(connection, f"slice {slice_.slice} is of another size, or not ours")
         async with patience(slice_.num_bytes):
             payload = self._links.buffers.take(slice_.num_bytes)
-            with measured(self._links.downlink, slice_.num_bytes):
+            with measured(self._links.down, slice_.num_bytes):
                 await connection.receive_payload(slice_.num_bytes, memoryview(payload))
         self._links.traffic.contributions_received += len(payload)
         return payload
@@ -156,7 +156,7 @@ class BlobServer:
         self, connection: Connection, message: wire.Message, payload: Buffer, *, weight: float
     ) -> None:
         num_bytes, links = len(payload), self._links
-        with links.sending.flow(connection, weight=weight), measured(links.uplink, num_bytes):
+        with links.uplink.flow(connection, weight=weight), measured(links.up, num_bytes):
             async with patience(num_bytes):
                 await connection.send(message, payload)
 

@@ -21,6 +21,15 @@ def slices_of(layout: Layout, round_id: RoundId) -> tuple[tuple[int, int], ...]:
     return tuple((fragment.start + start, fragment.start + stop) for start, stop in bounds)
 
 
+def encoded_slices(layout: Layout, codec: Codec) -> tuple[tuple[int, ...], ...]:
+    """Return how many bytes each slice of each fragment has when it is encoded."""
+    first_turns = (RoundId(index + 1) for index in range(len(layout.fragments)))
+    return tuple(
+        tuple(codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, round_id))
+        for round_id in first_turns
+    )
+
+
 def apply_updates_(
     state: PeerState,
     updates: Iterable[Buffer],

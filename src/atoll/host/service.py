@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from atoll.clock import wall_s
-from atoll.config import RunConfig, canonical, run_digest
+from atoll.config import canonical, run_digest
 from atoll.errors import PeerError, RunError
 from atoll.events import Emit, HostStarted, Stopped
 from atoll.exchange.codec import CODECS
-from atoll.exchange.step import slices_of
+from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.admission import Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
@@ -117,11 +117,11 @@ class Host:
     def _replay(self, *, now: float) -> Run:
         history = [entry.record for entry in self._journal.entries]
         config = decisions.config_of(history)
-        sync = config.sync
+        sync, layout = config.sync, layout_of(config)
         return decisions.replay(
             history,
-            slice_bytes=_slice_bytes(config, sync.update_codec),
-            contribution_bytes=tuple(map(sum, _slice_bytes(config, sync.codec))),
+            slice_bytes=encoded_slices(layout, CODECS[sync.update_codec]),
+            contribution_bytes=tuple(map(sum, encoded_slices(layout, CODECS[sync.codec]))),
             now=now,
         )
 
@@ -369,14 +369,3 @@ class Host:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _slice_bytes(config: RunConfig, codec_name: str) -> tuple[tuple[int, ...], ...]:
-    """Return how long the encoded slices of each fragment are."""
-    codec = CODECS[codec_name]
-    layout = layout_of(config)
-    first_turns = (RoundId(index + 1) for index in range(len(layout.fragments)))
-    return tuple(
-        tuple(codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, round_id))
-        for round_id in first_turns
-    )

@@ -14,6 +14,7 @@ from atoll.exchange.reduce import Reducer
 from atoll.exchange.serve import BlobServer, Locate
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
+from atoll.units import MIB
 
 A, B, C, D = (PeerId(letter * 32) for letter in "abcd")
 BOUNDS = ((0, 300), (300, 500))
@@ -74,7 +75,7 @@ def server(reducer: Reducer, links: Links, *, locate: Sequence[Locate] = ()) -> 
 
 async def serve(network: Network, peer: PeerId, reducer: Reducer, *, port: int = 1) -> Links:
     """Let this member serve its reducer on the network; return its links."""
-    links = Links(network.transport(peer))
+    links = Links(network.transport(peer), half_life_bytes=MIB)
     serving = server(reducer, links)
     await network.transport(peer).listen(serving.serve, host="h", port=port)
     return links

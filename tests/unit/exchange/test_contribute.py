@@ -22,6 +22,7 @@ from atoll.exchange.contribute import (
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
 from atoll.ids import digest_of
 from atoll.net import wire
+from atoll.units import MIB
 
 RNG = np.random.default_rng(0)
 GLOBAL_N, LOCAL_N = RNG.normal(size=(2, 500)).astype(np.float32)
@@ -145,7 +146,7 @@ class Reducing:
         self.contribution = contribution
         self.network = Network()
         self.ours, self.theirs = pair(self.network, A, B)
-        self.links = links or Links(self.network.transport(A))
+        self.links = links or Links(self.network.transport(A), half_life_bytes=MIB)
         self.delivered = []
         self.bringing = asyncio.create_task(self.bring(range(len(bounds))))
 
@@ -327,7 +328,7 @@ async def bring(network, contribution, *, delivered, indices=range(2)):
         connection,
         indices,
         contribution=contribution,
-        links=Links(network.transport(A)),
+        links=Links(network.transport(A), half_life_bytes=MIB),
         delivered=delivered,
     )
     await connection.close()

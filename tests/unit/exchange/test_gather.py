@@ -18,6 +18,7 @@ from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
 from atoll.exchange.rates import Busy
 from atoll.ids import digest_of
 from atoll.net import wire
+from atoll.units import MIB
 
 WANTED = Wanted(round=ROUND, roster_version=7, codec=CODECS["int8"], sizes=SIZES)
 SLICES = [encoded(5, index) for index in range(len(SIZES))]  # digest and payload
@@ -37,8 +38,8 @@ class Gathering:
         self.blobs = BlobStore(path)
         self.gathered = []
         self.measured = []
-        links = Links(self.network.transport(B))
-        links.downlink = Busy(lambda *what: self.measured.append(what))
+        links = Links(self.network.transport(B), half_life_bytes=MIB)
+        links.down = Busy(lambda *what: self.measured.append(what))
         ours, self.theirs = pair(self.network, B, A)
         self.task = asyncio.create_task(
             gather_from(
@@ -254,7 +255,7 @@ def test_from_a_real_reducer_as_it_forms_them(tmp_path):
         network = Network()
         source, told = reducer(tmp_path / "source")
         theirs = await serve(network, A, source)
-        ours = Links(network.transport(B))
+        ours = Links(network.transport(B), half_life_bytes=MIB)
         blobs = BlobStore(tmp_path / "ours")
         gathered = []
 

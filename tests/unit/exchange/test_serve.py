@@ -16,6 +16,7 @@ from atoll.exchange.uplink import HEADROOM
 from atoll.ids import RoundId, digest_of
 from atoll.net import wire
 from atoll.traffic import Traffic
+from atoll.units import MIB
 
 DIGEST, PAYLOAD = encoded(1)
 SLICE = wire.Slice(round=ROUND, slice=0, digest=DIGEST, num_bytes=len(PAYLOAD))
@@ -33,7 +34,7 @@ class Served:
         self.file = tmp_path / "file"
         self.file.write_bytes(b"before" + PAYLOAD + b"after")
         self.places = {DIGEST: (self.file, 6, len(PAYLOAD))}
-        self.links = Links(self.network.transport(B))
+        self.links = Links(self.network.transport(B), half_life_bytes=MIB)
         self.server = server(
             self.reducer,
             self.links,

@@ -23,7 +23,7 @@ from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import CHUNK_BYTES, manifest_of
 from atoll.outer.state import PeerState
-from atoll.units import GIB
+from atoll.units import GIB, MIB
 
 RUN = digest_of(b"run")
 SIZE = 3 * CHUNK_BYTES // 8 - 100  # values: three chunks
@@ -50,11 +50,11 @@ class Sources:
 
         unused, _ = reducer(tmp_path / f"blobs-{peer[:1]}")
         transport = self.network.transport(peer)
-        serving = server(unused, Links(transport), locate=[noted])
+        serving = server(unused, Links(transport, half_life_bytes=MIB), locate=[noted])
         await transport.listen(serving.serve, host="h", port=PORTS[peer])
 
     def links(self):
-        return Links(self.network.transport(A))
+        return Links(self.network.transport(A), half_life_bytes=MIB)
 
     def addresses(self, *peers):
         return [wire.Address(peer=peer, host="h", port=PORTS[peer]) for peer in peers or PORTS]

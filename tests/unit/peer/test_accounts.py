@@ -10,6 +10,7 @@ from atoll.exchange.links import Links
 from atoll.ids import RoundId
 from atoll.peer.accounts import Accounts
 from atoll.traffic import Traffic
+from atoll.units import MIB
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Counters:
 
 def test_a_payload_that_is_half_sent_at_an_outer_step_counts_once():
     counters, told = Counters(), []
-    links = Links(counters)
+    links = Links(counters, half_life_bytes=MIB)
     accounts = Accounts(CONFIG, links, emit=told.append)
 
     counters.num_sent += 1000 + 20  # half of a payload, and a message
@@ -42,7 +43,7 @@ def test_a_payload_that_is_half_sent_at_an_outer_step_counts_once():
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), max_size=20))
 def test_what_is_told_is_never_less_than_nothing(rounds):
     counters = Counters()
-    links = Links(counters)
+    links = Links(counters, half_life_bytes=MIB)
     accounts = Accounts(CONFIG, links, emit=lambda _: None)
     on_its_way = 0
     for number, (sent, finished) in enumerate(rounds, start=1):
