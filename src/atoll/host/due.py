@@ -33,11 +33,9 @@ def advance(run: Run, *, now: float) -> list[Effect]:
     effects = _agree(run)
     effects += _free_departed(run)
     effects += _open(run, now=now)
-    while run.round is not None:
-        due = _act(run, run.round, now=now)
-        if not due:
-            break
-        effects += due
+    for rnd in list(run.open_rounds.values()):
+        while rnd.id in run.open_rounds and (due := _act(run, rnd, now=now)):
+            effects += due
     return effects
 
 
@@ -89,11 +87,11 @@ def _free_departed(run: Run) -> list[Effect]:
     """Put the leases of those who left or died back, unless an open round may still commit them."""
     freed: list[records.Record] = []
     for peer in sorted(run.departed):
-        if run.round is not None and _may_commit(run.round, peer):
+        if any(_may_commit(rnd, peer) for rnd in run.open_rounds.values()):
             continue
         run.departed.discard(peer)
-        if run.round is not None:
-            run.round.claims.pop(peer, None)
+        for rnd in run.open_rounds.values():
+            rnd.claims.pop(peer, None)
         ids = tuple(lease.id for lease in leases.held_by(run.book, peer))
         if ids or any(run.fresh.get(peer, ())):
             run.book = leases.release(run.book, ids)
@@ -110,7 +108,8 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     """Open the next round once those who may be ready in a moment are, or that moment is over."""
     policy = run.config.sync
     ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer)]
-    if run.round is not None or run.committed >= policy.rounds or len(ready) < policy.min_peers:
+    round_id = run.next_to_open
+    if run.open_rounds or round_id > policy.rounds or len(ready) < policy.min_peers:
         run.ready_at = None
         return []
     if run.ready_at is None:
@@ -124,23 +123,23 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     if not chosen:
         return []
     run.ready_at = None
-    num_slices = len(run.slice_bytes[run.fragment_of(run.next_round)])
-    assignment = plan.assign_by_shares(num_slices, shares_of_work(run, chosen))
+    num_slices = len(run.slice_bytes[run.fragment_of(round_id)])
+    assignment = plan.assign_by_shares(num_slices, shares_of_work(run, round_id, chosen))
     # No version is used twice, also not by the host process that goes on with a round.
     run.num_planned += 1
     version = run.num_planned << 12
-    run.round = Round(
-        id=run.next_round,
+    rnd = run.open_rounds[round_id] = Round(
+        id=round_id,
         opened_at=now,
         waited=set(ready),
         assignment=assignment,
         version=version,
         roster_version=version,
     )
-    planned = records.Planned(round=run.next_round, peers=tuple(ready))
-    effects: list[Effect] = [Append((planned,)), plan_report(run.round, "a new round")]
+    planned = records.Planned(round=round_id, peers=tuple(ready))
+    effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
     for peer in sorted(present(run).able):
-        effects += invite(run, run.round, peer)
+        effects += invite(run, rnd, peer)
     return effects
 
 
@@ -242,7 +241,8 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         updates=updates,
     )
     run.note_committed(record)
-    before, run.committed, run.round = run.committed, rnd.id, None
+    before, run.committed = run.committed, rnd.id
+    del run.open_rounds[rnd.id]
     tokens = sum(entry.num_tokens for entry in entries)
     report = events.RoundCommitted(
         round=rnd.id,

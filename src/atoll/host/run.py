@@ -9,6 +9,7 @@ handler ends in `advance`, which does whatever is due.
 
 from collections.abc import Iterable
 from math import isfinite
+from typing import TypeAlias
 
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
@@ -22,6 +23,11 @@ from atoll.host.state import Run, base_for, has_newest, sources
 from atoll.ids import PeerId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
+
+# What members say about an open round.
+OfRound: TypeAlias = (
+    wire.Contribution | wire.Delivered | wire.Reduced | wire.Held | wire.Unreachable
+)
 
 
 def config_of(history: list[records.Record]) -> RunConfig:
@@ -144,8 +150,10 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
             effects = _on_at_state(run, peer, message)
         case wire.Leaving(reason=reason):
             effects = _on_leaving(run, peer, reason)
-        case _ if run.round is not None:
-            _note(run, run.round, peer, message, now=now)
+        case _ if isinstance(message, OfRound) and message.round in run.open_rounds:
+            _note(run, run.open_rounds[message.round], peer, message, now=now)
+        case _:
+            pass
     return effects + advance(run, now=now)
 
 
@@ -161,23 +169,22 @@ def on_tick(run: Run, *, now: float) -> list[Effect]:
     return effects + advance(run, now=now)
 
 
-def _note(run: Run, rnd: Round, peer: PeerId, message: wire.Message, *, now: float) -> None:
+def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -> None:
     match message:
-        case wire.Contribution() if message.round == rnd.id:
+        case wire.Contribution():
             held = {lease.id for lease in leases.held_by(run.book, peer)}
             named = set(message.leases)
             if named and held >= named and len(named) == len(message.leases):
                 rounds.claim(rnd, peer, message, now=now)
-        case wire.Delivered() if message.round == rnd.id:
+        case wire.Delivered():
             rounds.deliver(rnd, peer, message, now=now)
-        case wire.Reduced() if message.round == rnd.id:
+        case wire.Reduced():
             rounds.reduce(rnd, peer, message, now=now)
-        case wire.Held() if message.round == rnd.id:
+        case wire.Held():
             rounds.hold(rnd, peer, message, now=now)
-        case wire.Unreachable() if message.round == rnd.id and has_newest(run, peer):
-            rounds.complain(rnd, peer, message.reducer)
-        case _:
-            pass
+        case wire.Unreachable():
+            if has_newest(run, peer):
+                rounds.complain(rnd, peer, message.reducer)
 
 
 def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
@@ -224,9 +231,9 @@ def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
 
 
 def _invite_if_ready(run: Run, peer: PeerId) -> list[Effect]:
-    if run.round is not None and has_newest(run, peer):
-        return invite(run, run.round, peer)
-    return []
+    if not has_newest(run, peer):
+        return []
+    return [effect for rnd in run.open_rounds.values() for effect in invite(run, rnd, peer)]
 
 
 def _on_leaving(run: Run, peer: PeerId, reason: str) -> list[Effect]:

@@ -32,7 +32,7 @@ class Run:
     book: LeaseBook = field(default_factory=LeaseBook)
     committed: RoundId = INITIAL
     agreed: dict[RoundId, Digest] = field(default_factory=dict)
-    round: Round | None = None
+    open_rounds: dict[RoundId, Round] = field(default_factory=dict)  # in their order
     ready_at: float | None = None  # since when enough peers are ready for the next round
     # Of each peer and fragment: tokens that were committed, but with other fragments only so far.
     fresh: dict[PeerId, tuple[int, ...]] = field(default_factory=dict)
@@ -48,8 +48,18 @@ class Run:
         return self.committed >= self.config.sync.rounds and self.committed in self.agreed
 
     @property
+    def round(self) -> Round | None:
+        """The oldest open round, which is the next to be committed."""
+        return next(iter(self.open_rounds.values()), None)
+
+    @property
     def next_round(self) -> RoundId:
+        """The round that is committed next."""
         return RoundId(self.committed + 1)
+
+    @property
+    def next_to_open(self) -> RoundId:
+        return RoundId(max(self.open_rounds, default=self.committed) + 1)
 
     def fragment_of(self, round_id: RoundId) -> int:
         """Return which fragment the round synchronises: one after the other, over and over."""
@@ -150,9 +160,9 @@ def reducers(run: Run, *, without: Collection[PeerId] = ()) -> list[PeerId]:
     return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
 
 
-def shares_of_work(run: Run, chosen: Collection[PeerId]) -> dict[PeerId, float]:
-    """Return how much of the next round each of these reducers should reduce, by their lines."""
-    fragment = run.fragment_of(run.next_round)
+def shares_of_work(run: Run, round_id: RoundId, chosen: Collection[PeerId]) -> dict[PeerId, float]:
+    """Return how much of the round each of these reducers should reduce, by their lines."""
+    fragment = run.fragment_of(round_id)
     lines = [
         plan.Link(
             peer=m.peer,
