@@ -5,6 +5,11 @@ and dates the expiry of invites on the host: no peer's wall clock decides anythi
 """
 
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
+
+# A simulated machine has one of its own, which may be wrong.
+wall: ContextVar[Callable[[], float]] = ContextVar("wall", default=time.time)
 
 
 def monotonic_s() -> float:
@@ -13,4 +18,4 @@ def monotonic_s() -> float:
 
 def wall_s() -> float:
     """Return the seconds since 1970, as this machine believes."""
-    return time.time()
+    return wall.get()()

@@ -21,6 +21,7 @@ from atoll.net.listener import Limits
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, RunFile, read_run_file, write_run_file
+from atoll.train.launch import Trainer
 
 MEGABIT = 1_000_000 // 8
 
@@ -112,7 +113,7 @@ async def _join(invite: Invite | None, peer: PeerConfig) -> None:
         congestion=peer.congestion,
     )
     transport = TcpTransport(home.identity, limits)
-    agent = Agent(home, peer, transport=transport, trains=True, emit=log.emit)
+    agent = Agent(home, peer, transport=transport, start_trainer=Trainer.start, emit=log.emit)
     try:
         await agent.run()
     finally:

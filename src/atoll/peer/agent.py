@@ -31,6 +31,7 @@ from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_round
+from atoll.peer.trainer import StartTrainer
 from atoll.peer.training import Training
 from atoll.train.shared import SharedVectors, vectors_path
 
@@ -39,8 +40,16 @@ RETRY_S = 1.0
 
 
 class Agent:
+    """`start_trainer` starts its trainer; None: it is a member that does not train."""
+
     def __init__(
-        self, home: Home, peer: PeerConfig, *, transport: Transport, trains: bool, emit: Emit
+        self,
+        home: Home,
+        peer: PeerConfig,
+        *,
+        transport: Transport,
+        start_trainer: StartTrainer | None,
+        emit: Emit,
     ) -> None:
         self._home = home
         self._peer = peer
@@ -57,7 +66,7 @@ class Agent:
         self._member = _member(
             home,
             peer,
-            trains=trains,
+            start_trainer=start_trainer,
             link=self._link,
             transport=transport,
             emit=emit,
@@ -287,19 +296,20 @@ def _member(
     home: Home,
     peer: PeerConfig,
     *,
-    trains: bool,
+    start_trainer: StartTrainer | None,
     link: HostLink,
     transport: Transport,
     emit: Emit,
 ) -> Member:
     size = num_values(home)
     training = None
-    if trains:
+    if start_trainer is not None:
         vectors = SharedVectors.create(vectors_path(home.directory, size), size)
         params_N = vectors.global_N
         training = Training(
             home.config,
             peer,
+            start_trainer=start_trainer,
             vectors=vectors,
             log_path=home.directory / "trainer.log",
             emit=emit,

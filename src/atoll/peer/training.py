@@ -21,9 +21,10 @@ from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
 from atoll.ids import LeaseId
 from atoll.net import wire
+from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
 from atoll.train.channel import How, Stepped, Train
-from atoll.train.launch import Trainer, TrainerDied
+from atoll.train.launch import TrainerDied
 from atoll.train.shared import SharedVectors
 
 MAX_DEATHS = 3
@@ -49,6 +50,7 @@ class Training:
         config: RunConfig,
         peer: PeerConfig,
         *,
+        start_trainer: StartTrainer,
         vectors: SharedVectors,
         log_path: Path,
         emit: Emit,
@@ -63,6 +65,7 @@ class Training:
         self._config = config
         self._batch_sequences = config.inner.batch_sequences
         self._peer = peer
+        self._start_trainer = start_trainer
         self._log_path = log_path
         self._emit = emit
         self._dataset: Path | None = None
@@ -328,7 +331,7 @@ class Training:
 
     async def _started(self) -> Trainer:
         assert self._dataset is not None
-        trainer = await Trainer.start(
+        trainer = await self._start_trainer(
             self._config,
             self._peer,
             vectors=self.vectors,

@@ -12,6 +12,7 @@ from tests.unit.host.scene import CONFIG, SYNC
 from tests.unit.host.test_service import PORT, Player, Serving
 from tests.unit.memory import Network, until
 from tests.unit.peer.cast import empty_dataset
+from tests.unit.peer.scripted import ScriptedTrainer
 from tests.unit.virtual import run
 
 from atoll import events
@@ -146,7 +147,7 @@ class Replica:
             home,
             PeerConfig(directory=str(self.directory), name=self.directory.name),
             transport=self.serving.network.transport(self.peer),
-            trains=self.trains,
+            start_trainer=ScriptedTrainer.start if self.trains else None,
             emit=self.reported.append,
         )
         if self.trains:

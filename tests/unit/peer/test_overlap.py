@@ -26,7 +26,6 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.net import records
 from atoll.outer.saved import read_saved
-from atoll.peer import training
 from atoll.traffic import Traffic
 
 OVERLAP = replace(
@@ -46,7 +45,6 @@ in_both_ways = pytest.mark.parametrize("config", [OVERLAP, STREAMING], ids=["who
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch):
-    monkeypatch.setattr(training, "Trainer", ScriptedTrainer)
     monkeypatch.setattr(ScriptedTrainer, "pace", {})
     monkeypatch.setattr(ScriptedTrainer, "alive", {})
 

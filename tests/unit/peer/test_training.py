@@ -29,6 +29,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.peer.training import MAX_DEATHS, Training
 from atoll.train.baseline import train_alone
+from atoll.train.launch import Trainer
 from atoll.train.shared import SharedVectors
 
 BATCH = 4
@@ -70,7 +71,12 @@ def training(dataset, tmp_path):
         events = []
         peer = PeerConfig(directory=str(tmp_path), device="cpu", threads=1)
         training = Training(
-            CONFIG, peer, vectors=vectors, log_path=tmp_path / "log", emit=events.append
+            CONFIG,
+            peer,
+            start_trainer=Trainer.start,
+            vectors=vectors,
+            log_path=tmp_path / "log",
+            emit=events.append,
         )
         try:
             await training.start(dataset.folder)
