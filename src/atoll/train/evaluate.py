@@ -19,10 +19,13 @@ def validation_loss(
         batch = batches.validation(start, min(start + batch_sequences, num_samples))
         for piece in cut(batch, micro_batch=batch_sequences, device=device):
             with autocast(device):
-                logits_BTV = model(piece.tokens_BT, piece.documents_BT)
-            _, cross_entropy = language_model_loss(
-                logits_BTV, piece.targets_BT, num_targets=1, z_loss=0.0
-            )
+                _, cross_entropy = language_model_loss(
+                    model.hidden(piece.tokens_BT, piece.documents_BT),
+                    model.head_weight,
+                    piece.targets_BT,
+                    num_targets=1,
+                    z_loss=0.0,
+                )
             total += cross_entropy.item()
         num_targets += int((batch.targets_BT != IGNORED).sum())
     return total / max(1, num_targets)

@@ -97,13 +97,13 @@ class InnerLoop:
 
     def _forward(self, piece: Piece, *, num_targets: int) -> tuple[Tensor, Tensor]:
         with autocast(self.device):
-            logits_BTV = self.model(piece.tokens_BT, piece.documents_BT)
-        return language_model_loss(
-            logits_BTV,
-            piece.targets_BT,
-            num_targets=num_targets,
-            z_loss=self.config.inner.z_loss,
-        )
+            return language_model_loss(
+                self.model.hidden(piece.tokens_BT, piece.documents_BT),
+                self.model.head_weight,
+                piece.targets_BT,
+                num_targets=num_targets,
+                z_loss=self.config.inner.z_loss,
+            )
 
 
 def autocast(device: torch.device) -> torch.autocast:

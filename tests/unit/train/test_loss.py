@@ -1,51 +1,119 @@
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+from torch.nn import functional as F
 
+from atoll.train import loss
 from atoll.train.loss import IGNORED, language_model_loss
 
-B, T, V = 6, 5, 11
+B, T, D, V = 6, 5, 8, 11
 
 
-@pytest.fixture
-def logits_BTV():  # noqa: N802
-    return 4 * torch.randn(B, T, V, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def targets_BT():  # noqa: N802
-    targets_BT = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))
+def parts(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states, a head and targets, some of which are none."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_BTD = torch.randn(B, T, D, generator=generator).to(dtype)
+    head_VD = torch.randn(V, D, generator=generator).to(dtype)
+    targets_BT = torch.randint(0, V, (B, T), generator=generator)
     targets_BT[0, :3] = IGNORED
     targets_BT[4] = IGNORED
-    return targets_BT
+    return hidden_BTD, head_VD, targets_BT
 
 
-def test_is_the_mean_over_the_targets_plus_the_z_loss(logits_BTV, targets_BT):
-    is_target = targets_BT != IGNORED
-    kept, wanted = logits_BTV[is_target], targets_BT[is_target]
-    expected = -kept.log_softmax(-1)[torch.arange(len(wanted)), wanted].mean()
+def plain(hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, *, z_loss: float) -> Tensor:
+    """Return the sum that is to be differentiated, from all logits at once."""
+    logits_NV = F.linear(hidden_BTD, head_VD).flatten(0, 1)
+    largest_N = logits_NV.amax(dim=1)
+    targets_N = targets_BT.flatten()
+    squares = largest_N.square()[targets_N != IGNORED].sum()
+    cross_entropy = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+    return cross_entropy + z_loss * squares
+
+
+def gradients(objective: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(objective, leaves))
+
+
+def test_is_the_mean_over_the_targets_plus_the_z_loss():
+    hidden_BTD, head_VD, targets_BT = parts()
+    num_targets = int((targets_BT != IGNORED).sum())
     objective, cross_entropy = language_model_loss(
-        logits_BTV, targets_BT, num_targets=len(wanted), z_loss=0.1
+        hidden_BTD, head_VD, targets_BT, num_targets=num_targets, z_loss=0.1
     )
-    assert cross_entropy.item() == pytest.approx(expected.item(), rel=1e-6)
-    z_loss = 0.1 * kept.max(-1).values.square().mean()
-    assert objective.item() == pytest.approx((expected + z_loss).item(), rel=1e-6)
+    expected = [plain(hidden_BTD, head_VD, targets_BT, z_loss=z) / num_targets for z in (0.1, 0)]
+    torch.testing.assert_close([objective, cross_entropy], expected, rtol=1e-6, atol=0)
+
+
+@given(chunk_logits=st.integers(1, 2 * B * T * V), z_loss=st.sampled_from([0.0, 0.1]))
+@settings(deadline=None)
+def test_gradients_are_those_of_all_logits_at_once_however_they_are_cut(chunk_logits, z_loss):
+    hidden_BTD, head_VD, targets_BT = parts(torch.float64)
+    leaves = [hidden_BTD.requires_grad_(), head_VD.requires_grad_()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss.CHUNK_LOGITS, "cpu", chunk_logits)
+        objective, _ = language_model_loss(*leaves, targets_BT, num_targets=3, z_loss=z_loss)
+    expected = plain(hidden_BTD, head_VD, targets_BT, z_loss=z_loss) / 3
+    torch.testing.assert_close(objective.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        gradients(2 * objective, *leaves), gradients(2 * expected, *leaves), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 5])
-def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(
-    logits_BTV, targets_BT, micro_batch
-):
+def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(micro_batch):
+    hidden_BTD, head_VD, targets_BT = parts()
     num_targets = int((targets_BT != IGNORED).sum())
 
-    def gradient(size: int) -> torch.Tensor:
-        leaf = logits_BTV.clone().requires_grad_()
-        for logits, targets in zip(leaf.split(size), targets_BT.split(size), strict=True):
-            language_model_loss(logits, targets, num_targets=num_targets, z_loss=0.1)[0].backward()
-        return leaf.grad
+    def gradient(size: int) -> list[Tensor]:
+        leaves = [hidden_BTD.clone().requires_grad_(), head_VD.clone().requires_grad_()]
+        for hidden, targets in zip(leaves[0].split(size), targets_BT.split(size), strict=True):
+            objective, _ = language_model_loss(
+                hidden, leaves[1], targets, num_targets=num_targets, z_loss=0.1
+            )
+            objective.backward()
+        return [leaf.grad for leaf in leaves]
 
-    assert torch.equal(gradient(micro_batch), gradient(B))
+    torch.testing.assert_close(gradient(micro_batch), gradient(B), rtol=1e-6, atol=1e-7)
 
 
-def test_bf16_logits_are_summed_in_fp32(logits_BTV, targets_BT):
-    objective, _ = language_model_loss(logits_BTV.bfloat16(), targets_BT, num_targets=1, z_loss=1.0)
+def test_under_autocast_products_are_in_bf16_and_sums_in_fp32():
+    hidden_BTD, head_VD, targets_BT = parts()
+    leaves = [hidden_BTD.requires_grad_(), head_VD.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        objective, _ = language_model_loss(*leaves, targets_BT, num_targets=20, z_loss=0.1)
+    expected = plain(hidden_BTD, head_VD, targets_BT, z_loss=0.1) / 20
     assert objective.dtype == torch.float32
+    torch.testing.assert_close(objective, expected, rtol=2e-2, atol=0)
+    found = gradients(objective, *leaves)
+    assert [gradient.dtype for gradient in found] == [torch.float32] * 2
+    torch.testing.assert_close(found, gradients(expected, *leaves), rtol=0.1, atol=2e-2)
+
+
+def test_only_a_chunk_of_the_logits_exists_at_once(monkeypatch):
+    """With chunks of 1/32 of the logits, the forward pass needs an eighth of their memory."""
+    hidden_BTD = torch.randn(4, 64, D, requires_grad=True)
+    head_VD = torch.randn(4096, D, requires_grad=True)
+    targets_BT = torch.zeros(4, 64, dtype=torch.int64)
+    logits_bytes = 4 * 4 * 64 * 4096
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 4 * 64 * 4096 // 32)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        language_model_loss(hidden_BTD, head_VD, targets_BT, num_targets=1, z_loss=0.1)
+    held, most = 0, 0
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
+        held += event.nbytes()
+        most = max(most, held)
+    assert 0 < most < logits_bytes / 8
+
+
+def test_without_gradients_none_are_taken():
+    hidden_BTD, head_VD, targets_BT = parts()
+    with torch.inference_mode():
+        _, cross_entropy = language_model_loss(
+            hidden_BTD, head_VD, targets_BT, num_targets=1, z_loss=0.0
+        )
+    expected = plain(hidden_BTD, head_VD, targets_BT, z_loss=0.0)
+    torch.testing.assert_close(cross_entropy, expected, rtol=1e-6, atol=0)
