@@ -348,7 +348,7 @@ class Host:
             lambda: self._now() >= deadline or not self._lacks_the_end(self.run.built_in)
         )
         self._is_over = True
-        for peer in set(self._sessions) - {self.run.built_in}:
+        for peer in sorted(set(self._sessions) - {self.run.built_in}):
             self._send(peer, END)
         # Members that are away come back, or lapse; after a restart, all get the time to do so.
         earliest = self.run.started_at + self.run.config.sync.reconnect_s

@@ -29,9 +29,9 @@ class Authority:
         self.certificate = certificate
 
     @classmethod
-    def create(cls, *, run: Digest) -> "Authority":
-        """Return a new authority for the run of this digest."""
-        key = Ed25519PrivateKey.generate()
+    def create(cls, *, run: Digest, key: Ed25519PrivateKey | None = None) -> "Authority":
+        """Return a new authority for the run of this digest, with this key or a new one."""
+        key = key or Ed25519PrivateKey.generate()
         name = _name(common=run)
         return cls(key, _certificate(key.public_key(), subject=name, issuer=name, signer=key))
 
@@ -102,7 +102,7 @@ def _certificate(
         issuer_name=issuer,
         subject_name=subject,
         public_key=key,
-        serial_number=x509.random_serial_number(),
+        serial_number=_serial(key, subject),
         not_valid_before=_NOT_BEFORE,
         not_valid_after=_NOT_AFTER,
     )
@@ -120,6 +120,12 @@ def _certificate(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical=critical)
     return builder.sign(signer, algorithm=None).public_bytes(Encoding.DER)
+
+
+def _serial(key: Ed25519PublicKey, subject: x509.Name) -> int:
+    """Return a number that no other certificate of this authority has: 19 bytes of a digest."""
+    digest = digest_of(key.public_bytes_raw(), subject.public_bytes())
+    return int(digest[:38], 16) + 1  # positive, and not above 20 bytes (RFC 5280, 4.1.2.2)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

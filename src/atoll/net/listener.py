@@ -101,7 +101,7 @@ class TcpListener:
             else:
                 await self._serve(connection)
         except Exception as error:  # noqa: BLE001 - one connection must not end the others
-            if bug := _bug_in(error):
+            if bug := bug_in(error):
                 _report("serving a connection failed", bug)
         finally:
             await connection.close()
@@ -121,7 +121,7 @@ class TcpListener:
             self._num_strangers -= 1
 
 
-def _bug_in(error: Exception) -> Exception | None:
+def bug_in(error: Exception) -> Exception | None:
     """Return what of the error, or of the group of errors, is no peer's fault."""
     if isinstance(error, ExceptionGroup):
         return error.split(PeerError)[1]
