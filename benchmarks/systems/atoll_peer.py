@@ -21,9 +21,9 @@ from atoll.exchange.contribute import EncodedContribution, Vectors, deliver_to, 
 from atoll.exchange.gather import Wanted, gather_from
 from atoll.exchange.links import Links
 from atoll.exchange.plan import send_order
-from atoll.exchange.reduce import Reducer
+from atoll.exchange.reduce import Means, Reducer, Reducers
 from atoll.exchange.serve import BlobServer
-from atoll.ids import Buffer
+from atoll.ids import Buffer, RoundId
 from atoll.net import wire
 from atoll.net.identity import Identity
 from atoll.net.listener import Limits
@@ -49,9 +49,8 @@ class Member:
         self.links = Links(self.transport, half_life_bytes=4 * setup.num_values)
         self.blobs = BlobStore(folder)
         self.outbox: asyncio.Queue[wire.Message] = asyncio.Queue()
-        self.reducer = Reducer(
-            blobs=self.blobs, tell_host=self.outbox.put_nowait, buffers=self.links.buffers
-        )
+        means = Means(self.blobs, self.outbox.put_nowait, self.links.buffers)
+        self.reducers = Reducers(means)
         self.plans: asyncio.Queue[wire.Plan] = asyncio.Queue()
         self.closed: asyncio.Queue[wire.Closed] = asyncio.Queue()
         self.plan: wire.Plan | None = None
@@ -59,7 +58,7 @@ class Member:
         self.zeros: Vector = np.full(setup.num_values, 0.0, np.float32)  # the local weights
 
     async def run(self, joined: asyncio.Event) -> None:
-        server = BlobServer(reducer=self.reducer, locate=(), links=self.links)
+        server = BlobServer(reducers=self.reducers, locate=(), links=self.links)
         await self.transport.listen(server.serve, host=self.host, port=self.port)
         hub = await self.transport.dial(*self.hub_address, expect=None, timeout_s=DIAL_S)
         joined.set()
@@ -72,9 +71,14 @@ class Member:
                     case wire.Closed() as closed:
                         self.closed.put_nowait(closed)
                     case wire.Reduce() as job:
-                        group.create_task(self.reducer.reduce(job))
+                        group.create_task(self.reducer_of(job.round).reduce(job))
                     case _:
                         pass
+
+    def reducer_of(self, round_id: RoundId) -> Reducer:
+        reducer = self.reducers.of(round_id)
+        assert reducer is not None, "the hub has one round open"
+        return reducer
 
     async def tell(self, hub: Connection) -> None:
         while True:
@@ -84,7 +88,7 @@ class Member:
         self.outbox.put_nowait(wire.Heartbeat())
         plan = self.plan = await self.plans.get()
         own = [r for r in plan.reductions if r.reducer.peer == self.me]
-        self.reducer.follow(plan, own=own, sizes=[b - a for a, b in self.bounds])
+        self.reducers.follow(plan, own=own, sizes=[b - a for a, b in self.bounds])
 
     async def exchange(self, vector: Vector) -> Vector:
         assert self.plan is not None
@@ -120,7 +124,7 @@ class Member:
             await deliver_to_self(
                 indices,
                 contribution=contribution,
-                reducer=self.reducer,
+                reducer=self.reducer_of(contribution.round_id),
                 peer=self.me,
                 delivered=lambda *_: None,
             )
@@ -147,7 +151,7 @@ class Member:
 
         if run.reducer.peer == self.me:
             for index in range(run.start, run.stop):
-                own = await self.reducer.update(round_id=plan.round, roster_version=1, index=index)
+                own = await self.reducer_of(plan.round).update(roster_version=1, index=index)
                 assert own is not None
                 await asyncio.to_thread(decode, index, own[1])
             return

@@ -16,7 +16,7 @@ from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import assign, assign_by_shares, reassign, runs, shares
-from atoll.exchange.reduce import Reducer, reduce_slice
+from atoll.exchange.reduce import Means, Reducers, reduce_slice
 from atoll.exchange.step import apply_updates_, slices_of
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.model.layout import Fragment, Layout
@@ -218,9 +218,11 @@ async def reduced(directory, codec, payloads, *, order, reduce_first):
     """Return the digests that a new reducer reports, and its updates, slice by slice."""
     told = []
     blobs = BlobStore(directory)
-    reducer = Reducer(blobs=blobs, tell_host=told.append, buffers=Buffers())
+    reducers = Reducers(Means(blobs, told.append, Buffers()))
     sizes = [stop - start for start, stop in BOUNDS]
-    reducer.follow(plan_of(codec), own=[ALL_SLICES], sizes=sizes)
+    plan = plan_of(codec)
+    reducers.follow(plan, own=[ALL_SLICES], sizes=sizes)
+    reducer = reducers.of(plan.round)
     keys = [(CONTRIBUTORS[k], index) for k in order for index in range(len(BOUNDS))]
     share = shares(
         dict(zip(CONTRIBUTORS, (1, 2, 4), strict=True)),

@@ -9,6 +9,7 @@ reducer can take over, and anyone who has the contributions can check.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec
-from atoll.ids import INITIAL, Buffer, Digest, PeerId, RoundId, digest_of
+from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
 T = TypeVar("T")
@@ -34,53 +35,74 @@ def reduce_slice(
     return update_codec.encode(total_N)
 
 
-class Reducer:
-    """What this member has taken in, and formed, for the open round."""
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a reducer works with: where updates go, whom it tells, whose memory it uses."""
 
-    def __init__(
-        self,
-        *,
-        blobs: BlobStore,
-        tell_host: Callable[[wire.Message], object],
-        buffers: Buffers,
-    ) -> None:
-        self._blobs = blobs
-        self._buffers = buffers
-        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[Buffer, float]]] = {}
-        self._tell_host = tell_host
-        self._changed = asyncio.Event()
-        self._own: set[int] = set()
-        self._open(INITIAL, codec="fp32", update_codec="fp32", sizes=())
+    blobs: BlobStore
+    tell_host: Callable[[wire.Message], object]
+    buffers: Buffers
+
+
+class Reducers:
+    """The reducers of this member, one for each round that may be open: `in_flight` at most."""
+
+    def __init__(self, means: Means, *, in_flight: int = 1) -> None:
+        self._means = means
+        self._in_flight = in_flight
+        self._open: dict[RoundId, Reducer] = {}
+
+    def of(self, round_id: RoundId) -> "Reducer | None":
+        """Return that of the round, if the round is open here."""
+        return self._open.get(round_id)
 
     def follow(
         self, plan: wire.Plan, *, own: Sequence[wire.Reduction], sizes: Sequence[int]
     ) -> None:
-        """Reduce what the plan gives us, of slices of so many values; forget the round before."""
-        if plan.round != self.round_id:
-            self._open(plan.round, codec=plan.codec, update_codec=plan.update_codec, sizes=sizes)
-        self._own = {k for run in own for k in range(run.start, run.stop)}
+        """Reduce what the plan gives us, of slices of so many values; forget rounds that are over.
 
-    def _open(
-        self, round_id: RoundId, *, codec: str, update_codec: str, sizes: Sequence[int]
-    ) -> None:
-        self.round_id = round_id
+        Those are the ones that must be committed before this round can be open.
+        """
+        for round_id in [r for r in self._open if r <= plan.round - self._in_flight]:
+            self._open.pop(round_id).close()
+        if plan.round not in self._open:
+            self._open[plan.round] = Reducer(plan, self._means, sizes=sizes)
+        self._open[plan.round].own = {k for run in own for k in range(run.start, run.stop)}
+
+
+class Reducer:
+    """What this member has taken in, and formed, for one round. `own` are its slices."""
+
+    def __init__(self, plan: wire.Plan, means: Means, *, sizes: Sequence[int]) -> None:
+        self.round_id = plan.round
+        self.own: set[int] = set()
+        self.codec = CODECS[plan.codec]
+        self._update_codec = CODECS[plan.update_codec]
         self._sizes = sizes
-        self.codec = CODECS[codec]
-        self._update_codec = CODECS[update_codec]
-        # Whoever still reads a slice of the round before drops what comes of it.
+        self._blobs = means.blobs
+        self._buffers = means.buffers
+        self._tell_host = means.tell_host
+        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[Buffer, float]]] = {}
+        self._named: set[Digest] = set()  # by a roster: these are needed until the commit
+        self._updates: dict[tuple[int, int], tuple[Digest, bytes]] = {}
+        self._kept: dict[tuple[int, int], Digest] = {}
+        self._over = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Forget all: the round is over. Whoever waits for something of it, waits no longer."""
+        self._over.set()
+        # Whoever still reads a slice drops what comes of it.
         for versions in self._taken.values():
             for payload, _ in versions.values():
                 if isinstance(payload, bytearray):
                     self._buffers.give(payload)
         self._taken = {}
-        self._named: set[Digest] = set()  # by a roster: these are needed until the commit
-        self._updates: dict[tuple[int, int], tuple[Digest, bytes]] = {}
-        self._kept: dict[tuple[int, int], Digest] = {}
         self._notify()
 
     def expected_bytes(self, index: int) -> int | None:
         """Return how long an encoded slice is, or None if it is none of ours."""
-        if index not in self._own or index >= len(self._sizes):
+        if index not in self.own or index >= len(self._sizes):
             return None
         return self.codec.encoded_bytes(self._sizes[index])
 
@@ -89,7 +111,7 @@ class Reducer:
         return tuple(
             wire.NamedSlice(slice=index, digest=digest)
             for (contributor, index), versions in sorted(self._taken.items())
-            if contributor == peer and index in self._own
+            if contributor == peer and index in self.own
             for digest in versions
         )
 
@@ -115,11 +137,10 @@ class Reducer:
         Raises:
             BadBlobError: it is not the blob that was announced, or does not decode.
         """
-        round_id = self.round_id
         norm = await asyncio.to_thread(
             _check, payload, digest, codec=self.codec, num_values=self._sizes[index]
         )
-        if round_id != self.round_id:
+        if self._over.is_set():
             return  # it came too late
         versions = self._taken.setdefault((peer, index), {})
         if len(versions) >= MAX_VERSIONS:
@@ -135,12 +156,12 @@ class Reducer:
         Raises:
             RunError: the disk is full.
         """
-        if job.round != self.round_id or job.slice >= len(self._sizes):
+        if job.slice >= len(self._sizes):
             return
         self._named.update(one.digest for one in job.inputs)
         while not all(self.has(i.peer, job.slice, i.digest) for i in job.inputs):
             await self._next_change()
-            if job.round != self.round_id:
+            if self._over.is_set():
                 return
         inputs = [(self._taken[i.peer, job.slice][i.digest][0], i.share) for i in job.inputs]
         payload = await asyncio.to_thread(
@@ -151,12 +172,12 @@ class Reducer:
             num_values=self._sizes[job.slice],
         )
         digest = digest_of(payload)
-        if job.round != self.round_id:
+        if self._over.is_set():
             return
         self._updates[job.roster_version, job.slice] = digest, payload
         self._notify()  # it may be on its way to the others while it goes to our disk
         await asyncio.to_thread(self._blobs.put, digest, payload)
-        if job.round != self.round_id:
+        if self._over.is_set():
             return
         self._kept[job.roster_version, job.slice] = digest
         self._notify()
@@ -169,19 +190,17 @@ class Reducer:
             )
         )
 
-    async def update(
-        self, *, round_id: RoundId, roster_version: int, index: int
-    ) -> tuple[Digest, bytes] | None:
-        """Wait for the update of a slice; None if the round is not the open one any more."""
-        return await self._there(lambda: self._updates.get((roster_version, index)), round_id)
+    async def update(self, *, roster_version: int, index: int) -> tuple[Digest, bytes] | None:
+        """Wait for the update of a slice; None if the round is over."""
+        return await self._there(lambda: self._updates.get((roster_version, index)))
 
-    async def kept(self, *, round_id: RoundId, roster_version: int, index: int) -> Digest | None:
+    async def kept(self, *, roster_version: int, index: int) -> Digest | None:
         """Wait until the update of a slice is in our store; None as for `update`."""
-        return await self._there(lambda: self._kept.get((roster_version, index)), round_id)
+        return await self._there(lambda: self._kept.get((roster_version, index)))
 
-    async def _there(self, look: Callable[[], T | None], round_id: RoundId) -> T | None:
+    async def _there(self, look: Callable[[], T | None]) -> T | None:
         """Return what `look` finds, now or after a change, for as long as the round is open."""
-        while round_id == self.round_id:
+        while not self._over.is_set():
             if (found := look()) is not None:
                 return found
             await self._next_change()

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.links import Links, measured, patience
-from atoll.exchange.reduce import Reducer
+from atoll.exchange.reduce import Reducer, Reducers
 from atoll.exchange.tasks import first_error
 from atoll.exchange.uplink import EXCHANGE, STATE
 from atoll.ids import Buffer, Digest, PeerId
@@ -25,16 +25,16 @@ UNCHECKED = 4  # slices of one connection that may be in checking while the next
 
 
 class BlobServer:
-    """Serves the updates and blobs of this member, and takes in slices for its reducer."""
+    """Serves the updates and blobs of this member, and takes in slices for its reducers."""
 
     def __init__(
         self,
         *,
-        reducer: Reducer,
+        reducers: Reducers,
         locate: Sequence[Locate],
         links: Links,
     ) -> None:
-        self._reducer = reducer
+        self._reducers = reducers
         self._locate = locate
         self._links = links
 
@@ -53,9 +53,11 @@ class BlobServer:
                     async with asyncio.timeout(IDLE_S):
                         message = await connection.receive()
                     if isinstance(message, wire.Slice):
-                        payload = await self._receive(connection, message)
+                        reducer, payload = await self._receive(connection, message)
                         await checking.acquire()
-                        check = checks.create_task(self._take(connection, peer, message, payload))
+                        check = checks.create_task(
+                            _take(reducer, connection, peer, message, payload)
+                        )
                         check.add_done_callback(lambda _: checking.release())
                     else:
                         await self._answer(connection, peer, message)
@@ -82,8 +84,8 @@ class BlobServer:
 
     async def _hold(self, connection: Connection, peer: PeerId, bring: wire.Bring) -> None:
         """Say which slices of the contributor are here."""
-        reducer = self._reducer
-        if bring.round != reducer.round_id:
+        reducer = self._reducers.of(bring.round)
+        if reducer is None:
             await connection.send(wire.Missing())  # perhaps its plan came before ours
             return
         held = reducer.held_of(peer)
@@ -91,49 +93,42 @@ class BlobServer:
             reducer.confirm(peer, named.slice, named.digest)
         await connection.send(wire.Holding(slices=held))
 
-    async def _receive(self, connection: Connection, slice_: wire.Slice) -> bytearray:
-        """Return the bytes of a slice, once it is clear that we want them.
+    async def _receive(
+        self, connection: Connection, slice_: wire.Slice
+    ) -> tuple[Reducer, bytearray]:
+        """Return the reducer of a slice, and its bytes, once it is clear that we want them.
 
         Raises:
             BadBlobError: it is none of ours, or has another size.
             PeerError: it is of another round.
         """
-        if slice_.round != self._reducer.round_id:
+        reducer = self._reducers.of(slice_.round)
+        if reducer is None:
             await connection.send(wire.Missing())
             raise PeerError(f"a slice of round {slice_.round}, which is not open")
-        if slice_.num_bytes != self._reducer.expected_bytes(slice_.slice):
+        if slice_.num_bytes != reducer.expected_bytes(slice_.slice):
             raise await _refuse(connection, f"slice {slice_.slice} is of another size, or not ours")
         async with patience(slice_.num_bytes):
             payload = self._links.buffers.take(slice_.num_bytes)
             with measured(self._links.down, slice_.num_bytes):
                 await connection.receive_payload(slice_.num_bytes, memoryview(payload))
         self._links.traffic.contributions_received += len(payload)
-        return payload
-
-    async def _take(
-        self, connection: Connection, peer: PeerId, slice_: wire.Slice, payload: bytearray
-    ) -> None:
-        try:
-            await self._reducer.take(peer, slice_.slice, slice_.digest, payload)
-        except BadBlobError as error:
-            await _refuse(connection, str(error))
-            raise
-        await connection.send(wire.Taken(slice=slice_.slice))
+        return reducer, payload
 
     # --- updates and blobs ----------------------------------------------------------------------
 
     async def _send_updates(self, connection: Connection, request: wire.FetchUpdates) -> None:
         """Send these updates in their order; Missing, where one is not there in time."""
         give_up_at = asyncio.get_running_loop().time() + request.seconds
+        reducer = self._reducers.of(request.round)
         for index in request.slices:
             found: tuple[Digest, bytes] | None = None
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(give_up_at):
-                    found = await self._reducer.update(
-                        round_id=request.round,
-                        roster_version=request.roster_version,
-                        index=index,
-                    )
+            if reducer is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(give_up_at):
+                        found = await reducer.update(
+                            roster_version=request.roster_version, index=index
+                        )
             if found is None:
                 await connection.send(wire.Missing())  # it may ask again
                 return
@@ -159,6 +154,21 @@ class BlobServer:
         with links.uplink.flow(connection, weight=weight), measured(links.up, num_bytes):
             async with patience(num_bytes):
                 await connection.send(message, payload)
+
+
+async def _take(
+    reducer: Reducer,
+    connection: Connection,
+    peer: PeerId,
+    slice_: wire.Slice,
+    payload: bytearray,
+) -> None:
+    try:
+        await reducer.take(peer, slice_.slice, slice_.digest, payload)
+    except BadBlobError as error:
+        await _refuse(connection, str(error))
+        raise
+    await connection.send(wire.Taken(slice=slice_.slice))
 
 
 async def _refuse(connection: Connection, reason: str) -> PeerError:

@@ -85,7 +85,7 @@ class Agent:
         """
         member, sync = self._member, self._home.config.sync
         server = BlobServer(
-            reducer=member.reducer,
+            reducers=member.reducers,
             locate=self._locators(),
             links=member.links,
         )
@@ -255,8 +255,10 @@ class Agent:
                 group.create_task(self._form(job))
 
     async def _form(self, job: wire.Reduce) -> None:
-        with self._member.accounts.timed("reduce", job.round):
-            await self._member.reducer.reduce(job)
+        reducer = self._member.reducers.of(job.round)
+        if reducer is not None:
+            with self._member.accounts.timed("reduce", job.round):
+                await reducer.reduce(job)
 
     # --- beginning and end ----------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
 from atoll.events import Emit, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
-from atoll.exchange.reduce import Reducer
+from atoll.exchange.reduce import Means, Reducers
 from atoll.exchange.statesync import fetch_state
 from atoll.exchange.step import apply_updates_, slices_of
 from atoll.exchange.tasks import together
@@ -65,7 +65,7 @@ class Member:
         self.board = link.board
         self.blobs = home.blobs
         self.links = links
-        self.reducer = Reducer(blobs=home.blobs, tell_host=link.send, buffers=links.buffers)
+        self.reducers = Reducers(Means(home.blobs, link.send, links.buffers))
         self.commits = home.commits()
         self.is_prepared = training is None
         self.device = ""  # what the trainer runs on, once it does
@@ -93,7 +93,7 @@ class Member:
             case wire.Plan():
                 self._hold(message.leases)
                 own = [r for r in message.reductions if r.reducer.peer == self.peer_id]
-                self.reducer.follow(message, own=own, sizes=self.slice_sizes(message.round))
+                self.reducers.follow(message, own=own, sizes=self.slice_sizes(message.round))
             case wire.Commit():
                 self._settle(self.home.keep_commit(message))
 

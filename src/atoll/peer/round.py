@@ -126,10 +126,12 @@ async def _deliver_run(
     ]:
         try:
             if reducer.peer == member.peer_id:
+                if (own := member.reducers.of(contribution.round_id)) is None:
+                    return  # the round is over
                 await deliver_to_self(
                     todo,
                     contribution=contribution,
-                    reducer=member.reducer,
+                    reducer=own,
                     peer=member.peer_id,
                     delivered=note,
                 )
@@ -176,12 +178,12 @@ async def _gather_run(
     """Get a run of updates from its reducer, however often that takes."""
     reducer, run = reduction.reducer, range(reduction.start, reduction.stop)
     if reducer.peer == member.peer_id:
+        if (own := member.reducers.of(wanted.round)) is None:
+            return  # the round is over
         for index in run:
-            own = await member.reducer.kept(
-                round_id=wanted.round, roster_version=wanted.roster_version, index=index
-            )
-            if own is not None:
-                digests[index] = own
+            digest = await own.kept(roster_version=wanted.roster_version, index=index)
+            if digest is not None:
+                digests[index] = digest
         return
 
     def note(index: int, digest: Digest, payload: Buffer) -> None:

@@ -10,7 +10,7 @@ from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
-from atoll.exchange.reduce import Reducer
+from atoll.exchange.reduce import Means, Reducer, Reducers
 from atoll.exchange.serve import BlobServer, Locate
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
@@ -32,25 +32,39 @@ class Told(list[wire.Message]):
         return [message for message in self if isinstance(message, wire.Reduced)]
 
 
+def reducers(
+    path: Path, *, codec: str = "int8", sizes: Sequence[int] = SIZES
+) -> tuple[Reducers, Told]:
+    """Return the reducers of a member, with round 3 open, and what they tell the host."""
+    told = Told()
+    reducers = Reducers(Means(BlobStore(path), told.append, Buffers()))
+    open_round(reducers, ROUND, codec=codec, sizes=sizes)
+    return reducers, told
+
+
 def reducer(
     path: Path, *, codec: str = "int8", sizes: Sequence[int] = SIZES
 ) -> tuple[Reducer, Told]:
-    """Return a reducer with round 3 open, and what it tells the host."""
-    told = Told()
-    reducer = Reducer(blobs=BlobStore(path), tell_host=told.append, buffers=Buffers())
-    open_round(reducer, ROUND, codec=codec, sizes=sizes)
-    return reducer, told
+    """Return a reducer for round 3, and what it tells the host."""
+    all_, told = reducers(path, codec=codec, sizes=sizes)
+    return reducer_of(all_, ROUND), told
+
+
+def reducer_of(reducers: Reducers, round_id: RoundId) -> Reducer:
+    reducer = reducers.of(round_id)
+    assert reducer is not None
+    return reducer
 
 
 def open_round(
-    reducer: Reducer,
+    reducers: Reducers,
     round_id: int,
     *,
     codec: str = "int8",
     own: tuple[int, int] | None = None,
     sizes: Sequence[int] = SIZES,
 ) -> None:
-    """Let the reducer follow a plan that gives it the slices `own[0]` to `own[1] - 1`, or all."""
+    """Let the reducers follow a plan that gives them slices `own[0]` to `own[1] - 1`, or all."""
     start, stop = own or (0, len(sizes))
     address = wire.Address(peer=D, host="h", port=1)
     reductions = (wire.Reduction(reducer=address, start=start, stop=stop),)
@@ -65,18 +79,18 @@ def open_round(
         leases=(),
         sources=(),
     )
-    reducer.follow(plan, own=reductions, sizes=sizes)
+    reducers.follow(plan, own=reductions, sizes=sizes)
 
 
-def server(reducer: Reducer, links: Links, *, locate: Sequence[Locate] = ()) -> BlobServer:
+def server(reducers: Reducers, links: Links, *, locate: Sequence[Locate] = ()) -> BlobServer:
     """Return the serving side of the member whose links these are."""
-    return BlobServer(reducer=reducer, locate=locate, links=links)
+    return BlobServer(reducers=reducers, locate=locate, links=links)
 
 
-async def serve(network: Network, peer: PeerId, reducer: Reducer, *, port: int = 1) -> Links:
-    """Let this member serve its reducer on the network; return its links."""
+async def serve(network: Network, peer: PeerId, reducers: Reducers, *, port: int = 1) -> Links:
+    """Let this member serve its reducers on the network; return its links."""
     links = Links(network.transport(peer), half_life_bytes=MIB)
-    serving = server(reducer, links)
+    serving = server(reducers, links)
     await network.transport(peer).listen(serving.serve, host="h", port=port)
     return links
 

@@ -5,12 +5,24 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from tests.unit.exchange.cast import BOUNDS, ROUND, A, B, open_round, reducer, serve
+from tests.unit.exchange.cast import (
+    BOUNDS,
+    ROUND,
+    A,
+    B,
+    open_round,
+    reducer,
+    reducer_of,
+    reducers,
+    serve,
+)
 from tests.unit.memory import Network, pair
 from tests.unit.virtual import now, run
 
 from atoll.errors import BadUpdateError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange import fp64
+from atoll.exchange.blobs import BlobStore
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import (
     EncodedContribution,
@@ -20,6 +32,7 @@ from atoll.exchange.contribute import (
     encode_slice,
 )
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
+from atoll.exchange.reduce import Means, Reducers
 from atoll.ids import digest_of
 from atoll.net import wire
 from atoll.units import MIB
@@ -337,7 +350,7 @@ async def bring(network, contribution, *, delivered, indices=range(2)):
 def test_slices_are_brought_to_their_reducer_and_a_second_time_cost_nothing(tmp_path):
     async def main():
         network = Network()
-        to, told = reducer(tmp_path)
+        to, told = reducers(tmp_path)
         theirs = await serve(network, B, to)
         contribution, digests = await encoded_contribution()
         sent = []
@@ -358,8 +371,9 @@ def test_slices_are_brought_to_their_reducer_and_a_second_time_cost_nothing(tmp_
 def test_a_reducer_that_is_cut_off_in_the_middle_leaves_what_it_has(tmp_path):
     async def main():
         network = Network()
-        to, _ = reducer(tmp_path)
-        await serve(network, B, to)
+        all_, _ = reducers(tmp_path)
+        to = reducer_of(all_, ROUND)
+        await serve(network, B, all_)
         contribution, digests = await encoded_contribution()
         sent = []
 
@@ -384,7 +398,7 @@ def test_a_reducer_that_is_cut_off_in_the_middle_leaves_what_it_has(tmp_path):
 def test_a_reducer_that_is_not_in_this_round_yet_is_asked_again_later(tmp_path):
     async def main():
         network = Network()
-        to, _ = reducer(tmp_path)
+        to = Reducers(Means(BlobStore(tmp_path), lambda _: None, Buffers()))
         open_round(to, ROUND - 1)
         await serve(network, B, to)
         contribution, _ = await encoded_contribution()
@@ -403,7 +417,7 @@ def test_a_reducer_that_is_not_in_this_round_yet_is_asked_again_later(tmp_path):
 def test_slices_are_on_the_wire_while_others_are_still_encoded(tmp_path):
     async def main():
         network = Network()
-        to, told = reducer(tmp_path, sizes=[10] * len(MANY))
+        to, told = reducers(tmp_path, sizes=[10] * len(MANY))
         await serve(network, B, to)
         contribution = EncodedContribution(ROUND, MANY)
         every = range(len(MANY))

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
-from tests.unit.exchange.cast import ROUND, SIZES, A, B, encoded, job, reducer, serve
+from tests.unit.exchange.cast import ROUND, SIZES, A, B, encoded, job, reducer_of, reducers, serve
 from tests.unit.memory import Network, pair
 from tests.unit.virtual import now, run
 
@@ -253,8 +253,9 @@ def test_more_updates_than_are_checked_at_once(tmp_path):
 def test_from_a_real_reducer_as_it_forms_them(tmp_path):
     async def main():
         network = Network()
-        source, told = reducer(tmp_path / "source")
-        theirs = await serve(network, A, source)
+        all_, told = reducers(tmp_path / "source")
+        source = reducer_of(all_, ROUND)
+        theirs = await serve(network, A, all_)
         ours = Links(network.transport(B), half_life_bytes=MIB)
         blobs = BlobStore(tmp_path / "ours")
         gathered = []

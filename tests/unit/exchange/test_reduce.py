@@ -10,19 +10,23 @@ from tests.unit.exchange.cast import (
     A,
     B,
     C,
+    Told,
     encoded,
     job,
     open_round,
     reducer,
+    reducer_of,
+    reducers,
     values,
 )
 from tests.unit.virtual import run
 
 from atoll.errors import BadBlobError, RunError
 from atoll.exchange import fp64
+from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
-from atoll.exchange.reduce import MAX_VERSIONS, Reducer, reduce_slice
+from atoll.exchange.reduce import MAX_VERSIONS, Means, Reducers, reduce_slice
 from atoll.ids import RoundId, digest_of
 
 SHARES = {A: 0.5, B: 0.25, C: 0.25}
@@ -84,8 +88,8 @@ def test_the_host_is_told_of_each_slice_with_its_norm(tmp_path):
 def test_how_long_a_slice_is_follows_from_the_plan(tmp_path):
     one, _ = reducer(tmp_path, codec="fp32")
     assert [one.expected_bytes(k) for k in (-1, 0, 1, 2)] == [None, 1200, 800, None]
-    open_round(one, 4, codec="bf16")
-    assert one.expected_bytes(0) == 600
+    other, _ = reducer(tmp_path, codec="bf16")
+    assert other.expected_bytes(0) == 600
 
 
 @pytest.mark.parametrize(
@@ -151,8 +155,9 @@ def test_even_if_all_versions_are_named_a_newer_one_is_taken(tmp_path):
 
 @pytest.mark.parametrize("own", [(0, 1), (1, 2), (0, 2), (0, 9)])
 def test_a_reducer_takes_only_what_the_plan_gives_it(tmp_path, own):
-    one, _ = reducer(tmp_path)
-    open_round(one, ROUND, codec="int8", own=own)
+    all_, _ = reducers(tmp_path)
+    open_round(all_, ROUND, own=own)
+    one = reducer_of(all_, ROUND)
     expected = [k in range(*own) for k in range(2)]
     assert [one.expected_bytes(k) is not None for k in range(2)] == expected
     assert one.expected_bytes(2) is None
@@ -160,9 +165,11 @@ def test_a_reducer_takes_only_what_the_plan_gives_it(tmp_path, own):
 
 def test_another_plan_of_the_same_round_forgets_nothing(tmp_path):
     async def main():
-        one, _ = reducer(tmp_path)
+        all_, _ = reducers(tmp_path)
+        one = reducer_of(all_, ROUND)
         await take(one, A)
-        open_round(one, ROUND, own=(1, 2))
+        open_round(all_, ROUND, own=(1, 2))
+        assert all_.of(ROUND) is one
         assert one.has(A, 0, SLICES[A][0])
 
     run(main())
@@ -184,38 +191,47 @@ def test_of_two_versions_the_job_says_which(tmp_path):
 def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        waiting = asyncio.create_task(one.update(round_id=ROUND, roster_version=1, index=0))
-        other = asyncio.create_task(one.update(round_id=ROUND, roster_version=2, index=0))
+        waiting = asyncio.create_task(one.update(roster_version=1, index=0))
+        other = asyncio.create_task(one.update(roster_version=2, index=0))
         for peer in SHARES:
             await take(one, peer)
         await one.reduce(JOB)
         digest, payload = await waiting
         assert digest == told.reduced()[0].digest == digest_of(payload)
-        assert await one.update(round_id=ROUND, roster_version=1, index=0) == await waiting
+        assert await one.update(roster_version=1, index=0) == await waiting
         assert not other.done()
-        open_round(one, 4)
+        one.close()
         assert await other is None
-        assert await one.update(round_id=ROUND, roster_version=1, index=0) is None
+        assert await one.update(roster_version=1, index=0) is None
 
     run(main())
 
 
-@pytest.mark.parametrize("stale", [replace(JOB, round=RoundId(2)), replace(JOB, slice=2)])
-def test_a_job_of_another_round_or_for_no_slice_is_ignored(tmp_path, stale):
+def test_a_job_for_no_slice_is_ignored(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        await one.reduce(stale)
+        await one.reduce(replace(JOB, slice=2))
         assert not told
 
     run(main())
 
 
-def test_a_new_round_ends_what_waits_and_forgets_what_was_taken(tmp_path):
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_a_new_round_ends_the_one_that_is_over_by_then(tmp_path, in_flight):
     async def main():
-        one, told = reducer(tmp_path)
+        told = Told()
+        all_ = Reducers(Means(BlobStore(tmp_path), told.append, Buffers()), in_flight=in_flight)
+        open_round(all_, ROUND)
+        one = reducer_of(all_, ROUND)
         reducing = asyncio.create_task(one.reduce(JOB))
         await take(one, A)
-        open_round(one, 4)
+        for later in range(ROUND + 1, ROUND + in_flight):
+            open_round(all_, later)
+            assert all_.of(ROUND) is one
+        open_round(all_, ROUND)  # planned anew, which ends no later one
+        assert one.has(A, 0, SLICES[A][0])
+        open_round(all_, ROUND + in_flight)
+        assert all_.of(ROUND) is None
         await reducing
         assert not told.reduced()
         assert not one.has(A, 0, SLICES[A][0])
@@ -242,22 +258,22 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
         told = []
 
         def next_round():
-            open_round(one, one.round_id + 1)
+            one.close()
 
-        store = Interrupted(next_round)
-        one = Reducer(blobs=store, tell_host=told.append, buffers=Buffers())
-        open_round(one, ROUND)
+        all_ = Reducers(Means(Interrupted(next_round), told.append, Buffers()))
+        open_round(all_, ROUND)
+        one = reducer_of(all_, ROUND)
         one.codec = Interrupted(next_round)
         await take(one, A)
         assert not told
         assert not one.has(A, 0, SLICES[A][0])
 
-        open_round(one, ROUND)
+        open_round(all_, ROUND + 1)
+        one = reducer_of(all_, RoundId(ROUND + 1))
         for peer in SHARES:
             await take(one, peer)
         told.clear()
-        await one.reduce(JOB)
-        assert one.round_id == ROUND + 1
+        await one.reduce(replace(JOB, round=ROUND + 1))
         assert not told
 
     run(main())
@@ -266,7 +282,7 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
 def test_an_update_is_held_once_it_is_in_the_store(tmp_path):
     async def main():
         one, _ = reducer(tmp_path)
-        key = {"round_id": ROUND, "roster_version": 1, "index": 0}
+        key = {"roster_version": 1, "index": 0}
         waiting = asyncio.create_task(one.kept(**key))
         other = asyncio.create_task(one.kept(**{**key, "index": 1}))
         for peer in SHARES:
@@ -277,7 +293,7 @@ def test_an_update_is_held_once_it_is_in_the_store(tmp_path):
         assert await waiting == await one.kept(**key) == digest
         assert (tmp_path / digest).read_bytes() == payload
         assert not other.done()
-        open_round(one, ROUND + 1)
+        one.close()
         assert await other is None
         assert await one.kept(**key) is None
 
@@ -293,9 +309,9 @@ def test_a_reducer_knows_which_slices_of_each_contributor_it_has(tmp_path):
         held = [(named.slice, named.digest) for named in one.held_of(A)]
         assert held == [(index, slices[k][1]) for k, index in ((1, 0), (2, 0), (0, 1))]
         assert one.held_of(B) == ()
-        open_round(one, ROUND, own=(1, 2))
+        one.own = {1}
         assert [named.slice for named in one.held_of(A)] == [1]
-        open_round(one, ROUND + 1)
+        one.close()
         assert one.held_of(A) == ()
 
     run(main())
@@ -303,8 +319,9 @@ def test_a_reducer_knows_which_slices_of_each_contributor_it_has(tmp_path):
 
 def test_a_round_of_another_fragment_has_slices_of_other_sizes(tmp_path):
     async def main():
-        one, told = reducer(tmp_path, codec="fp32")
-        open_round(one, ROUND + 1, codec="fp32", sizes=[7, 8, 9])
+        all_, told = reducers(tmp_path, codec="fp32")
+        open_round(all_, ROUND + 1, codec="fp32", sizes=[7, 8, 9])
+        one = reducer_of(all_, RoundId(ROUND + 1))
         assert [one.expected_bytes(k) for k in range(4)] == [28, 32, 36, None]
         payload = bytes(36)
         await one.take(A, 2, digest_of(payload), payload)
@@ -317,7 +334,7 @@ def test_a_round_of_another_fragment_has_slices_of_other_sizes(tmp_path):
 def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        kept = asyncio.create_task(one.kept(round_id=ROUND, roster_version=1, index=0))
+        kept = asyncio.create_task(one.kept(roster_version=1, index=0))
         for peer in SHARES:
             await take(one, peer)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -327,10 +344,10 @@ def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
                 await one.reduce(JOB)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert await one.update(round_id=ROUND, roster_version=1, index=0)
+        assert await one.update(roster_version=1, index=0)
         assert told.reduced() == []
         assert not kept.done()
-        open_round(one, ROUND + 1)
+        one.close()
         await kept
 
     run(main())

@@ -5,7 +5,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
-from tests.unit.exchange.cast import ROUND, A, B, C, encoded, job, open_round, reducer, server
+from tests.unit.exchange.cast import (
+    ROUND,
+    A,
+    B,
+    C,
+    encoded,
+    job,
+    open_round,
+    reducer_of,
+    reducers,
+    server,
+)
 from tests.unit.memory import Network, pair
 from tests.unit.virtual import now, run
 
@@ -30,13 +41,14 @@ class Served:
 
     def __init__(self, tmp_path, *, dialler=A, sizes=(300, 200)):
         self.network = Network()
-        self.reducer, self.told = reducer(tmp_path / "blobs", sizes=sizes)
+        self.reducers, self.told = reducers(tmp_path / "blobs", sizes=sizes)
+        self.reducer = reducer_of(self.reducers, ROUND)
         self.file = tmp_path / "file"
         self.file.write_bytes(b"before" + PAYLOAD + b"after")
         self.places = {DIGEST: (self.file, 6, len(PAYLOAD))}
         self.links = Links(self.network.transport(B), half_life_bytes=MIB)
         self.server = server(
-            self.reducer,
+            self.reducers,
             self.links,
             locate=[lambda _: None, lambda digest: self.places.get(digest)],
         )
@@ -65,7 +77,7 @@ class Served:
         digest, payload = encoded(seed, index)
         await self.reducer.take(A, index, digest, payload)
         await self.reducer.reduce(job((A, 1.0, digest), index=index))
-        return await self.reducer.update(round_id=ROUND, roster_version=1, index=index)
+        return await self.reducer.update(roster_version=1, index=index)
 
 
 @asynccontextmanager
@@ -169,10 +181,12 @@ def test_many_slices_come_without_waiting_for_answers_and_each_has_one(tmp_path)
 
 def test_while_slices_are_checked_only_a_few_more_are_taken_in(tmp_path):
     class Slow:
-        """A reducer that checks for ever."""
+        """The reducer of any round, which checks for ever."""
 
-        round_id = ROUND
         checking = 0
+
+        def of(self, round_id):
+            return self
 
         def expected_bytes(self, index):
             return len(PAYLOAD)
@@ -212,7 +226,7 @@ def test_a_slice_of_another_round_ends_the_connection(tmp_path):
     async def main():
         async with served(tmp_path) as server:
             await server.ask(BRING)
-            open_round(server.reducer, ROUND + 1)
+            open_round(server.reducers, ROUND + 1)
             assert await server.ask(SLICE, PAYLOAD) == wire.Missing()
             with pytest.raises(PeerError, match="round 3, which is not open"):
                 await server.ended
