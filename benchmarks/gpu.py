@@ -1,0 +1,264 @@
+"""What training and the exchange cost on an accelerator: one line of JSON for each question.
+
+    python benchmarks/gpu.py --models 1b --sequence-length 8192 --batch 1
+    python benchmarks/gpu.py --device cpu --models tiny --sequence-length 64 --batch 2 --steps 4
+
+    step        seconds of an inner step, tokens per second, utilisation of the device (MFU), memory
+    snapshot    seconds that training stands still for one, and until it is in shared memory
+    beside      a step while a snapshot is copied, over a step without: pairs, one after the other
+    merge       seconds between two steps, for each way to merge
+    reference   largest difference of loss and gradient from those of a CPU in fp32, small model
+
+MFU counts 6 N + 12 L D T operations for a token (`model.accounting`) against the peak of the device
+in dense bf16 products; for a device that is not in the table, none is printed.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from atoll.clock import monotonic_s
+from atoll.config import DataConfig, InnerConfig, ModelConfig, RunConfig, SourceConfig, SyncConfig
+from atoll.data.batches import Batch
+from atoll.model.accounting import count_parameters, flops_per_token
+from atoll.model.flat import load_flat_
+from atoll.model.layout import Layout, layout_of
+from atoll.model.llama import Llama
+from atoll.model.presets import PRESETS
+from atoll.train.channel import Merge, Snapshot
+from atoll.train.device import device_name, pick_device
+from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.inner import InnerLoop
+from atoll.train.shared import SharedVectors
+
+WARM_UP_STEPS = 3
+# Dense bf16 products, FLOP/s, by the words in the name of the device; from NVIDIA's data sheets.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12}
+
+
+def main() -> None:
+    arguments = parse()
+    device = pick_device(arguments.device)
+    for name in arguments.models:
+        model = msgspec.structs.replace(
+            PRESETS[name], num_layers=arguments.layers or PRESETS[name].num_layers
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            peer = Peer(model, device, Path(folder), arguments=arguments)
+            for line in (peer.step(arguments.steps), *peer.exchange(), *peer.merges()):
+                show({"model": name, "layers": model.num_layers, **line})
+    show(reference(device))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--models", nargs="+", choices=list(PRESETS), default=["1b"])
+    parser.add_argument("--layers", type=int, default=0, help="cut the model to so many; 0: whole")
+    parser.add_argument("--sequence-length", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=2, help="samples of an inner step")
+    parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=8, help="snapshots and merges of a kind")
+    return parser.parse_args()
+
+
+def show(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+class RandomBatches:
+    """Samples of random tokens, one document each, in place of a data set."""
+
+    def __init__(self, *, vocab_size: int, sequence_length: int) -> None:
+        self._vocab_size, self._sequence_length = vocab_size, sequence_length
+
+    def batch(self, start: int, stop: int) -> Batch:
+        size = (stop - start, self._sequence_length + 1)
+        tokens_BS = np.random.default_rng(start).integers(0, self._vocab_size, size)
+        documents_BT = np.zeros((size[0], self._sequence_length), np.int64)
+        return Batch(tokens_BS[:, :-1], tokens_BS[:, 1:], documents_BT)
+
+
+def run_config(model: ModelConfig, *, sequence_length: int, batch: int) -> RunConfig:
+    return RunConfig(
+        name="benchmark",
+        model=model,
+        data=DataConfig(
+            sources=(SourceConfig(kind="preset", name="sotu"),), sequence_length=sequence_length
+        ),
+        inner=InnerConfig(lr=1e-4, batch_sequences=batch),
+        sync=SyncConfig(rounds=100, inner_steps=100),
+    )
+
+
+def inner_loop(config: RunConfig, device: torch.device, *, micro_batch: int) -> InnerLoop:
+    batches = RandomBatches(
+        vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
+    )
+    return InnerLoop(
+        Llama(config.model).to(device),
+        batches,  # type: ignore[arg-type]
+        config,
+        micro_batch=micro_batch,
+    )
+
+
+class Timing(NamedTuple):
+    stands_still_s: float
+    meanwhile_s: float
+    whole_s: float
+
+
+class Peer:
+    """A trainer's parts without an agent: inner loop, shared vectors, snapshot and merge."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        device: torch.device,
+        folder: Path,
+        *,
+        arguments: argparse.Namespace,
+    ) -> None:
+        self.config = run_config(
+            model, sequence_length=arguments.sequence_length, batch=arguments.batch
+        )
+        self.device = device
+        self.layout: Layout = layout_of(self.config)
+        self.vectors = SharedVectors.create(folder / "vectors", self.layout.num_values)
+        self.loop = inner_loop(self.config, device, micro_batch=arguments.micro_batch)
+        self.pairs = arguments.pairs
+        self._next = 0
+
+    def one_step(self) -> float:
+        """Take a step; return its seconds. The loss is read, so the device is done with it."""
+        batch = self.config.inner.batch_sequences
+        span = (self._next * batch, (self._next + 1) * batch)
+        began_at = monotonic_s()
+        self.loop.step([span], step=self._next)
+        synchronise(self.device)
+        self._next += 1
+        return monotonic_s() - began_at
+
+    def step(self, num_steps: int) -> dict[str, Any]:
+        for _ in range(WARM_UP_STEPS):
+            self.one_step()
+        seconds = median(self.one_step() for _ in range(num_steps))
+        length = self.config.data.sequence_length
+        tokens_per_s = self.config.inner.batch_sequences * length / seconds
+        flops_per_s = tokens_per_s * flops_per_token(self.config.model, sequence_length=length)
+        name = device_name(self.device)
+        peak = next((peak for words, peak in PEAKS.items() if words in name), None)
+        return {
+            "question": "step",
+            "device": name,
+            "parameters": count_parameters(self.config.model).total,
+            "sequence_length": length,
+            "step_s": round(seconds, 4),
+            "tokens_per_s": round(tokens_per_s, 1),
+            "tflops_per_s": round(flops_per_s / 1e12, 3),
+            "mfu": None if peak is None else round(flops_per_s / peak, 4),
+            "peak_gb": peak_gb(self.device),
+        }
+
+    def exchange(self) -> Iterator[dict[str, Any]]:
+        timings = [self.snapshot(lambda: 0.0) for _ in range(self.pairs)]
+        yield {
+            "question": "snapshot",
+            "stands_still_s": round(median(t.stands_still_s for t in timings), 5),
+            "whole_s": round(median(t.whole_s for t in timings), 4),
+        }
+        ratios = []
+        for _ in range(self.pairs):
+            without_s = self.one_step()
+            timing = self.snapshot(self.one_step)
+            ratios.append((timing.meanwhile_s + timing.stands_still_s) / without_s)
+        yield {
+            "question": "beside",
+            "ratio": round(median(ratios), 4),
+            "ratios": [round(ratio, 4) for ratio in sorted(ratios)],
+        }
+
+    def snapshot(self, meanwhile: Callable[[], float]) -> Timing:
+        """Take a snapshot of the whole model, and do something that takes time meanwhile."""
+        began_at = monotonic_s()
+        finish = start_snapshot(
+            self.loop.model,
+            self.layout,
+            vectors=self.vectors,
+            snapshot=Snapshot(start=0, stop=self.layout.num_values),
+        )
+        stands_still_s = monotonic_s() - began_at
+        ended_at: list[float] = []
+
+        def wait() -> None:
+            if finish is not None:
+                finish()
+            ended_at.append(monotonic_s())
+
+        waiting = Thread(target=wait)
+        waiting.start()
+        meanwhile_s = meanwhile()
+        waiting.join()
+        return Timing(stands_still_s, meanwhile_s, ended_at[0] - began_at)
+
+    def merges(self) -> Iterator[dict[str, Any]]:
+        self.vectors.global_N[:] = self.vectors.snapshot_N
+        for how in ("replace", "carry", "blend"):
+            order = Merge(how=how, start=0, stop=self.layout.num_values, alpha=0.5)
+            seconds = []
+            for _ in range(self.pairs):
+                began_at = monotonic_s()
+                merge_(self.loop.model, self.layout, vectors=self.vectors, merge=order)
+                synchronise(self.device)
+                seconds.append(monotonic_s() - began_at)
+            yield {"question": "merge", "how": how, "seconds": round(median(seconds), 4)}
+
+
+def reference(device: torch.device) -> dict[str, Any]:
+    """Return how far the first loss and gradient are from those of a CPU in fp32."""
+    config = run_config(PRESETS["tiny"], sequence_length=128, batch=4)
+    layout = layout_of(config)
+    values_N: NDArray[np.float32] = (
+        np.random.default_rng(0).normal(0, 0.02, layout.num_values).astype(np.float32)
+    )
+    losses, gradients = [], []
+    for where in (torch.device("cpu"), device):
+        loop = inner_loop(config, where, micro_batch=4)
+        load_flat_(loop.model, values_N, layout)
+        losses.append(loop.step([(0, 4)], step=0).loss)
+        gradients.append(
+            torch.cat([p.grad.flatten().float().cpu() for p in loop.model.parameters()])  # type: ignore[union-attr]
+        )
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    return {
+        "question": "reference",
+        "loss_difference": abs(losses[1] - losses[0]),
+        "gradient_error": float(error),
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gb(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+
+
+if __name__ == "__main__":
+    main()
