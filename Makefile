@@ -62,7 +62,7 @@ clean:  ## remove what the other targets made, .venv included
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing in $(VENV) (once; takes a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[train,demo,test]'
+	$(PIP) -e '.[train,demo,postgres,test]'
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)

@@ -165,6 +165,7 @@ def test_every_dependency_has_a_reason():
     reasons = (ROOT / "docs" / "decisions" / "0002-dependencies.md").read_text(encoding="utf-8")
     extras = PROJECT["optional-dependencies"]
     needed = [*PROJECT["dependencies"], *extras["train"], *extras["demo"], *extras["huggingface"]]
+    needed += extras["postgres"]
     assert [name for name in names_of(needed) if f"**{name}**" not in reasons] == []
 
 

@@ -10,6 +10,7 @@
     |   +-- BadUpdateError     our own pseudo-gradient must not be shared
     +-- RunError             the operator: the process stops with exit code 1
         +-- DamagedError       a file of ours is not what it was when it was written
+        +-- DeposedError       another host leads the run by now: this one must say nothing more
 
 A broken invariant of our own is none of these: that is an `assert`, and a bug.
 """
@@ -48,3 +49,6 @@ class RunError(AtollError): ...
 
 
 class DamagedError(RunError): ...
+
+
+class DeposedError(RunError): ...

@@ -25,7 +25,7 @@ import msgspec
 
 from atoll.config import RunConfig, template
 from atoll.events import Event, HostStarted, RoundCommitted, read_events
-from atoll.host.journal import read_entries
+from atoll.host.stores import read_journal
 from atoll.ids import PeerId
 from atoll.net.records import Admitted, Committed, Entry
 from atoll.train.shared import vectors_path
@@ -160,11 +160,30 @@ class Cluster:
         wait_until((self.run / "invite.txt").exists, "the invite", watch=host)
         return host
 
-    def launch_host(self, *options: str, port: int = 0) -> Process:
-        """Start the host, which may not come up."""
-        arguments = ["host", str(self.run), "--listen", "127.0.0.1", "--advertise", "127.0.0.1"]
+    def launch_host(
+        self,
+        *options: str,
+        port: int = 0,
+        run: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start the host, or the one of another directory; it may not come up."""
+        home = run or self.run
+        arguments = ["host", str(home), "--listen", "127.0.0.1", "--advertise", "127.0.0.1"]
         arguments += ["--port", str(port), "--cache", str(self.cache), *options]
-        return self._start("host", arguments, home=self.run)
+        return self._start("host" if run is None else run.name, arguments, home=home, env=env)
+
+    def command(self, *arguments: str) -> str:
+        """Run a command of atoll to its end, and return what it printed; it must succeed."""
+        ran = subprocess.run(
+            [sys.executable, "-m", "atoll.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
 
     @property
     def invite(self) -> str:
@@ -199,7 +218,7 @@ class Cluster:
 
     def entries(self) -> list[Entry]:
         """Return the journal; reading it checks the chain."""
-        return list(read_entries(self.run / "journal.sqlite"))
+        return read_journal(self.run)
 
     def records(self, kind: type[T]) -> list[T]:
         return [entry.record for entry in self.entries() if isinstance(entry.record, kind)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.loopback.cluster import Cluster
+from tests.postgres import Server
 
 from atoll.config import (
     DataConfig,
@@ -86,3 +87,18 @@ def cluster(tmp_path: Path, shared: Path) -> Iterator[Cluster]:
     finally:
         cluster.close()
         sys.stdout.write(cluster.report())  # pytest shows it if the test failed
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def database(server: Server) -> str:
+    """The URL of an empty Postgres database."""
+    return server.new_database()

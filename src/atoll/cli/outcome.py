@@ -16,8 +16,7 @@ from atoll.config import RunConfig, run_digest
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.errors import AtollError, RunError
-from atoll.host.journal import read_entries
-from atoll.host.setup import JOURNAL_FILE
+from atoll.host.stores import read_journal
 from atoll.ids import Digest, RoundId
 from atoll.model.flat import load_flat_
 from atoll.model.generate import Sampling, generate
@@ -54,7 +53,7 @@ def compare(directory: Path, homes: Mapping[str, Path], config: RunConfig) -> Co
     Raises:
         DamagedError: the journal is not what was written.
     """
-    records = (entry.record for entry in read_entries(directory / JOURNAL_FILE))
+    records = (entry.record for entry in read_journal(directory))
     agreed = [record for record in records if isinstance(record, Agreed)]
     comparison = Comparison(agreed[-1])
     if agreed[-1].round != config.sync.rounds:

@@ -14,9 +14,8 @@ from atoll.clock import wall_s
 from atoll.config import load_run_config
 from atoll.errors import DamagedError
 from atoll.events import Stamped, read_events
-from atoll.host.journal import read_entries
 from atoll.host.overview import Overview, PeerView, overview
-from atoll.host.setup import JOURNAL_FILE
+from atoll.host.stores import read_journal
 from atoll.traffic import Traffic
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -47,8 +46,7 @@ def read_overview(directory: Path) -> Overview | None:
     Raises:
         DamagedError: its journal or its events are not what was written.
     """
-    path = directory / JOURNAL_FILE
-    records = [entry.record for entry in read_entries(path)] if path.exists() else []
+    records = [entry.record for entry in read_journal(directory)]
     return overview(records, _events(directory / "events.jsonl")) if records else None
 
 

@@ -17,9 +17,8 @@ from atoll.config import RunConfig, load_run_config, parse_canonical, run_digest
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import slices_of
-from atoll.host.journal import read_entries
 from atoll.host.retrace import Retraced, retrace
-from atoll.host.setup import JOURNAL_FILE
+from atoll.host.stores import read_journal
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
 from atoll.model.layout import layout_of
 from atoll.net.authority import Authority
@@ -101,8 +100,7 @@ def _report(states: Retraced, *, agreed: Collection[RoundId]) -> Iterator[Findin
 
 
 def _entries(directory: Path) -> list[Entry]:
-    path = directory / JOURNAL_FILE
-    if not path.exists() or not (entries := list(read_entries(path))):
+    if not (entries := read_journal(directory)):
         raise RunError(
             f"the run in {directory} has not begun: it has no journal",
             hint=f"serve it with: atoll host {directory}",

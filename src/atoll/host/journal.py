@@ -1,106 +1,147 @@
-"""The append-only record of a run, in one SQLite file. What is not in here did not happen.
+"""The append-only record of a run. What is not in here did not happen.
 
-WAL and synchronous=FULL make each append durable, whole or not at all, before anyone hears of it.
-The state of a run is a function of its records: `host/run.py` replays them.
+The state of a run is a function of its records: `host/run.py` replays them. Where they are kept is
+the business of a store.
 """
 
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from atoll.errors import DamagedError, RunError
-from atoll.net.records import NO_HASH, Entry, Record, encode, entry_hash
+from atoll.errors import DamagedError, DeposedError, RunError
+from atoll.host.store import Store
+from atoll.ids import Digest
+from atoll.net.records import NO_HASH, Entry, Led, Record, encode, entry_hash
 
 
 class Journal:
-    """The journal of one run. One process appends; others may read meanwhile."""
+    """The journal of one run: one host appends, others may read meanwhile.
 
-    def __init__(self, path: Path, *, sign: Callable[[bytes], bytes]) -> None:
-        self._path = path
+    Raises:
+        DamagedError: an entry is not what it was when it was written, or one is missing.
+    """
+
+    def __init__(self, store: Store, *, sign: Callable[[bytes], bytes]) -> None:
+        self.store = store
         self._sign = sign
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY, "
-                "previous TEXT NOT NULL, body BLOB NOT NULL, hash TEXT NOT NULL, "
-                "signature BLOB NOT NULL)"
-            )
-        except sqlite3.Error as error:
-            raise _unusable(path, error) from error
-        self.entries = list(read_entries(path))
-        for entry in self.entries:  # Ed25519 signs the same bytes the same way every time
-            if sign(bytes.fromhex(entry.hash)) != entry.signature:
-                raise _damaged(path, entry.seq)
+        self.entries: list[Entry] = []
+        self.led: Entry | None = None  # the newest record of a host that became the leader
+        self.refresh()
+
+    @property
+    def epoch(self) -> int:
+        """How often a host became the leader."""
+        return 0 if self.led is None else led_in(self.led).epoch
+
+    @property
+    def next_seq(self) -> int:
+        return len(self.entries)
+
+    def refresh(self) -> list[Entry]:
+        """Return what others have appended since, after checking it.
+
+        Raises:
+            DamagedError: it does not follow what was there, or was not signed with our key.
+        """
+        news = self.store.read(start=self.next_seq)
+        last = self.entries[-1].hash if self.entries else NO_HASH
+        for entry in checked(news, place=self.store.place, start=self.next_seq, previous=last):
+            # Ed25519 signs the same bytes the same way every time
+            if self._sign(bytes.fromhex(entry.hash)) != entry.signature:
+                raise damaged(self.store.place, entry.seq)
+        self._note(news)
+        return news
 
     def append(self, records: Sequence[Record]) -> list[Entry]:
         """Make the records durable, all or none, and return their entries.
 
         Raises:
+            DeposedError: another host has become the leader. Nothing was appended.
             RunError: the disk is full or gone. Nothing was appended.
         """
+        entries = self.signed(records)
+        if entries and not self.store.append(entries):
+            raise self._superseded()
+        self._note(entries)
+        return entries
+
+    def signed(self, records: Sequence[Record]) -> list[Entry]:
+        """Return the entries that these records would be, if nobody appends before."""
         entries: list[Entry] = []
-        last = self.entries[-1] if self.entries else None
-        seq, previous = (last.seq + 1, last.hash) if last else (0, NO_HASH)
+        seq = self.next_seq
+        previous = self.entries[-1].hash if self.entries else NO_HASH
         for record in records:
             body = encode(record)
             digest = entry_hash(seq=seq, previous=previous, body=body)
             entries.append(Entry(seq, previous, body, digest, self._sign(bytes.fromhex(digest))))
             seq, previous = seq + 1, digest
-        try:
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                "INSERT INTO journal VALUES (?, ?, ?, ?, ?)",
-                [(e.seq, e.previous, e.body, e.hash, e.signature) for e in entries],
-            )
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise RunError(
-                f"cannot append to the journal {self._path}: {error}",
-                hint="make room on the disk and start the host again; the run goes on from there",
-            ) from error
-        self.entries += entries
         return entries
 
+    def next_led(self, address: str, *, at: float, above: int = 0) -> Entry:
+        """Return the entry with which a host becomes the leader, if nobody appends before.
+
+        `above`: an epoch that some member knows of, though this journal does not.
+        """
+        epoch = max(self.epoch, above) + 1
+        (entry,) = self.signed([Led(epoch=epoch, address=address, at=at)])
+        return entry
+
     def close(self) -> None:
-        self._db.close()
+        self.store.close()
+
+    def _note(self, entries: Sequence[Entry]) -> None:
+        self.entries += entries
+        self.led = next((e for e in reversed(entries) if e.is_led), self.led)
+
+    def _superseded(self) -> RunError:
+        """Return why the store has not taken our entries."""
+        before = self.epoch
+        self.refresh()
+        if self.led is not None and self.epoch > before:
+            return deposed(self.epoch, address=led_in(self.led).address)
+        return RunError(
+            f"another process writes to the journal {self.store.place}",
+            hint="stop the one that should not: two hosts cannot share a run",
+        )
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> DamagedError:
-    return DamagedError(
-        f"the journal {path} cannot be read: {error}",
-        hint="restore the file from a backup; without its journal a run cannot go on",
+def led_in(entry: Entry) -> Led:
+    record = entry.record
+    assert isinstance(record, Led), "kept because it is one"
+    return record
+
+
+def deposed(epoch: int, *, address: str) -> DeposedError:
+    """Return what a host says that no longer leads, because another one does."""
+    return DeposedError(
+        f"the host at {address} leads this run by now, in epoch {epoch}: this one is deposed",
+        hint="nothing is lost; with a shared journal, start this one with --standby; "
+        "if it has the newest journal all the same: atoll takeover --help",
     )
 
 
-def _damaged(path: Path, seq: int) -> DamagedError:
+def damaged(place: str, seq: int) -> DamagedError:
     return DamagedError(
-        f"the journal {path} is damaged at entry {seq}", hint="restore the file from a backup"
+        f"the journal {place} is damaged at entry {seq}", hint="restore it from a backup"
     )
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a journal in order, each checked against the chain.
+def checked(
+    entries: Iterable[Entry], *, place: str, start: int = 0, previous: Digest = NO_HASH
+) -> Iterator[Entry]:
+    """Yield the entries in order, each checked against the chain from `start` on.
 
     Raises:
         DamagedError: an entry is not what it was when it was written, or one is missing.
     """
-    previous = NO_HASH
+    for seq, entry in enumerate(entries, start=start):
+        if (entry.seq, entry.previous) != (seq, previous) or not is_whole(entry):
+            raise damaged(place, seq)
+        previous = entry.hash
+        yield entry
+
+
+def is_whole(entry: Entry) -> bool:
+    """Return whether the entry's hash is that of its content."""
     try:
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            rows = db.execute(
-                "SELECT seq, previous, body, hash, signature FROM journal ORDER BY seq"
-            )
-            for expected_seq, row in enumerate(rows):
-                entry = Entry(*row)
-                whole = entry_hash(seq=entry.seq, previous=entry.previous, body=entry.body)
-                if (entry.seq, entry.previous, entry.hash) != (expected_seq, previous, whole):
-                    raise _damaged(path, expected_seq)
-                previous = entry.hash
-                yield entry
-        finally:
-            db.close()
-    except sqlite3.Error as error:
-        raise _unusable(path, error) from error
+        return entry_hash(seq=entry.seq, previous=entry.previous, body=entry.body) == entry.hash
+    except (ValueError, TypeError, OverflowError):  # a damaged file holds any values
+        return False

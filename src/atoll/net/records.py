@@ -7,10 +7,10 @@ So a peer that is told of a commit can check that the host signed it, at that pl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from atoll.errors import ProtocolError
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
@@ -31,6 +31,14 @@ class Genesis(Struct, frozen=True, kw_only=True, tag_field="kind", tag="genesis"
     public_key: str  # hex; the host signs each record with its private part
     built_in: PeerId
     built_in_key: str  # hex
+    at: float
+
+
+class Led(Struct, frozen=True, kw_only=True, tag_field="kind", tag="led"):
+    """A host became the leader: what follows, up to the next such record, it has decided."""
+
+    epoch: Annotated[int, Meta(ge=1, le=2**63 - 1)]  # 1, 2, 3, ...
+    address: str  # host:port, as members know it
     at: float
 
 
@@ -108,7 +116,7 @@ class Agreed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agreed"):
 
 
 Record: TypeAlias = (
-    Genesis | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed
+    Genesis | Led | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed
 )
 _decoder = msgspec.json.Decoder(Record)
 
@@ -136,6 +144,11 @@ class Entry:
     def record(self) -> Record:
         return decode(self.body)
 
+    @property
+    def is_led(self) -> bool:
+        """Return whether a host became the leader with this record."""
+        return b'"kind":"led"' in self.body and isinstance(self.record, Led)
+
     def to_commit(self) -> wire.Commit:
         """Return the message that announces this record to the members."""
         return wire.Commit(
@@ -162,13 +175,34 @@ def committed(message: wire.Commit, *, public_key: bytes) -> Committed:
     Raises:
         ProtocolError: the host of this run did not sign it, or it is no commit.
     """
-    digest = entry_hash(seq=message.seq, previous=message.previous, body=message.body)
-    if digest != message.hash or not verify(public_key, bytes.fromhex(digest), message.signature):
-        raise ProtocolError("a commit that the host of this run did not sign")
-    try:
-        record = decode(message.body)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"not a journal record: {error}") from error
+    record = signed(message, public_key=public_key)
     if not isinstance(record, Committed):
         raise ProtocolError(f"a {type(record).__name__} record, where a commit was due")
     return record
+
+
+def led(message: wire.Commit, *, public_key: bytes) -> Led:
+    """Return the record that made a host the leader.
+
+    Raises:
+        ProtocolError: no host of this run signed it, or it is another record.
+    """
+    record = signed(message, public_key=public_key)
+    if not isinstance(record, Led):
+        raise ProtocolError(f"a {type(record).__name__} record, where an epoch was due")
+    return record
+
+
+def signed(message: wire.Commit, *, public_key: bytes) -> Record:
+    """Return the journal record in a message.
+
+    Raises:
+        ProtocolError: a host of this run did not sign it, at that place in the chain.
+    """
+    digest = entry_hash(seq=message.seq, previous=message.previous, body=message.body)
+    if digest != message.hash or not verify(public_key, bytes.fromhex(digest), message.signature):
+        raise ProtocolError("a record that the host of this run did not sign")
+    try:
+        return decode(message.body)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a journal record: {error}") from error

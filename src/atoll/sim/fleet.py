@@ -19,7 +19,8 @@ from atoll.errors import AtollError, PeerError
 from atoll.events import Emit, Event
 from atoll.host.journal import Journal
 from atoll.host.service import Host
-from atoll.host.setup import JOURNAL_FILE, RunDirectory, open_run
+from atoll.host.setup import RunDirectory, open_run
+from atoll.host.stores import JOURNAL_FILE
 from atoll.ids import PeerId, RoundId
 from atoll.model.layout import layout_of
 from atoll.net import records, wire

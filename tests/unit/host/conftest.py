@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.postgres import Server
 
 from atoll.config import (
     DataConfig,
@@ -147,3 +148,18 @@ def recorded(tmp_path: Path):
     run.admit()
     yield run
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def server():
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def database(server):
+    """The URL of an empty Postgres database."""
+    return server.new_database()

@@ -7,7 +7,8 @@ import pytest
 from tests.unit.host.scene import A, B
 
 from atoll.errors import DamagedError, RunError
-from atoll.host.journal import Journal, read_entries
+from atoll.host.file_store import FileStore, read_file
+from atoll.host.journal import Journal, checked
 from atoll.ids import LeaseId, RoundId
 from atoll.net.identity import Identity, verify
 from atoll.net.records import NO_HASH, Planned, Released
@@ -19,6 +20,14 @@ RECORDS = [
 ]
 
 
+def open_journal(path, *, sign):
+    return Journal(FileStore(path), sign=sign)
+
+
+def read_entries(path):
+    return checked(read_file(path), place=str(path))
+
+
 @pytest.fixture
 def identity():
     return Identity.create()
@@ -28,7 +37,7 @@ def identity():
 def path(tmp_path, identity):
     """A journal of three records."""
     path = tmp_path / "journal.sqlite"
-    with closing(Journal(path, sign=identity.sign)) as journal:
+    with closing(open_journal(path, sign=identity.sign)) as journal:
         journal.append(RECORDS[:2])
         journal.append(RECORDS[2:])
     return path
@@ -61,7 +70,7 @@ def test_what_was_appended_is_read_in_a_signed_chain(path, identity):
 
 
 def test_an_opened_journal_goes_on_where_it_ended(path, identity):
-    with closing(Journal(path, sign=identity.sign)) as journal:
+    with closing(open_journal(path, sign=identity.sign)) as journal:
         assert [entry.record for entry in journal.entries] == RECORDS
         (new,) = journal.append(RECORDS[:1])
         assert (new.seq, new.previous) == (3, journal.entries[2].hash)
@@ -70,7 +79,7 @@ def test_an_opened_journal_goes_on_where_it_ended(path, identity):
 
 
 def test_appending_nothing_changes_nothing(path, identity):
-    with closing(Journal(path, sign=identity.sign)) as journal:
+    with closing(open_journal(path, sign=identity.sign)) as journal:
         assert journal.append([]) == []
     assert len(list(read_entries(path))) == 3
 
@@ -89,13 +98,13 @@ def test_a_changed_byte_is_found(path, identity, seq, column):
     with pytest.raises(DamagedError, match=f"damaged at entry {seq}"):
         list(read_entries(path))
     with pytest.raises(DamagedError):
-        Journal(path, sign=identity.sign)
+        open_journal(path, sign=identity.sign)
 
 
 def test_a_changed_signature_is_found_when_the_journal_is_opened(path, identity):
     write(path, "UPDATE journal SET signature = ? WHERE seq = 1", bytes(64))
     with pytest.raises(DamagedError, match="damaged at entry 1"):
-        Journal(path, sign=identity.sign)
+        open_journal(path, sign=identity.sign)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_a_missing_or_moved_entry_is_found(path, statement, at):
 def test_a_file_that_is_no_journal_is_damaged(path, identity):
     path.write_bytes(b"SQLite format 3?" + bytes(100))
     with pytest.raises(DamagedError, match="cannot be read"):
-        Journal(path, sign=identity.sign)
+        open_journal(path, sign=identity.sign)
     with pytest.raises(DamagedError, match="cannot be read"):
         list(read_entries(path))
     with pytest.raises(DamagedError):
@@ -124,7 +133,7 @@ def test_a_file_that_is_no_journal_is_damaged(path, identity):
 
 def test_a_torn_write_ahead_log_costs_what_was_being_written_and_no_more(path, identity, tmp_path):
     """Copy the files as a crash leaves them, cut the log short, and open the copy."""
-    with closing(Journal(path, sign=identity.sign)) as journal:
+    with closing(open_journal(path, sign=identity.sign)) as journal:
         journal.append(RECORDS[:1])
         whole = path.with_name("journal.sqlite-wal").stat().st_size
         journal.append(RECORDS[1:])
@@ -135,7 +144,7 @@ def test_a_torn_write_ahead_log_costs_what_was_being_written_and_no_more(path, i
     log = copied / "journal.sqlite-wal"
     assert log.stat().st_size > whole
     log.write_bytes(log.read_bytes()[: whole + 1000])
-    with closing(Journal(copied / "journal.sqlite", sign=identity.sign)) as journal:
+    with closing(open_journal(copied / "journal.sqlite", sign=identity.sign)) as journal:
         assert [entry.record for entry in journal.entries] == [*RECORDS, RECORDS[0]]
         journal.append(RECORDS[1:])
         assert len(list(read_entries(copied / "journal.sqlite"))) == 6
@@ -144,7 +153,7 @@ def test_a_torn_write_ahead_log_costs_what_was_being_written_and_no_more(path, i
 @pytest.mark.parametrize("num_bytes", [1, 20_000, 60_000])
 def test_when_the_disk_is_full_nothing_is_appended_and_later_it_goes_on(path, identity, num_bytes):
     huge = Released(peer=A, leases=(), reason="x" * 100_000)
-    with closing(Journal(path, sign=identity.sign)) as journal:
+    with closing(open_journal(path, sign=identity.sign)) as journal:
         with disk_full_after(num_bytes), pytest.raises(RunError, match="cannot append") as caught:
             journal.append([RECORDS[0], huge])
         assert "make room" in caught.value.hint
@@ -154,8 +163,8 @@ def test_when_the_disk_is_full_nothing_is_appended_and_later_it_goes_on(path, id
 
 
 def test_a_second_writer_is_an_error_and_not_a_fork(path, identity):
-    one = Journal(path, sign=identity.sign)
-    other = Journal(path, sign=identity.sign)
+    one = open_journal(path, sign=identity.sign)
+    other = open_journal(path, sign=identity.sign)
     with closing(one), closing(other):
         one.append(RECORDS[:1])
         with pytest.raises(RunError):

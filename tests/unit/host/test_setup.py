@@ -4,7 +4,8 @@ from tests.unit.host.scene import CONFIG
 
 from atoll.config import canonical, run_digest
 from atoll.errors import ConfigError, DamagedError, RunError
-from atoll.host.setup import JOURNAL_FILE, open_run
+from atoll.host.setup import open_run
+from atoll.host.stores import JOURNAL_FILE
 from atoll.ids import digest_of
 from atoll.net.identity import signed_key, verify
 from atoll.net.records import Planned

@@ -1,0 +1,85 @@
+"""The journal in one SQLite file of the host's directory: the store of a host without a standby.
+
+WAL and synchronous=FULL make each append durable, whole or not at all, before anyone hears of it.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from atoll.errors import DamagedError, RunError
+from atoll.net.records import Entry
+
+COLUMNS = "seq, previous, body, hash, signature"
+
+
+class FileStore:
+    """One process appends; others may read meanwhile, with `read_file`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY, "
+                "previous TEXT NOT NULL, body BLOB NOT NULL, hash TEXT NOT NULL, "
+                "signature BLOB NOT NULL)"
+            )
+        except sqlite3.Error as error:
+            raise unusable(path, error) from error
+
+    @property
+    def place(self) -> str:
+        return str(self._path)
+
+    def read(self, *, start: int = 0) -> list[Entry]:
+        return read_file(self._path, start=start)
+
+    def append(self, entries: Sequence[Entry]) -> bool:
+        rows = [(e.seq, e.previous, e.body, e.hash, e.signature) for e in entries]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                if self._db.in_transaction:  # a full disk may have ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError:
+            return False
+        except sqlite3.Error as error:
+            raise RunError(
+                f"cannot append to the journal {self._path}: {error}",
+                hint="make room on the disk and start the host again; the run goes on from there",
+            ) from error
+        return True
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def read_file(path: Path, *, start: int = 0) -> list[Entry]:
+    """Return the entries of a journal file, which is served meanwhile or not.
+
+    Raises:
+        DamagedError: the file is missing, or no journal.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            rows = db.execute(
+                f"SELECT {COLUMNS} FROM journal WHERE seq >= ? ORDER BY seq", (start,)
+            )
+            return [Entry(*row) for row in rows]
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"the journal {path} cannot be read: {error}",
+        hint="restore the file from a backup; without its journal a run cannot go on",
+    )
