@@ -20,9 +20,18 @@ from atoll.traffic import Traffic
 
 
 class HostStarted(Struct, frozen=True, kw_only=True, tag="host_started"):
+    """A host leads from now on."""
+
     run: str
     address: str
     committed: RoundId
+    epoch: int = 0
+
+
+class HostStandsBy(Struct, frozen=True, kw_only=True, tag="host_stands_by"):
+    """A host follows the journal, and takes the lead when there is none."""
+
+    address: str
 
 
 class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
@@ -141,6 +150,7 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
 
 Event: TypeAlias = (
     HostStarted
+    | HostStandsBy
     | PeerJoined
     | PeerLeft
     | RoundPlanned

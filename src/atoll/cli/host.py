@@ -16,15 +16,37 @@ from atoll.cli.show import Lines, console, progress
 from atoll.config import RunConfig, load_run_config
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
+from atoll.errors import ConfigError
 from atoll.events import EventLog, Warned
 from atoll.exchange.tasks import running
+from atoll.host.lead import Alone, Leading, Shared
 from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
+from atoll.host.stores import journal_url
 from atoll.net.identity import write_private
 from atoll.net.transport import TcpTransport
 from atoll.peer.home import RunFile, write_run_file
 
 DAY_S = 86_400.0
+JournalOption = Annotated[
+    str,
+    typer.Option(
+        help="postgresql://... that keeps the journal, for all hosts of the run; "
+        "remembered in the run's directory.",
+        show_default="a file of the directory",
+    ),
+]
+StandbyOption = Annotated[
+    bool, typer.Option("--standby", help="Follow a shared journal; lead when nobody does.")
+]
+LeadOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="With a shared journal: how long behind its last sign of life a host still leads.",
+        show_default="sync.silent_s",
+    ),
+]
 RESTART_S = 2.0  # before the built-in member is started again
 
 
@@ -45,6 +67,9 @@ def host(
     ] = "",
     uses: Annotated[int, typer.Option(help="How many machines may use the invite.")] = 100,
     days: Annotated[float, typer.Option(help="For how many days the invite is good.")] = 7.0,
+    journal: JournalOption = "",
+    standby: StandbyOption = False,
+    lead_s: LeadOption = None,
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
     ] = None,
@@ -52,16 +77,22 @@ def host(
     """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; again goes on."""
     directory = run_directory(run)
     config = load_run_config(directory / "run.toml")
+    if standby and not (journal or journal_url(directory)):
+        raise ConfigError(
+            "a standby follows a journal that it shares with the leader",
+            hint="start both with --journal postgresql://...; without: see docs/operators.md",
+        )
     dataset = prepare(
         config,
         base_directory=directory,
         directory=cache or cache_directory(),
         on_progress=progress("preparing the text"),
     )
-    opened = open_run(directory, config, dataset=dataset.digest)
+    opened = open_run(directory, config, dataset=dataset.digest, url=journal)
     try:
         place = Place(listen, port, reducer_port if port else 0, advertise or own_address())
-        service = _Service(opened, config, dataset, place)
+        lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
+        service = _Service(opened, config, dataset, place, lead)
         asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
     finally:
         opened.close()
@@ -92,11 +123,19 @@ class Place:
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)
 
 
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """When this host leads, if its journal is shared."""
+
+    standby: bool
+    lead_s: float
+
+
 class _Service:
     """The host and its built-in member, for as long as the run is served."""
 
     def __init__(
-        self, opened: RunDirectory, config: RunConfig, dataset: Dataset, place: Place
+        self, opened: RunDirectory, config: RunConfig, dataset: Dataset, place: Place, lead: Lead
     ) -> None:
         self._opened = opened
         self._config = config
@@ -111,16 +150,29 @@ class _Service:
             advertise=place.advertise,
             emit=self._log.emit,
         )
+        self._leading: Leading = Alone(opened.journal)
+        if opened.shared is not None:
+            self._leading = Shared(
+                opened.journal,
+                opened.shared,
+                lead_s=lead.lead_s,
+                standby=lead.standby,
+                emit=self._log.emit,
+            )
 
     async def serve(self, *, uses: int, valid_s: float) -> None:
         """Serve until the run is complete."""
         if self._host.run.is_complete:
             console.print("the run is complete; whoever lacks its end can fetch it for a moment")
+        for note in self._opened.notes:
+            self._log.emit(Warned(text=note))
         started = asyncio.Event()
         place = self._place
         try:
             async with running(self._keep_built_in(started, uses=uses, valid_s=valid_s)):
-                await self._host.serve(host=place.listen, port=place.port, started=started)
+                await self._host.serve(
+                    host=place.listen, port=place.port, started=started, leading=self._leading
+                )
         finally:
             self._log.close()
 

@@ -14,6 +14,7 @@ from atoll.config import PeerConfig, changed, load_peer_config, parse_canonical
 from atoll.errors import ConfigError
 from atoll.events import EventLog
 from atoll.ids import digest_of
+from atoll.net import wire
 from atoll.net.enrol import enrol
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite
@@ -129,13 +130,8 @@ async def _enrol(invite: Invite, directory: Path, *, name: str) -> None:
                 hint="give this run a directory of its own with --dir",
             )
         known = read_run_file(directory)
-        moved = RunFile(
-            config=known.config,
-            host=invite.host,
-            port=invite.port,
-            host_id=known.host_id,
-            built_in=known.built_in,
-        )
+        others = known.others + _others(invite)
+        moved = replace(known, host=invite.host, port=invite.port, others=others)
         write_run_file(directory, moved)
         return
     # The key is on disk before the host hears of it: with the same key, the same invite is good
@@ -150,5 +146,10 @@ async def _enrol(invite: Invite, directory: Path, *, name: str) -> None:
         port=invite.port,
         host_id=enrolled.host,
         built_in=enrolled.built_in,
+        others=_others(invite),
     )
     write_run_file(directory, run_file)
+
+
+def _others(invite: Invite) -> tuple[wire.HostAddress, ...]:
+    return tuple(wire.HostAddress(host=host, port=port) for host, port in invite.others)

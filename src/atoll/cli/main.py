@@ -26,6 +26,8 @@ COMMANDS = {
     "generate": "Let the newest model of a run write.",
     "export": "Write the newest model of a run as a Hugging Face folder.",
     "verify": "Prove that a run is what its journal says.",
+    "takeover": "Let a standby host lead the run now.",
+    "keys": "Bring a run's keys to the machine of a standby host.",
     "train": "Train alone, without a network: what a run is compared with.",
 }
 INTERRUPTED = 130  # what typer makes of Ctrl-C

@@ -31,6 +31,8 @@ class Lines:
         match event:
             case events.HostStarted():
                 return f"serving {event.run} at {event.address}, {event.committed} rounds committed"
+            case events.HostStandsBy():
+                return f"standing by at {event.address}"
             case events.PeerJoined():
                 self.names[event.peer] = event.name
                 where = "" if event.reachable else ", cannot be dialled: it will not reduce"

@@ -13,14 +13,15 @@ from contextlib import suppress
 
 from atoll.clock import wall_s
 from atoll.config import canonical, run_digest
-from atoll.errors import PeerError, RunError
-from atoll.events import Emit, HostStarted, Stopped
+from atoll.errors import DeposedError, PeerError, RunError
+from atoll.events import Emit, HostStarted, Stopped, Warned
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.admission import Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
-from atoll.host.journal import Journal
+from atoll.host.journal import Journal, deposed
+from atoll.host.lead import Alone, Leading
 from atoll.host.membership import Member
 from atoll.host.state import Run
 from atoll.ids import Digest, PeerId, RoundId, peer_id_of
@@ -29,7 +30,7 @@ from atoll.net import wire
 from atoll.net.authority import Authority
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite, new_token, token_digest
-from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record
+from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record, led
 from atoll.net.transport import Connection, Transport
 
 TICK_S = 0.1
@@ -39,6 +40,11 @@ FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still
 MAX_QUEUED = 20_000  # messages to one member; it does not read, so it goes
 END = wire.Stop(reason="the run is complete", complete=True)
 LOOPBACK = ("127.0.0.1", "::1")
+
+
+NOT_LEADING = wire.Refused(
+    reason="this host does not lead the run now", hint="ask its other hosts", final=False
+)
 
 
 class Session:
@@ -68,9 +74,8 @@ class Host:
         self.run: Run = self._replay(now=0.0)
         self.port = 0
         self._run_digest: Digest = run_digest(self.run.config)
-        self._admission = Admission.replay(entry.record for entry in journal.entries)
+        self._admission = Admission()
         self._commits: dict[RoundId, Entry] = {}
-        self._note(journal.entries)
         self._authority = authority
         self._transport = transport
         self._identity = identity
@@ -79,40 +84,77 @@ class Host:
         self._sessions: dict[PeerId, Session] = {}
         self._failure: asyncio.Future[None] | None = None
         self._is_over = False  # and the members have been told so
+        self._leads = False
+        self._standbys: tuple[str, ...] = ()
         self._beat_at = 0.0  # when the members hear from us next
 
-    async def serve(self, *, host: str, port: int, started: asyncio.Event) -> None:
+    @property
+    def address(self) -> str:
+        """Where members find this host, once it listens."""
+        return f"{self._advertise}:{self.port}"
+
+    async def serve(
+        self, *, host: str, port: int, started: asyncio.Event, leading: Leading | None = None
+    ) -> None:
         """Serve until the run is complete, or this task is cancelled.
 
+        `leading` says when this host may; without, it is the only one there can be.
+
         Raises:
+            DeposedError: another host leads by now.
             RunError: the port is taken, or the journal cannot be written any more.
         """
+        leading = leading or Alone(self._journal)
         self._failure = asyncio.get_running_loop().create_future()
-        self.run = self._replay(now=self._now())
         listener = await self._transport.listen(self._serve, host=host, port=port)
         self.port = listener.port
-        self._emit(
-            HostStarted(
-                run=self.run.config.name,
-                address=f"{self._advertise}:{self.port}",
-                committed=self.run.committed,
-            )
-        )
-        started.set()
-        ticking = asyncio.create_task(self._tick(lambda: self.run.is_complete))
         try:
-            await asyncio.wait((ticking, self._failure), return_when=asyncio.FIRST_COMPLETED)
-            if self._failure.done():
-                self._failure.result()
-            await ticking
-            await self._farewell()
+            if await leading.take(self.address):
+                await self._lead(leading, started)
+        finally:
+            await listener.close()
+
+    async def _lead(self, leading: Leading, started: asyncio.Event) -> None:
+        """Lead the run from what its journal says, until it is complete."""
+        assert self._failure is not None
+        self._begin()
+        started.set()
+        keeping = asyncio.create_task(leading.keep(self._note_standbys))
+        ticking = asyncio.create_task(self._to_the_end())
+        working = (keeping, ticking, self._failure)
+        try:
+            done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
         except asyncio.CancelledError:
             self._tell_all(wire.Stop(reason="the host stops; it may come back", complete=False))
             await asyncio.sleep(TICK_S)
             raise
         finally:
-            ticking.cancel()
-            await listener.close()
+            self._leads = False
+            for task in (keeping, ticking):
+                task.cancel()
+            await asyncio.gather(keeping, ticking, return_exceptions=True)
+            if not (self._failure.done() and isinstance(self._failure.exception(), DeposedError)):
+                await leading.end(complete=self._is_over)
+
+    def _begin(self) -> None:
+        self.run = self._replay(now=self._now())
+        self._admission = Admission.replay(entry.record for entry in self._journal.entries)
+        self._note(self._journal.entries)
+        self._leads = True
+        self._emit(
+            HostStarted(
+                run=self.run.config.name,
+                address=self.address,
+                committed=self.run.committed,
+                epoch=self._journal.epoch,
+            )
+        )
+
+    async def _to_the_end(self) -> None:
+        await self._tick(lambda: self.run.is_complete)
+        await self._farewell()
 
     def _replay(self, *, now: float) -> Run:
         history = [entry.record for entry in self._journal.entries]
@@ -129,7 +171,11 @@ class Host:
         """Return the line that a newcomer pastes; it works from now on."""
         token = new_token()
         invite = Invite(
-            host=self._advertise, port=self.port, authority=self._authority.digest, token=token
+            host=self._advertise,
+            port=self.port,
+            authority=self._authority.digest,
+            token=token,
+            others=tuple((a.host, a.port) for a in map(_host_address, self._standbys)),
         )
         made = InviteMade(token=token_digest(token), uses=uses, expires_at=wall_s() + valid_s)
         self._append((made,))
@@ -139,7 +185,9 @@ class Host:
 
     async def _serve(self, connection: Connection) -> None:
         with suppress(RunError):  # the host ends with it already
-            if connection.peer is None:
+            if not self._leads:
+                await connection.send(NOT_LEADING)
+            elif connection.peer is None:
                 await self._enrol(connection)
             else:
                 await self._converse(connection, connection.peer)
@@ -196,6 +244,7 @@ class Host:
             trains=hello.trains,
         )
         try:
+            self._send(peer, self._leader())
             self._do(decisions.on_hello, member, hello)
             if self._is_over and peer != self.run.built_in:
                 self._send(peer, END)
@@ -208,8 +257,36 @@ class Host:
     def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
         if peer not in self._admission.members:
             return wire.Refused(reason="you are no member of this run", hint="join with an invite")
+        if hello.led is not None and (refused := self._judge_led(hello.led)):
+            return refused
         sync = self.run.config.sync
         return judge_hello(hello, run=self._run_digest, codecs={sync.codec, sync.update_codec})
+
+    def _judge_led(self, message: wire.Commit) -> wire.Refused | None:
+        """Compare who leads, as the peer knows it, with our own lead."""
+        theirs = led(message, public_key=self._authority.public_key)
+        ours = self._journal.led
+        if theirs.epoch > self._journal.epoch:
+            error = deposed(theirs.epoch, address=theirs.address)
+            self._fail(error)
+            return wire.Refused(reason=str(error), final=False)
+        if ours is not None and theirs.epoch == self._journal.epoch and message.hash != ours.hash:
+            reason = f"two hosts lead this run in epoch {theirs.epoch}: {self.address}, which you "
+            reason += f"have not followed, and {theirs.address}"
+            hint = "stop the one with the older journal, or see: atoll takeover --help"
+            self._emit(Warned(text=f"{reason}; {hint}"))
+            return wire.Refused(reason=reason, hint=hint, final=False)
+        return None
+
+    def _leader(self) -> wire.Leader:
+        assert self._journal.led is not None, "it leads"
+        hosts = tuple(map(_host_address, (self.address, *self._standbys)))
+        return wire.Leader(led=self._journal.led.to_commit(), hosts=hosts)
+
+    def _note_standbys(self, standbys: tuple[str, ...]) -> None:
+        if standbys != self._standbys:
+            self._standbys = standbys
+            self._tell_all(self._leader())
 
     async def _serve_session(self, session: Session, peer: PeerId, hello: wire.Hello) -> None:
         """Read and write until the connection ends, or the run says that it should."""
@@ -369,3 +446,8 @@ class Host:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _host_address(address: str) -> wire.HostAddress:
+    host, _, port = address.rpartition(":")
+    return wire.HostAddress(host=host, port=int(port))

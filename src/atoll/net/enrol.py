@@ -7,6 +7,7 @@ newcomer -- GetAuthority -> host      (no secret yet: this may be anybody)
 """
 
 import asyncio
+from contextlib import suppress
 from typing import NoReturn
 
 from atoll.errors import ConfigError, ConnectionLost, ProtocolError
@@ -25,15 +26,24 @@ async def enrol(
 
     Raises:
         ConfigError: it is not the host of the invite, or it does not take us.
-        PeerError: it cannot be reached, or does not keep to the protocol.
+        PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
     """
-    where = f"{invite.host}:{invite.port}"
-    connection = await TcpTransport(None).dial(
-        invite.host, invite.port, expect=None, timeout_s=timeout_s
-    )
+    *first, last = invite.places
+    for place in first:
+        with suppress(ConnectionLost):  # it stands by, or is gone: another one leads
+            return await _enrol_at(place, invite, identity, name, timeout_s=timeout_s)
+    return await _enrol_at(last, invite, identity, name, timeout_s=timeout_s)
+
+
+async def _enrol_at(
+    place: tuple[str, int], invite: Invite, identity: Identity, name: str, *, timeout_s: float
+) -> wire.Enrolled:
+    host, port = place
+    where = f"{host}:{port}"
+    connection = await TcpTransport(None).dial(host, port, expect=None, timeout_s=timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
-            authority = await _checked_authority(connection, invite)
+            authority = await _checked_authority(connection, invite, where=where)
             request = wire.Enrol(token=invite.token, public_key=identity.public_key, name=name)
             await connection.send(request)
             enrolled = await connection.receive()
@@ -50,7 +60,7 @@ async def enrol(
     return enrolled
 
 
-async def _checked_authority(connection: TcpConnection, invite: Invite) -> bytes:
+async def _checked_authority(connection: TcpConnection, invite: Invite, *, where: str) -> bytes:
     """Return the certificate (DER) of the invite's authority, which vouches for the other side."""
     await connection.send(wire.GetAuthority(protocol=wire.PROTOCOL))
     answer = await connection.receive()
@@ -61,12 +71,14 @@ async def _checked_authority(connection: TcpConnection, invite: Invite) -> bytes
             raise ProtocolError("the authority is not the one of the invite")
         signed_key(connection.certificate, authority=answer.certificate)
     except ProtocolError as error:
-        message = f"{invite.host}:{invite.port} is not the host of this invite: {error}"
+        message = f"{where} is not the host of this invite: {error}"
         raise ConfigError(message, hint="ask the host for a new invite") from error
     return answer.certificate
 
 
 def _raise_unexpected(answer: wire.Message) -> NoReturn:
     if isinstance(answer, wire.Refused):
+        if not answer.final:
+            raise ConnectionLost(answer.reason, hint=answer.hint)
         raise ConfigError(answer.reason, hint=answer.hint)
     raise ProtocolError(f"the host sent {type(answer).__name__}, which is no answer to a newcomer")

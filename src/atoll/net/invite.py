@@ -2,6 +2,8 @@
 
     atoll1 + base32( 4 bytes checksum | 32 authority | 16 token | 2 port | host name, UTF-8 )
 
+Behind the host's name may stand those of its standbys, a line for each: name, space, port.
+
 Base32 in lower case survives a chat program, a double click and being read aloud. The checksum
 tells a typing error or a cut paste (copy it again) from a wrong invite (ask the host for another).
 """
@@ -28,6 +30,12 @@ class Invite(Struct, frozen=True, kw_only=True):
     port: int
     authority: Digest
     token: str  # 32 hex digits
+    others: tuple[tuple[str, int], ...] = ()  # where standbys of that host are
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Where to ask, one after the other."""
+        return ((self.host, self.port), *self.others)
 
     def format(self) -> str:
         """Return the line that `parse` reads."""
@@ -35,7 +43,7 @@ class Invite(Struct, frozen=True, kw_only=True):
             bytes.fromhex(self.authority)
             + bytes.fromhex(self.token)
             + self.port.to_bytes(_PORT, "big")
-            + self.host.encode()
+            + "\n".join([self.host, *(f"{name} {port}" for name, port in self.others)]).encode()
         )
         text = base64.b32encode(_checksum(body) + body).decode().rstrip("=").lower()
         return _PREFIX + text
@@ -58,14 +66,18 @@ class Invite(Struct, frozen=True, kw_only=True):
     @classmethod
     def _of_bytes(cls, body: bytes) -> "Invite":
         token_at, port_at = _AUTHORITY, _AUTHORITY + _TOKEN
-        host = body[port_at + _PORT :].decode()
-        if not host or not host.isprintable():
+        host, *lines = body[port_at + _PORT :].decode().split("\n")
+        others = [(name, int(port)) for name, _, port in (line.rpartition(" ") for line in lines)]
+        if not all(name and name.isprintable() for name in (host, *(name for name, _ in others))):
             raise ValueError("no host name")
+        if not all(0 <= port < 2**16 for _, port in others):
+            raise ValueError("no port")
         return cls(
             host=host,
             port=int.from_bytes(body[port_at : port_at + _PORT], "big"),
             authority=Digest(body[:token_at].hex()),
             token=body[token_at:port_at].hex(),
+            others=tuple(others),
         )
 
 

@@ -4,7 +4,7 @@ A message is a msgpack map with its tag under "t". Blobs do not travel inside: a
 `num_bytes` announces so many raw bytes that follow it, so that no decoder ever holds a slice.
 
     enrolment   GetAuthority -> Authority, Enrol -> Enrolled      (no certificate yet)
-    control     Hello -> Welcome, then both talk as they like     (peer <-> host)
+    control     Hello -> Leader, Welcome, then both as they like  (peer <-> host)
     slices      Bring -> Holding, then Slice + bytes, ... -> Taken, ...        (member -> reducer)
                 FetchUpdates -> Update + bytes, ..., and Missing if the time is over
     blobs       Fetch -> Blob + bytes | Missing                   (member -> member)
@@ -23,7 +23,7 @@ from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.traffic import Traffic
 from atoll.units import KIB, MIB
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 MAX_MESSAGE_BYTES: Final = 4 * MIB  # a roster of thousands fits
 MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
 MAX_BLOB_BYTES: Final = 2**31
@@ -77,6 +77,16 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
     final: bool = True
 
 
+class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
+    """Host to members: a journal record, with its place in the chain, signed by the host."""
+
+    seq: U63
+    previous: Digest
+    body: bytes  # canonical JSON of a journal record
+    hash: Digest
+    signature: bytes
+
+
 # --- control: peer to host -----------------------------------------------------------------------
 
 
@@ -97,6 +107,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     round: RoundId
     state: Digest
     trained: tuple[LeaseId, ...] = ()
+    led: Commit | None = None  # the record of the newest leader that the peer has followed
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
@@ -151,15 +162,6 @@ class Held(Struct, frozen=True, kw_only=True, tag_field="t", tag="held"):
     digests: tuple[Digest, ...]
 
 
-class Fetched(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetched"):
-    """Member to host: I have the updates of the slices from `start` up to `stop`, not all yet."""
-
-    round: RoundId
-    roster_version: U32
-    start: U32
-    stop: U32
-
-
 class Unreachable(Struct, frozen=True, kw_only=True, tag_field="t", tag="unreachable"):
     """Member to host: I cannot reach this reducer."""
 
@@ -183,6 +185,23 @@ class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
 
 
 # --- control: host to peer -----------------------------------------------------------------------
+
+
+class HostAddress(Struct, frozen=True, kw_only=True):
+    """Where a host listens, or will listen once it leads."""
+
+    host: Text
+    port: U16
+
+
+class Leader(Struct, frozen=True, kw_only=True, tag_field="t", tag="leader"):
+    """Host to members, before anything else: I lead; and, whenever this changes, who stands by.
+
+    A member that has followed a leader of a higher epoch does not follow this one.
+    """
+
+    led: Commit  # the record of this host's lead
+    hosts: tuple[HostAddress, ...]  # this one, and all that stand by
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag_field="t", tag="welcome"):
@@ -256,16 +275,6 @@ class Reduce(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduce"):
     roster_version: U32
     slice: U32
     inputs: tuple[ReduceInput, ...]
-
-
-class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
-    """Host to members: a journal record, with its place in the chain, signed by the host."""
-
-    seq: U63
-    previous: Digest
-    body: bytes  # canonical JSON of a journal record
-    hash: Digest
-    signature: bytes
 
 
 class Resync(Struct, frozen=True, kw_only=True, tag_field="t", tag="resync"):
@@ -359,10 +368,10 @@ Message: TypeAlias = (
     | Delivered
     | Reduced
     | Held
-    | Fetched
     | Unreachable
     | Heartbeat
     | Leaving
+    | Leader
     | Welcome
     | Plan
     | Closed

@@ -28,6 +28,7 @@ from atoll.model.layout import layout_of
 from atoll.net import wire
 from atoll.net.transport import Transport
 from atoll.peer.home import KEEP_ROUNDS, Home
+from atoll.peer.hosts import Hosts
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_round
@@ -55,13 +56,8 @@ class Agent:
         self._peer = peer
         self._transport = transport
         self._emit = emit
-        run_file = home.run_file
-        self._link = HostLink(
-            transport=transport,
-            host=(run_file.host, run_file.port, run_file.host_id),
-            public_key=home.host_key,
-            emit=emit,
-        )
+        self._hosts = _hosts(home, roams=start_trainer is not None)
+        self._link = HostLink(transport=transport, hosts=self._hosts, emit=emit)
         self._board = self._link.board
         self._member = _member(
             home,
@@ -226,6 +222,7 @@ class Agent:
             round=round_id,
             state=state,
             trained=() if local is None else local.training.work.touched(),
+            led=self._hosts.led,
         )
 
     def _heartbeat(self) -> wire.Heartbeat:
@@ -292,6 +289,19 @@ class Agent:
 
 class RunComplete(Exception):
     """The last round is committed, and its state is on our disk."""
+
+
+def _hosts(home: Home, *, roams: bool) -> Hosts:
+    run_file = home.run_file
+    return Hosts(
+        peer=run_file.host_id,
+        public_key=home.host_key,
+        first=(run_file.host, run_file.port),
+        others=tuple((other.host, other.port) for other in run_file.others),
+        led=home.led(),
+        roams=roams,
+        remember=home.remember_leader,
+    )
 
 
 def _member(

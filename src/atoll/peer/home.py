@@ -4,6 +4,7 @@ run.json        what the run is, and where its host     identity.pem   our key a
 states/000012/  the last committed states               blobs/         updates of the last rounds
 commits/000012  the commits that name those updates     inner/000012   the inner optimizer
 events.jsonl    what happened                           trainer.log    what the trainer printed
+led             the newest leader that we have followed
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 from msgspec import Struct
+from msgspec.structs import replace
 
 from atoll.config import RunConfig, run_digest
 from atoll.durable import write_whole
@@ -22,17 +24,19 @@ from atoll.net.identity import Identity, public_key_of
 from atoll.outer.checkpoint import StateStore
 
 DATASET_FILE = "dataset"
+LED_FILE = "led"
 KEEP_ROUNDS = 9  # of the updates of a fragment: as many as a peer may replay, and one
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
-    """What enrolment told us."""
+    """What enrolment told us, and where other hosts are by now."""
 
     config: RunConfig
     host: str
     port: int
     host_id: PeerId
     built_in: PeerId
+    others: tuple[wire.HostAddress, ...] = ()
 
 
 class Home:
@@ -103,6 +107,36 @@ class Home:
             del kept[round_id]
             (self._commits / f"{round_id:06}").unlink(missing_ok=True)
         self.blobs.sweep({update.digest for record in kept.values() for update in record.updates})
+
+    def led(self) -> wire.Commit | None:
+        """Return the record of the newest leader that we have followed.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        path = self.directory / LED_FILE
+        if not path.exists():
+            return None
+        try:
+            message = wire.decode(path.read_bytes())
+            assert isinstance(message, wire.Commit)
+            records.led(message, public_key=self.host_key)
+        except (ProtocolError, AssertionError) as error:
+            hint = "delete that file, if no other host has led the run since"
+            raise DamagedError(f"{path} is damaged", hint=hint) from error
+        return message
+
+    def remember_leader(self, message: wire.Leader) -> None:
+        """Note whom we follow, and where its standbys are.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        if message.led != self.led():
+            write_whole(self.directory / LED_FILE, wire.encode(message.led))
+        if message.hosts != self.run_file.others:
+            self.run_file = replace(self.run_file, others=message.hosts)
+            write_run_file(self.directory, self.run_file)
 
     def remember_dataset(self, digest: Digest) -> None:
         """Note which dataset the run is on: who writes with the model needs its tokenizer.

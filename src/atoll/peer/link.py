@@ -12,11 +12,11 @@ from contextlib import suppress
 
 from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
 from atoll.events import Emit, Warned
-from atoll.ids import PeerId
 from atoll.net import wire
 from atoll.net.records import committed
 from atoll.net.transport import Connection, Transport
 from atoll.peer.board import Board
+from atoll.peer.hosts import Hosts
 
 DIAL_S = 10.0
 GOODBYE_S = 2.0
@@ -28,17 +28,16 @@ class HostLink:
         self,
         *,
         transport: Transport,
-        host: tuple[str, int, PeerId],
-        public_key: bytes,
+        hosts: Hosts,
         emit: Emit,
     ) -> None:
         self._transport = transport
-        self._host, self._port, self._host_id = host
-        self._public_key = public_key
+        self._hosts = hosts
         self.board = Board()
         self._emit = emit
         self._outbox: asyncio.Queue[wire.Message] | None = None
         self._connection: Connection | None = None
+        self._follows = False  # the host that it is connected to
 
     def send(self, message: wire.Message) -> bool:
         """Tell the host, if it is there now; return whether it is."""
@@ -66,8 +65,9 @@ class HostLink:
             session = self.board.session
             try:
                 async with asyncio.timeout(DIAL_S):
+                    host, port = self._hosts.place
                     self._connection = await self._transport.dial(
-                        self._host, self._port, expect=self._host_id, timeout_s=DIAL_S
+                        host, port, expect=self._hosts.peer, timeout_s=DIAL_S
                     )
                     await self._connection.send(hello())
                 await self._converse(
@@ -91,8 +91,10 @@ class HostLink:
                 raise asyncio.CancelledError
             if self.board.session != session:  # the host had welcomed us
                 failures = 0
+            else:
+                self._hosts.look_elsewhere()
             await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-            failures += 1
+            failures += self._hosts.is_tried
 
     async def reconnect(self) -> None:
         """Return once the host has answered a new Hello, or the run is complete."""
@@ -113,6 +115,7 @@ class HostLink:
         handle: Callable[[wire.Message], None],
     ) -> None:
         outbox = self._outbox = asyncio.Queue()
+        self._follows = False
 
         async def write() -> None:
             while True:
@@ -130,7 +133,7 @@ class HostLink:
                 while True:
                     async with asyncio.timeout(silent_s):
                         message = await connection.receive()
-                    self._note(message)
+                    self._take(message)
                     handle(message)
                     self.board.notify()
         except asyncio.CancelledError:  # whatever ends us: the host need not wait for our return
@@ -138,6 +141,21 @@ class HostLink:
                 async with asyncio.timeout(GOODBYE_S):
                     await connection.send(wire.Leaving(reason="it left"))
             raise
+
+    def _take(self, message: wire.Message) -> None:
+        """Find out whether we follow this host; what it then says goes to the board."""
+        match message:
+            case wire.Refused(reason=reason, hint=hint, final=final):
+                if final:
+                    raise ConfigError(f"the host turned us away: {reason}", hint=hint)
+                raise ConnectionLost(reason, hint=hint)
+            case wire.Leader():
+                self._hosts.follow(message)
+                self._follows = True
+            case _ if not self._follows:
+                raise ProtocolError("the host does not say in which epoch it leads")
+            case _:
+                self._note(message)
 
     def _note(self, message: wire.Message) -> None:
         board = self.board
@@ -155,16 +173,12 @@ class HostLink:
             case wire.Closed():
                 board.closed = message
             case wire.Commit():
-                record = committed(message, public_key=self._public_key)
+                record = committed(message, public_key=self._hosts.public_key)
                 board.commits[record.round] = record
             case wire.Resync():
                 board.base = (message.round, message.state)
             case wire.Stop():
                 board.stop = message
-            case wire.Refused(reason=reason, hint=hint, final=final):
-                if final:
-                    raise ConfigError(f"the host turned us away: {reason}", hint=hint)
-                raise ConnectionLost(reason, hint=hint)
             case wire.Heartbeat() | wire.Reduce():
                 pass
             case _:

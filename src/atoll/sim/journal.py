@@ -20,6 +20,17 @@ class TappedJournal:
     def entries(self) -> list[Entry]:
         return self._journal.entries
 
+    @property
+    def led(self) -> Entry | None:
+        return self._journal.led
+
+    @property
+    def epoch(self) -> int:
+        return self._journal.epoch
+
+    def next_led(self, address: str, *, at: float, above: int = 0) -> Entry:
+        return self._journal.next_led(address, at=at, above=above)
+
     def append(self, records: Sequence[Record]) -> list[Entry]:
         self._tap("before", records)  # what is lost now, nobody has heard of
         entries = self._journal.append(records)

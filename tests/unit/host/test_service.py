@@ -12,8 +12,9 @@ from tests.unit.virtual import now, run
 
 from atoll import events
 from atoll.config import canonical, run_digest
-from atoll.errors import ConnectionLost, RunError
+from atoll.errors import ConnectionLost, DeposedError, RunError
 from atoll.host import service
+from atoll.host.lead import Alone
 from atoll.host.service import FAREWELL_S, HELLO_S, PROBE_S, Host
 from atoll.host.setup import open_run
 from atoll.ids import RoundId, digest_of
@@ -513,7 +514,7 @@ def test_a_host_that_is_stopped_says_so_and_goes_on_when_started_again(tmp_path)
         async with serving(tmp_path, network=host.network) as again:
             (started,) = again.reported
             assert started == events.HostStarted(
-                run="scene", address=f"reef:{PORT}", committed=RoundId(1)
+                run="scene", address=f"reef:{PORT}", committed=RoundId(1), epoch=1
             )
             member.serving = again
             welcome = await member.come()
@@ -594,5 +595,129 @@ def test_a_member_that_is_slow_to_dial_is_not_reachable(tmp_path):
             await until(lambda: membership.get(member.peer).probed)
             assert now() == pytest.approx(PROBE_S, abs=0.1)
             assert membership.get(member.peer).address is None
+
+    run(main())
+
+
+# --- who leads -----------------------------------------------------------------------------------
+
+
+def led_by(host, *, epoch, address="lagoon:8"):
+    """Return the record of another host's lead, signed with the keys of the run."""
+    journal = host.directory.journal
+    (entry,) = journal.signed([records.Led(epoch=epoch, address=address, at=0.0)])
+    return entry.to_commit()
+
+
+def test_a_member_hears_first_who_leads_and_in_which_epoch(tmp_path):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted()
+            await member.connect()
+            await member.say(member.hello())
+            leader = await member.connection.receive()
+            assert leader == wire.Leader(
+                led=host.directory.journal.led.to_commit(),
+                hosts=(wire.HostAddress(host="reef", port=PORT),),
+            )
+            assert isinstance(await member.connection.receive(), wire.Welcome)
+
+    run(main())
+
+
+def test_a_host_that_a_member_knows_to_be_deposed_ends(tmp_path):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted()
+            await member.connect()
+            await member.say(member.hello(led=led_by(host, epoch=2)))
+            with pytest.raises(DeposedError, match="lagoon:8 leads this run by now, in epoch 2"):
+                await host.task
+
+    run(main())
+
+
+def test_a_second_leader_of_the_same_epoch_gets_no_members_and_says_so(tmp_path):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted()
+            await member.connect()
+            await member.say(member.hello(led=led_by(host, epoch=1)))
+            refused = await member.hears(wire.Refused)
+            assert not refused.final
+            assert "two hosts lead this run in epoch 1" in refused.reason
+            assert any(
+                isinstance(event, events.Warned) and "two hosts lead" in event.text
+                for event in host.reported
+            )
+            other = await host.admitted("ben")
+            await other.come(led=host.directory.journal.led.to_commit())
+
+    run(main())
+
+
+def test_a_member_cannot_make_up_a_leader(tmp_path):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted()
+            await member.connect()
+            forged = replace(led_by(host, epoch=9), signature=bytes(64))
+            await member.say(member.hello(led=forged))
+            with pytest.raises(ConnectionLost):
+                await member.hears(wire.Refused)
+            assert not host.task.done()
+            await (await host.admitted("ben")).come()
+
+    run(main())
+
+
+class StandingBy:
+    """Leads when the test says so, and then hears of a standby."""
+
+    def __init__(self, journal):
+        self.alone = Alone(journal)
+        self.may_lead = asyncio.Event()
+        self.ended = []
+
+    async def take(self, address):
+        await self.may_lead.wait()
+        return await self.alone.take(address)
+
+    async def keep(self, note_standbys):
+        self.note_standbys = note_standbys
+        await asyncio.Event().wait()
+
+    async def end(self, *, complete):
+        self.ended.append(complete)
+
+
+def test_a_host_that_stands_by_refuses_everybody_until_it_leads(tmp_path):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted()
+        network = host.network
+        again = Serving(tmp_path, network, CONFIG)
+        leading = StandingBy(again.directory.journal)
+        started = asyncio.Event()
+        again.task = asyncio.create_task(
+            again.host.serve(host="h", port=PORT, started=started, leading=leading)
+        )
+        member.serving = again
+        await until(lambda: again.host.port)
+        for transport in (member.transport, network.transport(None)):
+            connection = await transport.dial("reef", PORT, expect=None, timeout_s=1)
+            refused = await connection.receive()
+            assert isinstance(refused, wire.Refused)
+            assert not refused.final
+        leading.may_lead.set()
+        await started.wait()
+        await member.come()
+        leading.note_standbys(("lagoon:8",))
+        leader = await member.hears(wire.Leader)
+        assert leader.hosts[1] == wire.HostAddress(host="lagoon", port=8)
+        invite = Invite.parse(again.host.make_invite(uses=1, valid_s=60.0))
+        assert invite.places == (("reef", PORT), ("lagoon", 8))
+        await again.end()
+        assert leading.ended == [False]
 
     run(main())

@@ -9,7 +9,15 @@ from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import records, wire
 from atoll.net.authority import Authority
 from atoll.net.identity import Identity
-from atoll.net.records import NO_HASH, Committed, Entry, RosterEntry, SliceUpdate, entry_hash
+from atoll.net.records import (
+    NO_HASH,
+    Committed,
+    Entry,
+    Led,
+    RosterEntry,
+    SliceUpdate,
+    entry_hash,
+)
 from atoll.peer.home import RunFile, write_run_file
 
 HOST_PORT = 7
@@ -85,6 +93,11 @@ class Enrolled:
             updates=tuple(SliceUpdate(digest=digest_of(u), num_bytes=len(u)) for u in updates),
         )
         return self.announced(record)
+
+    def leader(self, *, epoch: int, address: str = "reef:7", hosts: tuple = ()) -> wire.Leader:
+        """Return how a host says that it leads."""
+        led = self.announced(Led(epoch=epoch, address=address, at=0.0))
+        return wire.Leader(led=led, hosts=hosts)
 
     def announced(self, record: records.Record) -> wire.Commit:
         body = records.encode(record)

@@ -13,6 +13,7 @@ from atoll.events import Warned
 from atoll.exchange.tasks import together
 from atoll.ids import RoundId, digest_of
 from atoll.net import wire
+from atoll.peer.hosts import Hosts
 from atoll.peer.link import RETRY_S, HostLink
 
 HELLO = wire.Hello(
@@ -57,6 +58,7 @@ class Linked:
     def __init__(self, enrolled, *, welcome=WELCOME):
         self.enrolled = enrolled
         self.network = Network()
+        self.leader = enrolled.leader(epoch=1)
         self.welcome = welcome
         self.heard = []
         self.hellos_at = []
@@ -66,8 +68,11 @@ class Linked:
         self.listener = None
         self.link = HostLink(
             transport=self.network.transport(enrolled.peer),
-            host=("reef", HOST_PORT, enrolled.host),
-            public_key=enrolled.authority.public_key,
+            hosts=Hosts(
+                peer=enrolled.host,
+                public_key=enrolled.authority.public_key,
+                first=("reef", HOST_PORT),
+            ),
             emit=self.reported.append,
         )
         self.board = self.link.board
@@ -84,6 +89,7 @@ class Linked:
         self.connections.append(connection)
         assert isinstance(await connection.receive(), wire.Hello)
         self.hellos_at.append(now())
+        await connection.send(self.leader)
         await connection.send(self.welcome)
         while True:
             self.heard.append(await connection.receive())
@@ -138,7 +144,7 @@ def test_what_the_host_says_is_on_the_board(enrolled):
         await link.host_says(wire.Resync(round=RoundId(5), state=digest_of(b"five")))
         assert board.base == (5, digest_of(b"five"))
         await link.host_says(wire.Heartbeat())
-        assert link.handled[:4] == [WELCOME, PLAN, CLOSED, commit]
+        assert link.handled[:5] == [link.leader, WELCOME, PLAN, CLOSED, commit]
 
     linked(enrolled, story)
 
