@@ -41,6 +41,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
     wire.Delivered(round=ROUND, contributor=BEN, slice=2, digest=D1, squared_norm=0.125),
     wire.Reduced(round=ROUND, roster_version=1, slice=2, digest=D1),
     wire.Held(round=ROUND, roster_version=1, digests=(D1, D2)),
+    wire.Fetched(round=ROUND, roster_version=1, start=2, stop=5),
     wire.Unreachable(round=ROUND, reducer=BEN),
     wire.Heartbeat(round=ROUND, step=4, loss=3.25, tokens_per_s=1e6),
     wire.Leaving(reason="Ctrl-C"),

@@ -3,6 +3,7 @@
 import pytest
 from tests.sim.world import BUILT_IN, World, run_of
 
+from atoll.events import RoundCommitted, RoundPlanned
 from atoll.ids import PeerId
 from atoll.net import records
 
@@ -35,13 +36,16 @@ def random_fault(world: World, *, every_s: float) -> None:
     rng = world.rng
     peer = rng.choice(list(world.peers.values()))
     heal_s = rng.choice([0.3, 3.0, 15.0, 60.0])
-    match rng.choice(["kill", "kill", "freeze", "disconnect", "host"]):
+    match rng.choice(["kill", "kill", "freeze", "slow", "disconnect", "host"]):
         case "kill":
             world.kill(peer)
             world.after(heal_s, lambda: None if peer.alive else world.start(peer))
         case "freeze":
             peer.frozen = True
             world.after(heal_s, lambda: setattr(peer, "frozen", False))
+        case "slow":
+            peer.slowness = rng.choice([10.0, 100.0])
+            world.after(heal_s, lambda: setattr(peer, "slowness", 1.0))
         case "disconnect":
             if peer.alive:
                 world.disconnect(peer)
@@ -100,3 +104,56 @@ def test_the_built_in_member_reduces_when_nobody_else_is_left_to():
     world.run_until(lambda: BUILT_IN in reducers_of(world), deadline=60)
     world.run_until(lambda: complete(world), deadline=600)
     assert run_of(world) == [1, 2]
+
+
+def relieved(world: World) -> list[tuple[float, RoundPlanned]]:
+    """Return when reducers were replaced because they were too slow."""
+    return [
+        (at, event)
+        for at, event in world.reports
+        if isinstance(event, RoundPlanned) and "slow reducer" in event.reason
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_reducer_whose_line_drops_to_one_percent_costs_its_round_the_grace_time(seed: int):
+    """Whenever it drops; what the others have is not sent to them again."""
+    world = World(2000 + seed, peers=4, rounds=ROUNDS, slowest_s=10)
+    slow = world.rng.choice([p for p in world.peers.values() if p.trains])
+
+    def drop() -> None:
+        rnd = world.host.round if world.host is not None else None
+        if rnd is None or slow.id not in rnd.assignment:
+            world.after(0.05, drop)
+        else:
+            slow.slowness = 100.0
+
+    world.after(world.rng.uniform(5, 40), drop)
+    world.run_until(lambda: complete(world), deadline=600)
+    assert run_of(world) == [1, 2, 3, 4, 5, 6]
+    # Training and exchange of a round take at most 13 s, and its grace half of that and 2 s more;
+    # the new reducer has the same again, and then the round closes without the slow contributor.
+    seconds = [e.seconds for _, e in world.reports if isinstance(e, RoundCommitted)]
+    assert max(seconds) < 13 + 8.5 + 10.5 + 16
+    assert len(set(world.carried)) == len(world.carried), "a live reducer got a slice again"
+    assert len(relieved(world)) <= ROUNDS, "one reducer was slow, and was replaced once in a round"
+
+
+def test_a_fleet_that_is_slow_as_a_whole_waits_for_itself():
+    for seed in range(10):
+        world = World(3000 + seed, peers=5, rounds=ROUNDS, slowest_s=6)
+        for peer in world.peers.values():
+            peer.slowness = world.rng.uniform(80, 100)
+        world.run_until(lambda world=world: complete(world), deadline=3000)
+        assert not relieved(world), f"{seed=}"
+
+
+def test_one_slow_line_among_a_hundred_is_late_and_nobody_is_replaced_for_it():
+    world = World(9, peers=100, rounds=2, slowest_s=6)
+    slow = list(world.peers.values())[10]
+    slow.slowness = 1000.0
+    world.run_until(lambda: complete(world), deadline=600)
+    assert not relieved(world)
+    commits = [r for r in world.journal if isinstance(r, records.Committed)]
+    assert [len(c.roster) for c in commits] == [99, 99]
+    assert slow.id not in {entry.peer for c in commits for entry in c.roster}

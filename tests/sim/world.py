@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from atoll import events
 from atoll.config import (
     DataConfig,
     InnerConfig,
@@ -30,6 +31,7 @@ from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
 from atoll.net import records, wire
 
 NUM_SLICES = 4
+SLICE_S = 0.1  # on an ordinary line
 BUILT_IN = PeerId("f" * 32)
 MODEL = ModelConfig(
     vocab_size=4096, num_layers=1, width=8, num_heads=1, num_kv_heads=1, ffn_width=8
@@ -80,6 +82,8 @@ class Peer:
     taken: set[Digest] = field(default_factory=set)  # as a reducer: slices that arrived
     jobs: list[wire.Reduce] = field(default_factory=list)
     updates: dict[tuple[int, int], Digest] = field(default_factory=dict)
+    formed_at: dict[tuple[int, int], float] = field(default_factory=dict)
+    slowness: float = 1.0  # of its line: how many times longer a slice takes
 
     @property
     def round(self) -> RoundId:
@@ -125,6 +129,8 @@ class World:
         )
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
+        self.reports: list[tuple[float, events.Event]] = []  # with their time
+        self.carried: list[tuple[Digest, PeerId]] = []  # slices, over a line to a reducer
         self.finished_work: dict[LeaseId, PeerId] = {}
         self.start_host()
         for peer in self.peers.values():
@@ -141,6 +147,10 @@ class World:
             self.now, _, act = heapq.heappop(self._queue)
             assert self.now < deadline, f"seed {self.seed}: not done after {deadline} s: {self}"
             act()
+
+    def slice_s(self, one: Peer, other: Peer) -> float:
+        """Return how long a slice takes from one to the other: as the slower line has it."""
+        return 0.0 if one is other else SLICE_S * max(one.slowness, other.slowness)
 
     def delay(self) -> float:
         return self.rng.uniform(0.001, 0.3)
@@ -189,8 +199,8 @@ class World:
                         self.to_peer(peer, self.commits[RoundId(round_id)])
                 case Drop(peer=peer):
                     self.disconnect(self.peers[peer])
-                case Report():
-                    pass
+                case Report(event=event):
+                    self.reports.append((self.now, event))
 
     def to_peer(self, peer_id: PeerId, message: wire.Message | records.Committed) -> None:
         peer = self.peers[peer_id]
@@ -220,7 +230,7 @@ class World:
         peer.alive, peer.frozen = True, False
         peer.incarnation += 1
         peer.trained, peer.contribution, peer.plan, peer.closed = frozenset(), None, None, None
-        peer.taken, peer.jobs, peer.updates = set(), [], {}
+        peer.taken, peer.jobs, peer.updates, peer.formed_at = set(), [], {}, {}
         peer.training += 1
         peer.session += 1
         self.connect(peer, peer.session)
@@ -360,21 +370,35 @@ class World:
         )
         self.to_host(peer, contribution)
         for reduction in peer.plan.reductions:
-            for k in range(reduction.start, reduction.stop):
-                self.after(
-                    self.delay(),
-                    lambda p=peer, v=peer.plan, r=reduction.reducer.peer, k=k: self.offer(
-                        p, v, self.peers[r], k, digests[k]
-                    ),
-                )
+            reducer = self.peers[reduction.reducer.peer]
+            todo = [(k, digests[k]) for k in range(reduction.start, reduction.stop)]
+            self.send_next(peer, peer.plan, reducer, todo)
 
-    def offer(self, peer: Peer, plan: wire.Plan, reducer: Peer, k: int, digest: Digest) -> None:
+    def send_next(
+        self, peer: Peer, plan: wire.Plan, reducer: Peer, todo: list[tuple[int, Digest]]
+    ) -> None:
+        """Bring these slices to the reducer, one after the other; those that it has, at once."""
+        if todo:
+            _, digest = todo[0]
+            line_s = 0.0 if digest in reducer.taken else self.slice_s(peer, reducer)
+            self.after(
+                self.delay() + line_s,
+                lambda p=peer, v=plan, r=reducer, t=todo: self.offer(p, v, r, t),
+            )
+
+    def offer(
+        self, peer: Peer, plan: wire.Plan, reducer: Peer, todo: list[tuple[int, Digest]]
+    ) -> None:
         if not peer.alive or peer.plan is not plan:
             return
         ready = reducer.plan is not None and reducer.plan.round == plan.round
         if not reducer.alive or reducer.frozen or peer.frozen or not ready:
-            self.after(0.5, lambda: self.offer(peer, plan, reducer, k, digest))
+            self.after(0.5, lambda: self.offer(peer, plan, reducer, todo))
             return
+        k, digest = todo[0]
+        self.send_next(peer, plan, reducer, todo[1:])
+        if digest not in reducer.taken and reducer is not peer:
+            self.carried.append((digest, reducer.id))
         reducer.taken.add(digest)
         self.to_host(
             reducer,
@@ -391,6 +415,7 @@ class World:
                 inputs = tuple((one.peer, one.share, one.digest) for one in job.inputs)
                 digest = name_of("update", job.round, job.slice, inputs)
                 peer.blobs.add(digest)
+                peer.formed_at[job.roster_version, job.slice] = self.now
                 peer.updates[job.roster_version, job.slice] = digest
                 self.to_host(
                     peer,
@@ -407,16 +432,32 @@ class World:
         if not peer.alive or plan is None or closed is None or closed.round != plan.round:
             return
 
+        told: list[wire.Reduction] = []
+
         def attempt() -> None:
             if not peer.alive or peer.plan is not plan or peer.closed is not closed:
                 return
             found: dict[int, Digest] = {}
             for reduction in plan.reductions:
                 reducer = self.peers[reduction.reducer.peer]
-                for k in range(reduction.start, reduction.stop):
-                    digest = reducer.updates.get((closed.roster_version, k))
-                    if digest and reducer.alive and not reducer.frozen and not peer.frozen:
-                        found[k] = digest
+                span = range(reduction.start, reduction.stop)
+                started_at = max(reducer.formed_at.get((closed.roster_version, k), 0) for k in span)
+                there_at = started_at + len(span) * self.slice_s(reducer, peer)
+                formed = [reducer.updates.get((closed.roster_version, k)) for k in span]
+                is_up = reducer.alive and not reducer.frozen and not peer.frozen
+                if is_up and all(formed) and self.now >= there_at:
+                    found |= dict(zip(span, formed, strict=True))
+                    if reduction not in told:
+                        told.append(reduction)
+                        self.to_host(
+                            peer,
+                            wire.Fetched(
+                                round=plan.round,
+                                roster_version=closed.roster_version,
+                                start=reduction.start,
+                                stop=reduction.stop,
+                            ),
+                        )
             if len(found) < NUM_SLICES:
                 self.after(0.2, attempt)
                 return
@@ -446,7 +487,7 @@ class World:
         peer.contribution = None
         peer.plan = peer.closed = None
         peer.training += 1
-        peer.taken, peer.jobs, peer.updates = set(), [], {}
+        peer.taken, peer.jobs, peer.updates, peer.formed_at = set(), [], {}, {}
         peer.history = (*peer.history, commit.updates[0].digest)
         self.report(peer, peer.session)
 

@@ -135,6 +135,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         assignment=assignment,
         version=version,
         roster_version=version,
+        usual_s=run.usual_exchange_s,
     )
     planned = records.Planned(round=round_id, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
@@ -171,6 +172,16 @@ def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
         granted_now.append(records.Leased(peer=peer, leases=granted))
         lacking -= size
     return [Append(tuple(granted_now))] if granted_now else []
+
+
+def relieve(run: Run, *, now: float) -> list[Effect]:
+    """Give the slices of reducers that are too slow to others. Only passing time makes them so."""
+    effects: list[Effect] = []
+    for rnd in run.open_rounds.values():
+        due = rounds.relieve(rnd, now=now, present=present(run), policy=run.config.sync)
+        if isinstance(due, rounds.Replace):
+            effects += _replace(run, rnd, due.reducers, due.reason, now=now)
+    return effects
 
 
 def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
@@ -215,7 +226,8 @@ def _replace(
     rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
     # Rather one that was no good before than none at all.
     chosen = reducers(run, without=lost | rnd.excluded) or reducers(run, without=lost) or [NOBODY]
-    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen)
+    shares = shares_of_work(run, rnd.id, chosen)
+    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen, shares=shares)
     if assignment == rnd.assignment:
         return []
     moved = rounds.reassign(rnd, assignment, now=now)
@@ -241,6 +253,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         updates=updates,
     )
     run.note_committed(record)
+    run.note_exchange(rounds.exchange_s(rnd, now=now))
     before, run.committed = run.committed, rnd.id
     del run.open_rounds[rnd.id]
     tokens = sum(entry.num_tokens for entry in entries)

@@ -15,12 +15,14 @@ aborted: without contributors it stays open until some come.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from math import ceil, isfinite, sqrt
+from itertools import islice
+from math import ceil, inf, isfinite, sqrt
 from types import MappingProxyType
 from typing import TypeAlias
 
 from atoll.config import SyncConfig
 from atoll.exchange import plan
+from atoll.host.late import Arrivals, grace_s, late_reducers
 from atoll.ids import Digest, PeerId, RoundId
 from atoll.net import wire
 
@@ -52,6 +54,13 @@ class Round:
     excluded: set[PeerId] = field(default_factory=set)  # reducers that were no good in this round
     closed_at: float = 0.0
     progress_at: float = 0.0  # when something new last arrived, in REDUCE
+    usual_s: float | None = None  # from the claims to the commit, in earlier rounds
+    claimed_at: dict[PeerId, float] = field(default_factory=dict)
+    began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
+    moved_at: dict[int, float] = field(default_factory=dict)  # slices, to their present reducers
+    # When contributions came to the reducer of a slice, and when members had its update.
+    collected_at: dict[int, list[float]] = field(default_factory=dict)
+    fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +121,7 @@ def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: flo
     whole = len(contribution.digests) == len(rnd.assignment) and isfinite(contribution.mean_loss)
     if peer in rnd.invited and whole and not in_roster:
         rnd.claims[peer] = contribution
+        rnd.claimed_at.setdefault(peer, now)
         _note_completion(rnd, peer, now=now)
 
 
@@ -128,6 +138,9 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     arrived = rnd.delivered.setdefault(contributor, {})
     if arrived.get(message.slice) != message and (in_roster or rnd.phase is Phase.COLLECT):
         rnd.progress_at = now
+    rnd.began_at.setdefault(contributor, now)
+    if message.slice not in arrived:
+        rnd.collected_at.setdefault(message.slice, []).append(now)
     arrived[message.slice] = message
     _note_completion(rnd, contributor, now=now)
 
@@ -148,6 +161,19 @@ def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
         if rnd.held.get(peer) != message.digests:
             rnd.progress_at = now
         rnd.held[peer] = message.digests
+        _note_fetched(rnd, peer, range(len(message.digests)), now=now)
+
+
+def fetch(rnd: Round, peer: PeerId, message: wire.Fetched, *, now: float) -> None:
+    """Note that the peer has these updates, while it waits for others, for the newest roster."""
+    known = message.start < message.stop <= len(rnd.assignment)
+    if known and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+        _note_fetched(rnd, peer, range(message.start, message.stop), now=now)
+
+
+def _note_fetched(rnd: Round, peer: PeerId, slices: range, *, now: float) -> None:
+    for k in slices:
+        rnd.fetched_at.setdefault(k, {}).setdefault(peer, now)
 
 
 def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
@@ -163,6 +189,7 @@ def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
     rnd.roster_version += 1
     rnd.reduced = {}
     rnd.held = {}
+    rnd.fetched_at = {}
     rnd.closed_at = rnd.progress_at = now
 
 
@@ -172,6 +199,7 @@ def reopen(rnd: Round) -> None:
     rnd.roster = ()
     rnd.reduced = {}
     rnd.held = {}
+    rnd.fetched_at = {}
 
 
 def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:
@@ -180,7 +208,9 @@ def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple
         k for k, (old, new) in enumerate(zip(rnd.assignment, assignment, strict=True)) if old != new
     )
     for k in moved:
+        rnd.moved_at[k] = now
         rnd.reduced.pop(k, None)
+        rnd.collected_at.pop(k, None)
         for slices in rnd.delivered.values():
             slices.pop(k, None)
     rnd.completed_at = {p: at for p, at in rnd.completed_at.items() if is_complete(rnd, p)}
@@ -188,6 +218,11 @@ def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple
     rnd.version += 1
     rnd.progress_at = now
     return moved
+
+
+def exchange_s(rnd: Round, *, now: float) -> float:
+    """Return how long it took from the last claim of the roster until now, the commit."""
+    return now - max(rnd.claimed_at[share.peer] for share in rnd.roster)
 
 
 def is_complete(rnd: Round, peer: PeerId) -> bool:
@@ -243,51 +278,86 @@ def decide(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> D
     return due
 
 
+def relieve(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Replace | Wait:
+    """Return which reducers are too slow for this round, if there are others to take.
+
+    Only time makes them so: it is enough to ask with each tick, when nothing else is due.
+    """
+    usual_s = rnd.usual_s
+    if rnd.phase is Phase.COLLECT:
+        quorum = _quorum(rnd, _waited(rnd, present), present=present, policy=policy)
+        arrivals = _collected(rnd, quorum)
+    elif _short(rnd):
+        return Wait("contributors deliver again what was lost")
+    else:
+        arrivals = _fetched(rnd, present)
+        if _is_served(rnd):
+            usual_s = None  # it may well be a line that receives which is slow
+    late = late_reducers(
+        rnd.assignment,
+        arrivals,
+        opened_at=rnd.opened_at,
+        usual_s=usual_s,
+        now=now,
+        policy=policy,
+    )
+    if late and present.can_reduce - rnd.excluded - late:
+        return Replace(late, "others would be done sooner than a slow reducer")
+    return Wait("no reducer is slower than the others can make good")
+
+
 def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Close | Wait:
     complete = set(rnd.completed_at)
-    waited = rnd.waited & (present.connected | present.away) or rnd.invited & present.connected
+    waited = _waited(rnd, present)
     missing = waited - complete
     peers = tuple(sorted(complete))
     if complete and not missing:
         return Close(peers, "all delivered")
-    # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
-    here = waited & (present.connected | complete)
-    quorum = max(1, ceil(policy.quorum * len(here)))
+    quorum = _quorum(rnd, waited, present=present, policy=policy)
     if len(complete) < quorum:
         return Wait(f"{len(complete)} delivered, {quorum} are needed")
     quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
     # The others get a share of the time that this very round took so far; whoever has lost its
     # connection, the least.
     took_s = quorum_at - rnd.opened_at if missing & present.connected else 0.0
-    if now >= quorum_at + _grace_s(took_s, policy):
+    if now >= quorum_at + grace_s(took_s, policy):
         return Close(peers, f"the grace time is over, {len(missing)} missing")
     return Wait(f"waiting for {len(missing)} of {len(waited)}")
+
+
+def _waited(rnd: Round, present: Present) -> set[PeerId]:
+    """Return whose contributions the round is there for."""
+    return rnd.waited & (present.connected | present.away) or rnd.invited & present.connected
+
+
+def _quorum(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:
+    # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
+    here = waited & (present.connected | set(rnd.completed_at))
+    return max(1, ceil(policy.quorum * len(here)))
 
 
 def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:
     # Nothing new for so long, measured by how long this round took: somebody is stuck.
     stalled_s = now - rnd.progress_at
-    is_stuck = stalled_s > policy.silent_s + _grace_s(rnd.closed_at - rnd.opened_at, policy)
+    is_stuck = stalled_s > policy.silent_s + grace_s(rnd.closed_at - rnd.opened_at, policy)
     holders = _holders(rnd)
     if len(holders) >= max(1, min(MIN_HOLDERS, len(present.able))):
         kept_here = present.keeper in holders or present.keeper not in present.able
         if kept_here or is_stuck:
             return Commit()
     short = _short(rnd)
-    given_up = short if is_stuck else short - present.connected
-    if given_up and stalled_s > policy.grace_floor_s:
+    is_over = is_stuck or _is_over_for_the_short(rnd, short, now=now, policy=policy)
+    given_up = short if is_over else short - present.connected
+    if given_up and (is_over or stalled_s > policy.grace_floor_s):
         kept = tuple(s.peer for s in rnd.roster if s.peer not in given_up)
         if not kept:
             return Reopen("every contributor was lost before its slices were reduced")
         return Close(kept, f"{len(given_up)} contributors were lost before the reduction")
-    suspects = _suspects(rnd)
-    if is_stuck and not short and present.can_reduce - rnd.excluded - suspects:
-        return Replace(suspects, "a reducer does not deliver what it should")
+    if is_stuck and not short:
+        suspects = _suspects(rnd, present)
+        if suspects and present.can_reduce - rnd.excluded - suspects:
+            return Replace(suspects, "a reducer does not deliver what it should")
     return Wait("waiting for updates to be formed and put on disk")
-
-
-def _grace_s(took_s: float, policy: SyncConfig) -> float:
-    return policy.grace_floor_s + policy.grace_factor * took_s
 
 
 def _short(rnd: Round) -> set[PeerId]:
@@ -303,14 +373,78 @@ def _holders(rnd: Round) -> set[PeerId]:
     return {peer for peer, held in rnd.held.items() if held == digests}
 
 
-def _suspects(rnd: Round) -> frozenset[PeerId]:
-    """Return the reducers of slices that were not formed, or not served as they were reported."""
-    return frozenset(
+def _is_over_for_the_short(
+    rnd: Round, short: set[PeerId], *, now: float, policy: SyncConfig
+) -> bool:
+    """Return whether the others of the roster have long delivered again what was lost."""
+    whole_at = sorted(rnd.completed_at[s.peer] for s in rnd.roster if s.peer not in short)
+    quorum = ceil(policy.quorum * len(rnd.roster))
+    if not short or len(whole_at) < quorum:
+        return False
+    return now >= whole_at[quorum - 1] + grace_s(whole_at[quorum - 1] - rnd.opened_at, policy)
+
+
+def _suspects(rnd: Round, present: Present) -> frozenset[PeerId]:
+    """Return the reducers of slices that were not formed, or not served as they were reported.
+
+    Without any, those whose updates have not come to the disks that a commit needs.
+    """
+    suspects = {
         reducer
         for k, reducer in enumerate(rnd.assignment)
         if k not in rnd.reduced
         or any(held[k] != rnd.reduced[k].digest for held in rnd.held.values())
-    )
+    }
+    arrivals = zip(rnd.assignment, _fetched(rnd, present), strict=True)
+    return frozenset(suspects or {reducer for reducer, one in arrivals if one.done_at is None})
+
+
+def _collected(rnd: Round, quorum: int) -> list[Arrivals]:
+    """Return how far the slices are on their way to the reducers, once a quorum has begun."""
+    begun_at = [
+        sorted(times.values())[quorum - 1]
+        for times in (rnd.began_at, rnd.claimed_at)
+        if len(times) >= quorum
+    ]
+    began_at = min(begun_at, default=inf)
+    result = []
+    for k in range(len(rnd.assignment)):
+        times, since = rnd.collected_at.get(k, []), rnd.moved_at.get(k, began_at)
+        result.append(
+            Arrivals(
+                since=since,
+                needed=quorum,
+                arrived=len(times),
+                last_at=times[-1] if times else since,
+                done_at=times[quorum - 1] if len(times) >= quorum else None,
+            )
+        )
+    return result
+
+
+def _is_served(rnd: Round) -> bool:
+    """Return whether a member has updates that somebody else has formed."""
+    return any(peer != rnd.assignment[k] for k, times in rnd.fetched_at.items() for peer in times)
+
+
+def _fetched(rnd: Round, present: Present) -> list[Arrivals]:
+    """Return how far the updates are on their way to those whose disks a commit needs."""
+    needed = max(1, min(MIN_HOLDERS, len(present.able)))
+    result = []
+    for k in range(len(rnd.assignment)):
+        times, since = rnd.fetched_at.get(k, {}), max(rnd.closed_at, rnd.moved_at.get(k, 0.0))
+        first = list(islice(times.values(), needed))
+        kept_at = times.get(present.keeper) if present.keeper in present.able else since
+        result.append(
+            Arrivals(
+                since=since,
+                needed=needed,
+                arrived=len(first) if kept_at is not None else min(len(first), needed - 1),
+                last_at=max(first, default=since),
+                done_at=None if kept_at is None or len(first) < needed else max(*first, kept_at),
+            )
+        )
+    return result
 
 
 def _shunned(rnd: Round, unfinished: set[PeerId], present: Present) -> frozenset[PeerId]:

@@ -15,7 +15,7 @@ from atoll import events
 from atoll.config import RunConfig, parse_canonical
 from atoll.data import leases
 from atoll.host import rounds
-from atoll.host.due import advance, invite, resync
+from atoll.host.due import advance, invite, relieve, resync
 from atoll.host.effects import Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.rounds import Round
@@ -26,7 +26,7 @@ from atoll.traffic import Traffic
 
 # What members say about an open round.
 OfRound: TypeAlias = (
-    wire.Contribution | wire.Delivered | wire.Reduced | wire.Held | wire.Unreachable
+    wire.Contribution | wire.Delivered | wire.Reduced | wire.Held | wire.Fetched | wire.Unreachable
 )
 
 
@@ -166,7 +166,8 @@ def on_tick(run: Run, *, now: float) -> list[Effect]:
     for peer in run.membership.overdue(run.config.sync, now=now):
         run.membership.remove(peer)
         run.departed.add(peer)
-    return effects + advance(run, now=now)
+    effects += advance(run, now=now)
+    return effects + relieve(run, now=now)
 
 
 def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -> None:
@@ -182,6 +183,8 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -
             rounds.reduce(rnd, peer, message, now=now)
         case wire.Held():
             rounds.hold(rnd, peer, message, now=now)
+        case wire.Fetched():
+            rounds.fetch(rnd, peer, message, now=now)
         case wire.Unreachable():
             if has_newest(run, peer):
                 rounds.complain(rnd, peer, message.reducer)

@@ -5,6 +5,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from statistics import median
 
 from atoll import events
 from atoll.config import RunConfig
@@ -19,6 +20,7 @@ from atoll.net import records, wire
 from atoll.traffic import Traffic
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
+USUAL_OF = 5  # exchanges: one that went wrong does not count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Run:
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
+    exchanges_s: tuple[float, ...] = ()  # how long those of the last rounds took
     started_at: float = 0.0
 
     @property
@@ -51,6 +54,14 @@ class Run:
     def round(self) -> Round | None:
         """The oldest open round, which is the next to be committed."""
         return next(iter(self.open_rounds.values()), None)
+
+    @property
+    def usual_exchange_s(self) -> float | None:
+        """How long an exchange takes, from the claims to the commit; None: nobody knows yet."""
+        return median(self.exchanges_s) if self.exchanges_s else None
+
+    def note_exchange(self, seconds: float) -> None:
+        self.exchanges_s = (*self.exchanges_s, seconds)[-USUAL_OF:]
 
     @property
     def next_round(self) -> RoundId:

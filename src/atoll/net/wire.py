@@ -162,6 +162,15 @@ class Held(Struct, frozen=True, kw_only=True, tag_field="t", tag="held"):
     digests: tuple[Digest, ...]
 
 
+class Fetched(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetched"):
+    """Member to host: I have the updates of the slices from `start` up to `stop`, not all yet."""
+
+    round: RoundId
+    roster_version: U32
+    start: U32
+    stop: U32
+
+
 class Unreachable(Struct, frozen=True, kw_only=True, tag_field="t", tag="unreachable"):
     """Member to host: I cannot reach this reducer."""
 
@@ -368,6 +377,7 @@ Message: TypeAlias = (
     | Delivered
     | Reduced
     | Held
+    | Fetched
     | Unreachable
     | Heartbeat
     | Leaving

@@ -193,6 +193,12 @@ class Member:
             in_order = tuple(digests[k] for k in range(num_slices))
             self._link.send(wire.Held(round=round_id, roster_version=version, digests=in_order))
 
+    def tell_fetched(self, round_id: RoundId, version: int, run: wire.Reduction) -> None:
+        fetched = wire.Fetched(
+            round=round_id, roster_version=version, start=run.start, stop=run.stop
+        )
+        self._link.send(fetched)
+
     def complain(self, round_id: RoundId, reducer: PeerId) -> None:
         self._link.send(wire.Unreachable(round=round_id, reducer=reducer))
 

@@ -164,8 +164,13 @@ async def gather_updates(round_id: RoundId, member: Member) -> None:
             codec=CODECS[plan.update_codec],
             sizes=member.slice_sizes(round_id),
         )
+
+        async def get(reduction: wire.Reduction) -> None:
+            await _gather_run(reduction, wanted, digests, member)
+            member.tell_fetched(round_id, closed.roster_version, reduction)
+
         with member.accounts.timed("update", round_id):
-            await together(*(_gather_run(r, wanted, digests, member) for r in plan.reductions))
+            await together(*(get(reduction) for reduction in plan.reductions))
             await asyncio.to_thread(member.blobs.flush)
         member.tell_held(round_id, closed.roster_version, digests)
 

@@ -21,6 +21,7 @@ from tests.unit.host.scene import (
 from atoll.host import rounds
 from atoll.host.rounds import NOBODY, Close, Commit, Phase, Present, Reopen, Replace, Round, Wait
 from atoll.ids import RoundId
+from atoll.net import wire
 
 E = BUILT_IN
 EVERYONE = frozenset({A, B, C, D, E})
@@ -458,3 +459,132 @@ def test_weights_do_not_depend_on_which_slices_a_new_reducer_has_by_now():
     rounds.reassign(rnd, (A, A), now=2)
     rounds.deliver(rnd, A, delivered(A, 0), now=2)  # B is still uploading
     assert rounds.roster_of(rnd, (A, B), num_tokens=tokens, policy=SYNC) == before
+
+
+# --- reducers that are too slow ------------------------------------------------------------------
+
+
+def relieve(rnd, *, at, able=(A, B, C, E), can_reduce=EVERYONE):
+    present = Present(
+        connected=EVERYONE,
+        away=frozenset(),
+        able=frozenset(able),
+        can_reduce=frozenset(can_reduce),
+        keeper=E,
+    )
+    return rounds.relieve(rnd, now=at, present=present, policy=SYNC)
+
+
+SLOWER = "others would be done sooner than a slow reducer"
+
+
+def collecting(*, usual_s=None):
+    """Return a round in which all is at C, and D has one slice of three."""
+    rnd = opened(A, B, C)
+    rnd.usual_s = usual_s
+    for peer in (A, B, C):
+        rounds.claim(rnd, peer, contribution(peer), now=10)
+        rounds.deliver(rnd, C, delivered(peer, 0), now=12)
+    rounds.deliver(rnd, D, delivered(A, 1), now=13)
+    return rnd
+
+
+# C was done at 12; grace: 2 s and half of 12 s.
+@pytest.mark.parametrize(("at", "expected"), [(19.9, frozenset()), (20.0, frozenset({D}))])
+def test_a_reducer_that_keeps_complete_contributors_waiting_is_replaced(at, expected):
+    decision = relieve(collecting(), at=at)
+    assert getattr(decision, "reducers", frozenset()) == expected
+
+
+def test_a_late_contributor_is_no_fault_of_the_reducers():
+    """Two of three make the quorum, so all reducers are done; the third is left out."""
+    rnd = opened(A, B, C)
+    for peer in (A, B):
+        arrive(rnd, peer, at=12)
+    rounds.claim(rnd, C, contribution(C), now=12)
+    rounds.deliver(rnd, C, delivered(C, 0), now=13)
+    assert isinstance(relieve(rnd, at=19.9), Wait)
+    assert decide(rnd, at=20.0) == Close((A, B), "the grace time is over, 1 missing")
+
+
+def test_a_slow_reducer_that_nobody_else_could_replace_stays():
+    assert isinstance(relieve(collecting(), at=1e6, can_reduce=(D,)), Wait)
+    rnd = collecting()
+    rnd.excluded = {C, E, A, B}
+    assert isinstance(relieve(rnd, at=1e6), Wait)
+
+
+def test_after_a_move_the_new_reducer_has_its_own_time():
+    rnd = collecting()
+    rounds.reassign(rnd, (C, A), now=20)
+    assert isinstance(relieve(rnd, at=31.9), Wait)
+    assert relieve(rnd, at=32.0) == Replace(frozenset({A}), SLOWER)
+
+
+def test_slices_that_a_live_reducer_has_stay_there_when_another_is_replaced():
+    rnd = collecting()
+    assert rounds.reassign(rnd, (C, E), now=20) == (1,)
+    assert all(set(slices) == {0} for slices in rnd.delivered.values())
+    for peer in (A, B, C):
+        rounds.deliver(rnd, E, delivered(peer, 1), now=21)
+    assert decide(rnd, at=21) == Close((A, B, C), "all delivered")
+
+
+def fetched(start, stop, *, version=2):
+    return wire.Fetched(round=RoundId(1), roster_version=version, start=start, stop=stop)
+
+
+def test_a_reducer_whose_updates_reach_nobody_is_replaced():
+    rnd = closed(A, B, at=10)
+    reduce_all(rnd, at=11)
+    for peer in (A, B, E):
+        rounds.fetch(rnd, peer, fetched(0, 1), now=12)
+    rounds.fetch(rnd, A, fetched(1, 2), now=13)  # on one disk, and not on the host's
+    assert isinstance(relieve(rnd, at=19.9), Wait)
+    assert relieve(rnd, at=20.0) == Replace(frozenset({D}), SLOWER)
+    rounds.fetch(rnd, E, fetched(1, 2), now=19)
+    assert isinstance(relieve(rnd, at=20.0), Wait)
+
+
+def test_a_member_that_receives_slowly_is_no_fault_of_the_reducers():
+    rnd = closed(A, B, at=10)
+    rnd.usual_s = 1.0
+    reduce_all(rnd, at=11)
+    rounds.fetch(rnd, A, fetched(0, 2), now=12)  # but to the host's disk nothing comes
+    assert isinstance(relieve(rnd, at=1e6), Wait)
+
+
+def test_a_reducer_alone_is_measured_by_earlier_rounds():
+    rnd = closed(A, B, at=10)
+    rnd.assignment = (D, D)
+    assert isinstance(relieve(rnd, at=1e6), Wait)
+    rnd.usual_s = 2.0
+    assert isinstance(relieve(rnd, at=19.9), Wait)
+    assert relieve(rnd, at=20.0) == Replace(frozenset({D}), SLOWER)  # 12, and 2, and half of 12
+
+
+@pytest.mark.parametrize("message", [fetched(0, 1, version=1), fetched(1, 1), fetched(0, 3)])
+def test_what_was_fetched_of_another_roster_or_makes_no_sense_does_not_count(message):
+    rnd = closed(A, B, at=10)
+    rounds.fetch(rnd, A, message, now=12)
+    assert not rnd.fetched_at
+
+
+def test_one_of_many_that_delivers_again_too_slowly_is_left_out():
+    rnd = closed(A, B, C, at=10)
+    rounds.reassign(rnd, (C, E), now=12)
+    for peer in (A, B):
+        rounds.deliver(rnd, E, delivered(peer, 1), now=13)
+    rnd.progress_at = 21.3  # C trickles on
+    assert decide(rnd, at=21.4) == WAITING
+    expected = Close((A, B), "1 contributors were lost before the reduction")
+    assert decide(rnd, at=21.5) == expected  # 13, and 2 s, and half of 13
+
+
+def test_when_updates_come_to_no_disk_for_too_long_their_reducers_are_replaced():
+    rnd = closed(A, B, at=1)
+    reduce_all(rnd, at=1)
+    rounds.fetch(rnd, A, fetched(0, 1), now=1)
+    rounds.fetch(rnd, B, fetched(0, 1), now=1)
+    expected = Replace(frozenset({D}), "a reducer does not deliver what it should")
+    assert decide(rnd, at=13.6) == expected
