@@ -12,7 +12,7 @@ INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-peers bench-exchange bench-losses bench-utilisation fmt docs clean
+.PHONY: help setup demo test check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mod
 
 bench-utilisation: $(INSTALLED_BENCH)  ## share of the time that peers behind shaped links train (as root)
 	$(BIN)/python benchmarks/utilisation.py
+
+bench-plan: $(INSTALLED)  ## hold what `atoll plan` predicts against what was measured
+	$(BIN)/python benchmarks/planner.py
 
 fmt: $(INSTALLED_DEV)  ## format, and mend what the linter can mend
 	$(BIN)/ruff format

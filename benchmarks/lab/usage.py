@@ -25,9 +25,14 @@ def usage_of(pid: int) -> Usage:
             # The name, in brackets, may hold spaces; field 14, utime, is the 12th after it.
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             cpu_s += TICK_S * sum(int(ticks) for ticks in fields[11:15])
-            peak = PEAK_KIB.search(Path(f"/proc/{process}/status").read_text())
-            peak_bytes += 1024 * int(peak[1]) if peak else 0
+            peak_bytes += peak_bytes_of(process)
     return Usage(cpu_s, peak_bytes)
+
+
+def peak_bytes_of(process: int) -> int:
+    """Return the largest resident set that one process had, without its descendants."""
+    peak = PEAK_KIB.search(Path(f"/proc/{process}/status").read_text())
+    return 1024 * int(peak[1]) if peak else 0
 
 
 def tree(pid: int) -> Iterator[int]:

@@ -6,7 +6,6 @@ Every default stands here, and every key's explanation: `template` writes them i
 The digest covers every value, so two peers that disagree about one are told at the handshake.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -249,19 +248,9 @@ def changed(peer: PeerConfig, overrides: Mapping[str, object]) -> PeerConfig:
 
 
 def _load(path: Path, config: type[Config]) -> Config:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        hint = "check the path; `atoll new` writes a run.toml to start from"
-        raise ConfigError(f"{path}: no such file", hint=hint) from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not TOML: the message says in which line
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    try:
-        return _convert(table, config)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}", hint=error.hint) from error
+    hint = "check the path; `atoll new` writes a run.toml to start from"
+    with tables.errors_of(path):
+        return _convert(tables.read(path, hint=hint), config)
 
 
 def _convert(table: object, config: type[Config]) -> Config:

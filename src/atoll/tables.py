@@ -7,10 +7,13 @@ the first line of its struct's docstring.
 """
 
 import json
+import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isfinite
-from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, inspect, structs
@@ -25,6 +28,31 @@ S = TypeVar("S", bound=Struct)
 def about(explanation: str) -> Meta:
     """Return the explanation of a key, for `Annotated`."""
     return Meta(description=explanation)
+
+
+def read(path: Path, *, hint: str) -> dict[str, Any]:
+    """Return the table that is in a TOML file; `hint` says what to do if there is no such file.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or it is no TOML. For `errors_of` to name.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML: the message says in which line
+        raise ConfigError(f"not a TOML file: {error}") from error
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Put the file's name in front of every ConfigError about what is in it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", hint=error.hint) from error
 
 
 def convert(table: object, struct: type[S]) -> S:

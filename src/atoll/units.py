@@ -24,11 +24,13 @@ def format_count(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return e.g. `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return e.g. `4.2 s`, `3 min 20 s`, `2 h 5 min`, `12 d 4 h`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest_s = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest_s} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    if hours < 100:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -40,7 +40,8 @@ def test_format_count(count: float, text: str):
         (200, "3 min 20 s"),
         (3599.6, "1 h 0 min"),
         (7530, "2 h 5 min"),
-        (1e6, "277 h 46 min"),
+        (359_940, "99 h 59 min"),
+        (1e6, "11 d 13 h"),
     ],
 )
 def test_format_seconds(seconds: float, text: str):

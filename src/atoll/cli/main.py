@@ -22,6 +22,7 @@ COMMANDS = {
     "new": "Begin a run: write its run.toml, every key explained.",
     "host": "Serve a run: admit peers, decide rounds, keep the journal.",
     "join": "Train in a run with this machine.",
+    "plan": "Predict what a run would cost on a fleet, and what will hurt.",
     "status": "Show how a run stands.",
     "generate": "Let the newest model of a run write.",
     "export": "Write the newest model of a run as a Hugging Face folder.",

@@ -333,7 +333,12 @@ def _waited(rnd: Round, present: Present) -> set[PeerId]:
 def _quorum(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:
     # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
     here = waited & (present.connected | set(rnd.completed_at))
-    return max(1, ceil(policy.quorum * len(here)))
+    return quorum_of(len(here), policy)
+
+
+def quorum_of(num_peers: int, policy: SyncConfig) -> int:
+    """Return how many of these have to deliver before the others have only the grace time left."""
+    return max(1, ceil(policy.quorum * num_peers))
 
 
 def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:

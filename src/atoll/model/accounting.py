@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating-point operations, and bytes of memory on a peer."""
+"""What a model costs: parameters and floating-point operations. `memory` has the bytes."""
 
 from typing import NamedTuple
 
@@ -17,13 +17,6 @@ class ParameterCounts(NamedTuple):
     @property
     def non_embedding(self) -> int:
         return self.total - self.embedding
-
-
-class PeerBytes(NamedTuple):
-    """Memory that follows from the number of parameters alone. Activations come on top."""
-
-    agent: int
-    trainer: int
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
@@ -46,13 +39,3 @@ def flops_per_token(config: ModelConfig, *, sequence_length: int) -> int:
     num_weights = counts.non_embedding - norms + config.vocab_size * config.width
     attention = 12 * config.num_layers * config.width * sequence_length
     return 6 * num_weights + attention
-
-
-def peer_bytes(config: ModelConfig) -> PeerBytes:
-    """Return the bytes that a peer holds in fp32, besides activations and exchange buffers.
-
-    Agent: global parameters, outer momentum, snapshot. Trainer: weights, gradients, Adam's two
-    moments.
-    """
-    vector_bytes = num_parameters(config) * FP32_BYTES
-    return PeerBytes(agent=3 * vector_bytes, trainer=4 * vector_bytes)

@@ -1,6 +1,6 @@
 import pytest
 
-from atoll.model.accounting import count_parameters, flops_per_token, peer_bytes
+from atoll.model.accounting import count_parameters, flops_per_token
 from atoll.model.presets import PRESETS
 
 
@@ -20,7 +20,3 @@ def test_flops_are_six_for_each_weight_of_each_product_and_attention(name):
     attention = 12 * config.num_layers * config.width
     assert flops_per_token(config, sequence_length=0) == 6 * weights
     assert flops_per_token(config, sequence_length=100) == 6 * weights + 100 * attention
-
-
-def test_the_agent_holds_three_vectors_and_the_trainer_four():
-    assert peer_bytes(PRESETS["tiny"]) == (3 * 4 * 1_311_872, 4 * 4 * 1_311_872)
