@@ -52,6 +52,7 @@ class Task:
     num_values: int
     codec: str
     congestion: str  # the algorithm asked for by name; empty: none was
+    num_joiners: int = 0  # who fetch a state from the peers meanwhile (joiner.py)
 
     @property
     def encoded_bytes(self) -> int:

@@ -95,17 +95,18 @@ class Hub:
 
 
 def make_members(
-    folder: Path, addresses: list[str], ports: list[int]
+    folder: Path, addresses: list[str], ports: list[int], *, num_joiners: int
 ) -> dict[PeerId, wire.Address]:
-    """Write a key for the hub and for each peer, and return where the peers will listen."""
+    """Write a key for the hub, each peer and joiner, and return where the peers will listen."""
     authority = Authority.create(run=digest_of(b"benchmark"))
     peers: dict[PeerId, wire.Address] = {}
-    for rank, name in enumerate([*map(str, range(len(addresses))), HUB]):
+    others = [HUB, *(f"joiner{number}" for number in range(num_joiners))]
+    for rank, name in enumerate([*map(str, range(len(addresses))), *others]):
         (folder / name).mkdir()
         identity = Identity.create()
         identity.certify(authority.sign_member(identity.public_key, name), authority.certificate)
         identity.save(folder / name)
-        if name != HUB:
+        if name not in others:
             peer = identity.peer_id
             peers[peer] = wire.Address(peer=peer, host=addresses[rank], port=ports[rank])
     return peers
@@ -119,7 +120,7 @@ async def main() -> None:
         addresses = task["addresses"]
         # On a loopback all have one address.
         ports = [30000 + rank for rank in range(num_peers)]
-        peers = make_members(folder, addresses, ports)
+        peers = make_members(folder, addresses, ports, num_joiners=task["num_joiners"])
         hub = Hub(peers, num_slices=len(slice_bounds(task["num_values"])), codec=task["codec"])
         transport = TcpTransport(Identity.load(folder / HUB))
         listener = await transport.listen(hub.serve, host=task["address"], port=0)

@@ -23,14 +23,16 @@ from atoll.exchange.links import Links
 from atoll.exchange.plan import send_order
 from atoll.exchange.reduce import Means, Reducer, Reducers
 from atoll.exchange.serve import BlobServer
-from atoll.ids import Buffer, RoundId
+from atoll.ids import Buffer, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.identity import Identity
 from atoll.net.listener import Limits
 from atoll.net.transport import Connection, TcpTransport
 from atoll.outer.layout import slice_bounds
+from atoll.outer.manifest import CHUNK_BYTES
 
 DIAL_S = 10.0
+CHUNK = np.random.default_rng(0).bytes(CHUNK_BYTES)  # of a state, for joiners (see joiner.py)
 
 
 class Member:
@@ -47,7 +49,9 @@ class Member:
         self.codec = CODECS[setup.codec]
         self.transport = TcpTransport(self.identity, Limits(congestion=setup.congestion))
         self.links = Links(self.transport, half_life_bytes=4 * setup.num_values)
-        self.blobs = BlobStore(folder)
+        self.blobs = BlobStore(folder / "updates")
+        self.states = BlobStore(folder / "states")
+        self.states.put(digest_of(CHUNK), CHUNK)
         self.outbox: asyncio.Queue[wire.Message] = asyncio.Queue()
         means = Means(self.blobs, self.outbox.put_nowait, self.links.buffers)
         self.reducers = Reducers(means)
@@ -58,7 +62,12 @@ class Member:
         self.zeros: Vector = np.full(setup.num_values, 0.0, np.float32)  # the local weights
 
     async def run(self, joined: asyncio.Event) -> None:
-        server = BlobServer(reducers=self.reducers, locate=(), links=self.links)
+        server = BlobServer(
+            reducers=self.reducers,
+            updates=self.blobs.locate,
+            states=[self.states.locate],
+            links=self.links,
+        )
         await self.transport.listen(server.serve, host=self.host, port=self.port)
         hub = await self.transport.dial(*self.hub_address, expect=None, timeout_s=DIAL_S)
         joined.set()

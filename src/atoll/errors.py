@@ -5,6 +5,7 @@
     +-- PeerError            us, about one peer: drop it, keep the round
     |   +-- ProtocolError      its bytes are not a message we know, or not one it may send now
     |   +-- ConnectionLost     it is gone, or was never there
+    |   +-- BusyError          it has no time for us now: ask others, or again later
     |   +-- BadBlobError       a blob of it is damaged, or does not decode
     +-- RoundError           us, about one round: contribute nothing to it, keep the run
     |   +-- BadUpdateError     our own pseudo-gradient must not be shared
@@ -34,6 +35,9 @@ class ProtocolError(PeerError): ...
 
 
 class ConnectionLost(PeerError): ...
+
+
+class BusyError(PeerError): ...
 
 
 class BadBlobError(PeerError): ...

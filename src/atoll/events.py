@@ -111,6 +111,7 @@ class PhaseTimed(Struct, frozen=True, kw_only=True, tag="phase_timed"):
 class BytesMoved(Struct, frozen=True, kw_only=True, tag="bytes_moved"):
     """What this member has sent and received since the outer step before that of `round`.
 
+    The last one, when it leaves, tells what it moved since the outer step of `round`.
     `bits` are those that it sent for contributions and updates, for each parameter and inner step.
     """
 
@@ -120,11 +121,15 @@ class BytesMoved(Struct, frozen=True, kw_only=True, tag="bytes_moved"):
 
 
 class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
-    """A peer has fetched a whole committed state, or replayed updates up to it."""
+    """A peer has fetched a whole committed state, or replayed updates up to it.
+
+    `num_bytes` came now; `kept_bytes` had arrived before, and were on its disk.
+    """
 
     round: RoundId
     how: str
     num_bytes: int
+    kept_bytes: int = 0
     seconds: float
 
 

@@ -8,14 +8,15 @@ import numpy as np
 from tests.loopback.cluster import Cluster, Process
 
 from atoll.config import RunConfig, run_digest
-from atoll.events import RoundCommitted, StateDiffers
-from atoll.ids import Digest, Lease, LeaseId
+from atoll.events import BytesMoved, RoundCommitted, StateDiffers, read_events
+from atoll.ids import Digest, Lease, LeaseId, PeerId
 from atoll.model.shapes import num_parameters
 from atoll.net import records
 from atoll.net.identity import verify
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import manifest_of
 from atoll.outer.state import PeerState
+from atoll.traffic import Traffic
 
 
 def assert_run_is_sound(cluster: Cluster, config: RunConfig, *, rounds: int) -> None:
@@ -78,6 +79,28 @@ def assert_all_hold_the_final_state(
     assert {name: digest_on_disk(cluster, name, config) for name in names} == dict.fromkeys(
         names, final
     )
+
+
+def assert_every_byte_is_on_record(cluster: Cluster, peers: Iterable[Process]) -> None:
+    """Check that the journal of a finished run has what its members reported that they moved."""
+    on_record: dict[PeerId, Traffic] = {}
+    told = (*cluster.records(records.Agreed), *cluster.records(records.Moved))
+    for each in (each for record in told for each in record.traffic):
+        on_record[each.peer] = on_record.get(each.peer, Traffic()) + each.traffic
+    genesis = cluster.records(records.Genesis)[0]
+    homes = {cluster.id_of(peer.name): peer.home for peer in peers}
+    homes[genesis.built_in] = cluster.run / "built-in"
+    assert on_record == {
+        peer: sum(
+            (
+                stamped.event.traffic
+                for stamped in read_events(home / "events.jsonl")[0]
+                if isinstance(stamped.event, BytesMoved)
+            ),
+            Traffic(),
+        )
+        for peer, home in homes.items()
+    }
 
 
 def assert_finished(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tests.loopback.cluster import with_sync
-from tests.loopback.proof import assert_finished, state_on_disk
+from tests.loopback.proof import assert_every_byte_is_on_record, assert_finished, state_on_disk
 
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
@@ -42,6 +42,8 @@ def test_three_peers_ten_rounds(cluster, long_config):
     assert all(len(c.roster) == 3 for c in host.find(RoundCommitted)), "nobody failed"
     # Three peers and the built-in member; the last to report may come after the majority.
     assert all(len(agreed.peers) >= 2 for agreed in host.find(StateAgreed, lambda e: e.round > 0))
+
+    assert_every_byte_is_on_record(cluster, peers)
 
     genesis = cluster.records(records.Genesis)[0]
     dataset = Dataset.open(cluster.cache / genesis.dataset)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
+from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.rates import Busy, LinkRates
 from atoll.exchange.uplink import Uplink
@@ -78,12 +78,15 @@ async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> byte
     """Return the blob of so many bytes at most, or None if the member does not have it.
 
     Raises:
+        BusyError: the member serves as many joiners as it can.
         PeerError: the member is gone, or what it sent is not that blob.
     """
     async with patience(0):
         await connection.send(wire.Fetch(digest=digest))
         answer = await connection.receive()
     if isinstance(answer, wire.Missing):
+        if answer.busy:
+            raise BusyError(f"{connection.peer} serves other joiners")
         return None
     if not isinstance(answer, wire.Blob) or answer.digest != digest:
         raise unexpected(answer)
@@ -101,19 +104,28 @@ async def fetch_from_any(
     """Return the blob from the first source that has it, or None if none does.
 
     Sources that have `failed` are not asked; who fails now is added.
+
+    Raises:
+        BusyError: none of them has it to give, but one may in a while.
     """
+    busy: BusyError | None = None
     for source in sources:
         if failed is not None and source.peer in failed:
             continue
         try:
             async with links.to(source) as connection:
                 payload = await fetch(connection, digest, at_most=at_most)
+        except BusyError as error:
+            busy = error
+            continue
         except PeerError:
             if failed is not None:
                 failed.add(source.peer)
             continue  # the next one may have it
         if payload is not None:
             return payload
+    if busy is not None:
+        raise busy
     return None
 
 

@@ -22,7 +22,9 @@ from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
 T = TypeVar("T")
-MAX_VERSIONS = 3  # of one slice of one contributor: it may have had to train again
+# Of one slice of one contributor, which may have had to train again: what rosters name, and one
+# more; two at least, since the one before may be what the host names at this moment.
+MIN_VERSIONS = 2
 
 
 def reduce_slice(
@@ -143,9 +145,9 @@ class Reducer:
         if self._over.is_set():
             return  # it came too late
         versions = self._taken.setdefault((peer, index), {})
-        if len(versions) >= MAX_VERSIONS:
-            unnamed = (old for old in versions if old not in self._named)
-            del versions[next(unnamed, next(iter(versions)))]
+        unnamed = [old for old in versions if old not in self._named]
+        if unnamed and len(versions) >= MIN_VERSIONS:
+            del versions[unnamed[0]]
         versions[digest] = (payload, norm)
         self.confirm(peer, index, digest)
         self._notify()

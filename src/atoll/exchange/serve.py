@@ -1,25 +1,26 @@
 """The serving side of the exchange: what one member does for another that dialled it.
 
 Slices are taken in while those before them are still being checked. Updates and blobs leave paced,
-each with its share of our uplink (see `uplink`).
+each with its share of our uplink (see `uplink`), and few joiners at a time (see `joiners`).
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
+from atoll.exchange.joiners import Joiners
 from atoll.exchange.links import Links, measured, patience
 from atoll.exchange.reduce import Reducer, Reducers
 from atoll.exchange.tasks import first_error
-from atoll.exchange.uplink import EXCHANGE, STATE
 from atoll.ids import Buffer, Digest, PeerId
 from atoll.net import wire
 from atoll.net.transport import Connection
 
-Locate: TypeAlias = Callable[[Digest], tuple[Path, int, int] | None]  # path, offset, num_bytes
+Place: TypeAlias = tuple[Path, int, int]  # path, offset, num_bytes
+Locate: TypeAlias = Callable[[Digest], Place | None]
 IDLE_S = 3600.0  # a connection that asks nothing for so long is closed
 UNCHECKED = 4  # slices of one connection that may be in checking while the next arrives
 
@@ -31,12 +32,16 @@ class BlobServer:
         self,
         *,
         reducers: Reducers,
-        locate: Sequence[Locate],
+        updates: Locate,
+        states: Sequence[Locate],
         links: Links,
     ) -> None:
+        """`updates` finds those of rounds that are committed; `states` what joiners fetch."""
         self._reducers = reducers
-        self._locate = locate
+        self._updates = updates
+        self._states = states
         self._links = links
+        self._joiners = Joiners(lambda: asyncio.get_running_loop().time())
 
     async def serve(self, connection: Connection) -> None:
         """Answer one connection until it ends. A stranger gets nothing."""
@@ -74,7 +79,7 @@ class BlobServer:
             case wire.FetchUpdates():
                 await self._send_updates(connection, message)
             case wire.Fetch(digest=digest):
-                await self._send_blob(connection, digest)
+                await self._send_blob(connection, peer, digest)
             case _:
                 reason = f"{type(message).__name__} is no request to a member"
                 await connection.send(wire.Refused(reason=reason))
@@ -134,24 +139,47 @@ class BlobServer:
                 return
             digest, payload = found
             update = wire.Update(slice=index, digest=digest, num_bytes=len(payload))
-            await self._send(connection, update, payload, weight=EXCHANGE)
+            await self._send(connection, update, payload)
             self._links.traffic.updates_sent += len(payload)
 
-    async def _send_blob(self, connection: Connection, digest: Digest) -> None:
-        place = next((place for locate in self._locate if (place := locate(digest))), None)
-        payload = None if place is None else await asyncio.to_thread(_read, *place)
+    async def _send_blob(self, connection: Connection, peer: PeerId, digest: Digest) -> None:
+        """Send an update to one that missed it, or a part of a state to a joiner."""
+        if (place := self._updates(digest)) is not None:
+            num_bytes = await self._send_part(connection, digest, place)
+            self._links.traffic.updates_sent += num_bytes
+            return
+        place = next((place for locate in self._states if (place := locate(digest))), None)
+        if place is None or not self._joiners.admit(peer):
+            await connection.send(wire.Missing(busy=place is not None))
+            return
+        with self._joiners.serving(peer):
+            num_bytes = await self._send_part(connection, digest, place, to_joiner=True)
+        self._links.traffic.state_sent += num_bytes
+
+    async def _send_part(
+        self, connection: Connection, digest: Digest, place: Place, *, to_joiner: bool = False
+    ) -> int:
+        """Send what lies there; return how many bytes that were."""
+        payload = await asyncio.to_thread(_read, *place)
         if payload is None:
             await connection.send(wire.Missing())
-            return
+            return 0
         blob = wire.Blob(digest=digest, num_bytes=len(payload))
-        await self._send(connection, blob, payload, weight=STATE)
-        self._links.traffic.state_sent += len(payload)
+        await self._send(connection, blob, payload, to_joiner=to_joiner)
+        return len(payload)
 
     async def _send(
-        self, connection: Connection, message: wire.Message, payload: Buffer, *, weight: float
+        self,
+        connection: Connection,
+        message: wire.Message,
+        payload: Buffer,
+        *,
+        to_joiner: bool = False,
     ) -> None:
         num_bytes, links = len(payload), self._links
-        with links.uplink.flow(connection, weight=weight), measured(links.up, num_bytes):
+        # What a joiner takes tells of its line, and of the part of ours that it may have.
+        counting = nullcontext() if to_joiner else measured(links.up, num_bytes)
+        with links.uplink.flow(connection, to_joiner=to_joiner), counting:
             async with patience(num_bytes):
                 await connection.send(message, payload)
 

@@ -8,8 +8,10 @@ comes from the host's journal. Sources train on meanwhile: what they serve lies 
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +19,7 @@ from filelock import FileLock, Timeout
 from atoll.data import manifest as dataset_manifest
 from atoll.data.shards import Dataset, adopt
 from atoll.durable import disk_errors
-from atoll.errors import PeerError, RunError
+from atoll.errors import BusyError, PeerError, RunError
 from atoll.exchange.links import Links, fetch, fetch_from_any
 from atoll.exchange.tasks import together
 from atoll.ids import Digest, digest_of
@@ -28,9 +30,21 @@ from atoll.units import MIB, format_bytes
 
 MAX_MANIFEST_BYTES = 64 * MIB  # names 4 TB of chunks
 LOCK_S = 0.5  # between looks whether another process is done with fetching
+PER_SOURCE = 2  # requests at once: the next blob is on its way while one is asked for
+AT_ONCE = 16  # requests in all, and so blobs in memory; further sources are asked when one fails
+BUSY_S = 2.0  # before sources that are busy are asked again
+BUSY_TRIES = 150  # in a row
 
 Store = Callable[[int, bytearray], Awaitable[None]]  # index of the wanted blob, and its bytes
 Sources = Sequence[wire.Address]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The bytes that came now, and those that were on our disk from an attempt before."""
+
+    num_bytes: int
+    kept_bytes: int
 
 
 async def fetch_state(
@@ -41,28 +55,45 @@ async def fetch_state(
     links: Links,
     store: StateStore,
     run: Digest,
-) -> int:
-    """Make `state` and the store hold the state of this digest; return the bytes that this took.
+) -> Fetched:
+    """Make `state` and the store hold the state of this digest; return what that took.
 
     Raises:
-        PeerError: no source has it any more; ask the host for a newer one. `state` is as it was.
+        PeerError: no source has it any more; ask the host for a newer one. `state` is as it was,
+            and what has arrived is kept for the next attempt.
+        RunError: there is no room for it; the same holds.
     """
-    manifest = await fetch_from_any(links, sources, digest, at_most=MAX_MANIFEST_BYTES)
+    manifest = await _fetch_manifest(digest, sources=sources, links=links)
     if manifest is None:
         raise PeerError(f"none of {len(sources)} members has the state {digest[:12]}")
-    receiver = store.begin_receive(manifest, expect=digest, run=run, num_values=state.num_values)
+    receiver = await asyncio.to_thread(
+        store.begin_receive, manifest, expect=digest, run=run, num_values=state.num_values
+    )
+    missing, chunks = receiver.missing(), receiver.manifest.chunks
 
     async def put(index: int, payload: bytearray) -> None:
-        await asyncio.to_thread(receiver.put, index, payload)
+        await asyncio.to_thread(receiver.put, missing[index], payload)
 
     try:
-        size = receiver.manifest.chunk_bytes
-        chunks = [(chunk, size) for chunk in receiver.manifest.chunks]
-        num_bytes = await _fetch_all(chunks, sources=sources, links=links, store=put)
+        wanted = [(chunks[k], receiver.manifest.chunk_bytes) for k in missing]
+        transfer = _Transfer(wanted, sources, links=links, store=put)
+        await transfer.run()
         await asyncio.to_thread(receiver.finish_, state)
     finally:
         receiver.close()
-    return num_bytes + len(manifest)
+    return Fetched(
+        num_bytes=transfer.num_bytes + len(manifest),
+        kept_bytes=receiver.manifest.state_bytes - transfer.num_bytes,
+    )
+
+
+async def _fetch_manifest(digest: Digest, *, sources: Sources, links: Links) -> bytearray | None:
+    for _ in range(BUSY_TRIES):
+        try:
+            return await fetch_from_any(links, sources, digest, at_most=MAX_MANIFEST_BYTES)
+        except BusyError:
+            await asyncio.sleep(BUSY_S)
+    return None
 
 
 async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:
@@ -89,61 +120,86 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
 
 
 async def _fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:
-    manifest = await fetch_from_any(links, sources, digest, at_most=MAX_MANIFEST_BYTES)
+    manifest = await _fetch_manifest(digest, sources=sources, links=links)
     if manifest is None:
         raise PeerError(f"none of {len(sources)} members has the dataset {digest[:12]}")
     needed = dataset_manifest.blobs_needed(bytes(manifest))
     partial = cache / f"{digest}.partial"
-    _make_room(partial, sum(blob.num_bytes for blob in needed))
     # What an earlier attempt left is kept if it is whole: a long download goes on where it ended.
     todo = [b for b in needed if not await asyncio.to_thread(_is_there, partial / b.file, b.digest)]
+    _make_room(partial, sum(blob.num_bytes for blob in todo))
 
     async def write(index: int, payload: bytearray) -> None:
         with disk_errors(partial):
             await asyncio.to_thread((partial / todo[index].file).write_bytes, payload)
 
     wanted = [(blob.digest, blob.num_bytes) for blob in todo]
-    await _fetch_all(wanted, sources=sources, links=links, store=write)
+    await _Transfer(wanted, sources, links=links, store=write).run()
     with disk_errors(partial):
         return await asyncio.to_thread(adopt, partial, manifest=bytes(manifest), directory=cache)
 
 
-async def _fetch_all(
-    wanted: Sequence[tuple[Digest, int]], *, sources: Sources, links: Links, store: Store
-) -> int:
-    """Fetch these blobs (digest, bytes at most), each from whichever source is free.
+class _Transfer:
+    """Blobs (digest, bytes at most) that come, each from whichever source is free.
 
-    Returns the number of bytes that came.
-    A source that fails, or lacks a blob, is not asked again.
+    A source that fails, or lacks a blob, is not asked again; one that is busy is, in a while.
     """
-    todo = list(reversed(range(len(wanted))))
-    working = list(sources)
-    num_bytes = 0
 
-    async def drain(source: wire.Address) -> None:
-        nonlocal num_bytes
-        while todo:
-            index = todo.pop()
-            digest, at_most = wanted[index]
+    def __init__(
+        self, wanted: Sequence[tuple[Digest, int]], sources: Sources, *, links: Links, store: Store
+    ) -> None:
+        self.num_bytes = 0  # that came
+        self._wanted = wanted
+        self._todo = list(reversed(range(len(wanted))))
+        self._working = {source.peer: source for source in sources}
+        self._links = links
+        self._store = store
+
+    async def run(self) -> None:
+        """Return when all are there.
+
+        Raises:
+            PeerError: some are not to be had.
+        """
+        busy_for = 0
+        # A source may give up after the others ran dry: those that still work are asked once more.
+        while self._todo and self._working and busy_for < BUSY_TRIES:
+            before = len(self._todo), len(self._working)
+            waiting = deque([*self._working.values()] * PER_SOURCE)
+            await together(*(self._ask(waiting) for _ in range(min(AT_ONCE, len(waiting)))))
+            busy_for = busy_for + 1 if before == (len(self._todo), len(self._working)) else 0
+            if busy_for:
+                await asyncio.sleep(BUSY_S)
+        if self._todo:
+            num_lost, num_wanted = len(self._todo), len(self._wanted)
+            raise PeerError(f"{num_lost} of {num_wanted} blobs are not to be had any more")
+
+    async def _ask(self, waiting: "deque[wire.Address]") -> None:
+        while waiting:
+            await self._drain(waiting.popleft())
+
+    async def _drain(self, source: wire.Address) -> None:
+        """Fetch from this source for as long as it serves us."""
+        while self._todo:
+            index = self._todo.pop()
+            digest, at_most = self._wanted[index]
+            payload: bytearray | None = None
+            is_busy = False
             try:
-                async with links.to(source) as connection:
+                async with self._links.to(source) as connection:
                     payload = await fetch(connection, digest, at_most=at_most)
+            except BusyError:
+                is_busy = True
             except PeerError:
-                payload = None
+                pass  # as one that lacks it
             if payload is None:
-                todo.append(index)
-                working.remove(source)
+                self._todo.append(index)
+                if not is_busy:
+                    self._working.pop(source.peer, None)
                 return
-            links.traffic.state_received += len(payload)
-            await store(index, payload)
-            num_bytes += len(payload)
-
-    # A source may give up after the others ran dry, so those that still work are asked once more.
-    while todo and working:
-        await together(*(drain(source) for source in working))
-    if todo:
-        raise PeerError(f"{len(todo)} of {len(wanted)} blobs are not to be had any more")
-    return num_bytes
+            self._links.traffic.state_received += len(payload)
+            await self._store(index, payload)
+            self.num_bytes += len(payload)
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:
@@ -154,7 +210,8 @@ def _make_room(folder: Path, num_bytes: int) -> None:
         raise RunError(f"cannot write to {folder}: {error}") from error
     if free < num_bytes:
         raise RunError(
-            f"the dataset takes {format_bytes(num_bytes)}, and {format_bytes(free)} are free",
+            f"the rest of the dataset takes {format_bytes(num_bytes)}, "
+            f"and {format_bytes(free)} are free",
             hint=f"make room in {folder.parent}",
         )
 

@@ -58,18 +58,23 @@ def _agree(run: Run) -> list[Effect]:
         return []
     run.agreed[round_id] = best
     peers = tuple(peer for peer, state in reports.items() if state == best)
-    traffic = tuple(
-        records.PeerTraffic(peer=peer, traffic=moved) for peer, moved in sorted(run.traffic.items())
-    )
-    run.traffic = {}
+    agreed = records.Agreed(round=round_id, state=best, peers=peers, traffic=take_traffic(run))
     effects: list[Effect] = [
-        Append((records.Agreed(round=round_id, state=best, peers=peers, traffic=traffic),)),
+        Append((agreed,)),
         Report(events.StateAgreed(round=round_id, digest=best, peers=peers)),
     ]
     for peer, state in reports.items():
         if state != best:
             effects += resync(run, peer, round_id, state)
     return effects
+
+
+def take_traffic(run: Run) -> tuple[records.PeerTraffic, ...]:
+    """Return what members have told of the bytes that they moved, once."""
+    told, run.traffic = run.traffic, {}
+    return tuple(
+        records.PeerTraffic(peer=peer, traffic=moved) for peer, moved in sorted(told.items())
+    )
 
 
 def resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Effect]:

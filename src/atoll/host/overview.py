@@ -13,7 +13,15 @@ from atoll.config import RunConfig, parse_canonical
 from atoll.events import Stamped
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.model.shapes import num_parameters
-from atoll.net.records import Admitted, Agreed, Committed, Genesis, Record
+from atoll.net.records import (
+    Admitted,
+    Agreed,
+    Committed,
+    Genesis,
+    Moved,
+    PeerTraffic,
+    Record,
+)
 from atoll.traffic import Traffic
 
 
@@ -77,10 +85,9 @@ def _note_record(view: Overview, peers: dict[PeerId, PeerView], record: Record) 
             peers[peer] = PeerView(peer=peer, name=name)
         case Agreed(round=round_id, state=state, traffic=traffic):
             view.agreed, view.agreed_state = round_id, state
-            for each in traffic:
-                view.traffic += each.traffic
-                if each.peer in peers:  # the built-in member was admitted by nobody
-                    peers[each.peer].traffic += each.traffic
+            _note_traffic(view, peers, traffic)
+        case Moved(traffic=traffic):
+            _note_traffic(view, peers, traffic)
         case Committed(round=round_id, roster=roster):
             num_tokens = sum(entry.num_tokens for entry in roster)
             view.committed = round_id
@@ -93,6 +100,15 @@ def _note_record(view: Overview, peers: dict[PeerId, PeerView], record: Record) 
                 peers[entry.peer].loss = entry.mean_loss
         case _:
             pass
+
+
+def _note_traffic(
+    view: Overview, peers: dict[PeerId, PeerView], traffic: Iterable[PeerTraffic]
+) -> None:
+    for each in traffic:
+        view.traffic += each.traffic
+        if each.peer in peers:  # the built-in member was admitted by nobody
+            peers[each.peer].traffic += each.traffic
 
 
 def _note_event(peers: dict[PeerId, PeerView], line: Stamped) -> None:

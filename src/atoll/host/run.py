@@ -15,8 +15,8 @@ from atoll import events
 from atoll.config import RunConfig, parse_canonical
 from atoll.data import leases
 from atoll.host import rounds
-from atoll.host.due import advance, invite, relieve, resync
-from atoll.host.effects import Drop, Effect, Report, Send, SendCommits
+from atoll.host.due import advance, invite, relieve, resync, take_traffic
+from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.rounds import Round
 from atoll.host.state import Run, base_for, has_newest, sources
@@ -148,13 +148,19 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
             effects = _report_training(peer, beat)
         case wire.AtState():
             effects = _on_at_state(run, peer, message)
-        case wire.Leaving(reason=reason):
-            effects = _on_leaving(run, peer, reason)
+        case wire.Leaving():
+            effects = _on_leaving(run, peer, message)
         case _ if isinstance(message, OfRound) and message.round in run.open_rounds:
             _note(run, run.open_rounds[message.round], peer, message, now=now)
         case _:
             pass
     return effects + advance(run, now=now)
+
+
+def on_end(run: Run) -> list[Effect]:
+    """The host ends: put on record what no agreement tells of."""
+    traffic = take_traffic(run)
+    return [Append((records.Moved(traffic=traffic),))] if traffic else []
 
 
 def on_tick(run: Run, *, now: float) -> list[Effect]:
@@ -208,8 +214,7 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
     round_id, state = message.round, message.state
     if not 0 <= round_id <= run.committed:
         return [Drop(peer, f"it says that it is at round {round_id}")]
-    if message.traffic.sent or message.traffic.received:
-        run.traffic[peer] = run.traffic.get(peer, Traffic()) + message.traffic
+    _note_traffic(run, peer, message.traffic)
     before = run.membership.get(peer)
     run.membership.report(peer, round_id=round_id, state=state, device=message.device)
     run.membership.measure(peer, up=message.up_bytes_per_s, down=message.down_bytes_per_s)
@@ -239,10 +244,16 @@ def _invite_if_ready(run: Run, peer: PeerId) -> list[Effect]:
     return [effect for rnd in run.open_rounds.values() for effect in invite(run, rnd, peer)]
 
 
-def _on_leaving(run: Run, peer: PeerId, reason: str) -> list[Effect]:
+def _note_traffic(run: Run, peer: PeerId, moved: Traffic) -> None:
+    if moved.sent or moved.received:
+        run.traffic[peer] = run.traffic.get(peer, Traffic()) + moved
+
+
+def _on_leaving(run: Run, peer: PeerId, message: wire.Leaving) -> list[Effect]:
+    _note_traffic(run, peer, message.traffic)
     member = run.membership.get(peer)
     name = member.name if member else ""
     run.membership.remove(peer)
     run.departed.add(peer)
-    left = events.PeerLeft(peer=peer, name=name, reason=reason or "left")
+    left = events.PeerLeft(peer=peer, name=name, reason=message.reason or "left")
     return [Report(left), Drop(peer, "it left")]

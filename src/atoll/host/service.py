@@ -127,6 +127,7 @@ class Host:
             for one in done:
                 one.result()
         except asyncio.CancelledError:
+            self._carry_out(decisions.on_end(self.run))
             self._tell_all(wire.Stop(reason="the host stops; it may come back", complete=False))
             await asyncio.sleep(TICK_S)
             raise
@@ -155,6 +156,7 @@ class Host:
     async def _to_the_end(self) -> None:
         await self._tick(lambda: self.run.is_complete)
         await self._farewell()
+        self._carry_out(decisions.on_end(self.run))
 
     def _replay(self, *, now: float) -> Run:
         history = [entry.record for entry in self._journal.entries]

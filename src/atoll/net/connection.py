@@ -14,12 +14,13 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import isfinite
 from typing import cast, overload
 
 from atoll.errors import ConnectionLost
 from atoll.ids import Buffer
 from atoll.net.framing import Inbox, frame
-from atoll.net.rate import Meter
+from atoll.net.rate import Meter, RateLimit
 from atoll.net.tls import Tls, proven_peer
 from atoll.net.wire import MAX_MESSAGE_BYTES, MAX_STRANGER_BYTES, Message
 from atoll.units import KIB
@@ -242,6 +243,7 @@ class TcpConnection:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._stream = stream
         self._meter = meter
+        self._pacing = RateLimit(0.0)  # of this connection alone
         self._sending = asyncio.Lock()
 
     @property
@@ -305,8 +307,10 @@ class TcpConnection:
         return payload
 
     def pace(self, bytes_per_s: float) -> None:
-        """Send no faster than that from now on, headers included, where the kernel is Linux."""
-        if sys.platform == "linux" and self.is_open:
+        """Send no faster than that from now on, headers included."""
+        if not self._meter.kernel_paces:  # then piece by piece, which is less smooth
+            self._pacing = RateLimit(bytes_per_s if isfinite(bytes_per_s) else 0.0)
+        elif self.is_open:
             raw: socket.socket = self._stream.transport.get_extra_info("socket")
             rate = int(min(bytes_per_s, _UNPACED))
             raw.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate.to_bytes(4, sys.byteorder))
@@ -338,11 +342,12 @@ class TcpConnection:
 
     def _pieces(self, payload: Buffer) -> Iterator[memoryview]:
         view = memoryview(payload).cast("B")
-        step = self._meter.upload.piece_bytes(_PIECE_BYTES)
+        step = self._pacing.piece_bytes(self._meter.upload.piece_bytes(_PIECE_BYTES))
         return (view[start : start + step] for start in range(0, len(view), step))
 
     def _upload_wait_s(self, piece: Buffer) -> float:
-        return self._meter.upload.spend(len(piece), now=asyncio.get_running_loop().time())
+        now, num_bytes = asyncio.get_running_loop().time(), len(piece)
+        return max(limit.spend(num_bytes, now=now) for limit in (self._meter.upload, self._pacing))
 
     @contextmanager
     def _cut_if_cancelled(self) -> Iterator[None]:

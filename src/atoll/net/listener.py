@@ -3,15 +3,19 @@
     accept --> handshake (so many at a time, with a deadline) --> serve --> close
 
 A stranger may be anybody on the internet: few of them at a time, and not for long. A member is
-served as long as `serve` likes.
+served as long as `serve` likes, on so many connections and no more.
 """
 
 import asyncio
 import socket
+import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from atoll.errors import PeerError
+from atoll.ids import PeerId
+from atoll.net import wire
 from atoll.net.connection import TcpConnection
 
 _RETRY_S = 0.1  # after the system refused a connection: too many open files
@@ -23,11 +27,13 @@ class Limits:
 
     upload_bytes_per_s: int = 0  # 0: no limit
     download_bytes_per_s: int = 0
+    kernel_paces: bool = sys.platform == "linux"  # otherwise we do it, as well as timers can
     congestion: str = ""  # control of it, "bbr" or "cubic"; the system's own where it has no such
     handshake_s: float = 10.0
     handshakes: int = 256  # at a time; further ones wait in the backlog of the system
     strangers: int = 64  # at a time
     stranger_s: float = 30.0  # for all that a stranger has to say
+    per_member: int = 32  # connections of one member at a time: a few for each open round
 
 
 class TcpListener:
@@ -49,6 +55,7 @@ class TcpListener:
         self._limits = limits
         self._num_handshakes = 0
         self._num_strangers = 0
+        self._num_of_members: Counter[PeerId] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listening, self._accept)
@@ -99,12 +106,25 @@ class TcpListener:
             if connection.peer is None:
                 await self._serve_stranger(connection)
             else:
-                await self._serve(connection)
+                await self._serve_member(connection, connection.peer)
         except Exception as error:  # noqa: BLE001 - one connection must not end the others
             if bug := bug_in(error):
                 _report("serving a connection failed", bug)
         finally:
             await connection.close()
+
+    async def _serve_member(self, connection: TcpConnection, peer: PeerId) -> None:
+        if self._num_of_members[peer] >= self._limits.per_member:
+            reason = f"{self._limits.per_member} connections of yours are open here already"
+            hint = "close some; a run that needs more has a bug, or two processes with one key"
+            await connection.send(wire.Refused(reason=reason, hint=hint, final=False))
+            return
+        self._num_of_members[peer] += 1
+        try:
+            await self._serve(connection)
+        finally:
+            self._num_of_members[peer] -= 1
+            self._num_of_members += Counter()  # forgets who has none
 
     async def _serve_stranger(self, connection: TcpConnection) -> None:
         if self._num_strangers >= self._limits.strangers:

@@ -55,5 +55,6 @@ class Meter:
 
     upload: RateLimit
     download: RateLimit
+    kernel_paces: bool  # one connection, to a rate of its own (`Connection.pace`)
     num_sent: int = 0  # bytes of messages and payloads, before TLS
     num_received: int = 0

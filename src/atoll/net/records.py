@@ -115,8 +115,14 @@ class Agreed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agreed"):
     traffic: tuple[PeerTraffic, ...] = ()
 
 
+class Moved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="moved"):
+    """The bytes that members told of after the last agreement, when the host ends."""
+
+    traffic: tuple[PeerTraffic, ...]
+
+
 Record: TypeAlias = (
-    Genesis | Led | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed
+    Genesis | Led | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed | Moved
 )
 _decoder = msgspec.json.Decoder(Record)
 

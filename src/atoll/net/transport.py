@@ -112,6 +112,7 @@ class TcpTransport:
         self._meter = Meter(
             upload=RateLimit(self._limits.upload_bytes_per_s),
             download=RateLimit(self._limits.download_bytes_per_s),
+            kernel_paces=self._limits.kernel_paces,
         )
 
     @property

@@ -188,9 +188,13 @@ class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="t", tag="heartbeat
 
 
 class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
-    """Peer to host: I go, for good or for now; my leases are free."""
+    """Peer to host: I go, for good or for now; my leases are free.
+
+    `traffic` is what it has sent and received since its last `AtState`.
+    """
 
     reason: Text
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 # --- control: host to peer -----------------------------------------------------------------------
@@ -362,7 +366,9 @@ class Blob(Struct, frozen=True, kw_only=True, tag_field="t", tag="blob"):
 
 
 class Missing(Struct, frozen=True, kw_only=True, tag_field="t", tag="missing"):
-    """It is not here, or not yet."""
+    """It is not here, or not yet; or (`busy`) it is kept for the joiners who are served already."""
+
+    busy: bool = False
 
 
 Message: TypeAlias = (

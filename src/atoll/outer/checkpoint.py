@@ -3,12 +3,17 @@
     000012/state.safetensors     a header, then momentum and params: the chunks of the manifest
     000012/manifest.json
 
-The header carries the digest of the manifest, so no damage to either file goes unseen.
+    incoming/state.safetensors   a state of which chunks are still to come
+
+The header carries the digest of the manifest, so no damage to either file goes unseen. A chunk that
+arrived in `incoming` is told by its digest, so it needs no record: whoever is killed in the middle
+of a transfer has later what had arrived, and so has one who is told to fetch a newer state.
 
 Shapes: N values.
 """
 
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from math import inf
@@ -31,10 +36,12 @@ from atoll.errors import BadBlobError, DamagedError, RunError
 from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.outer.manifest import StateManifest, bytes_of, parse_manifest
 from atoll.outer.state import PeerState
+from atoll.units import format_bytes
 
 IN_USE_S = 60.0  # a state that was located so recently is not pruned: somebody may be fetching it
 STATE_FILE = "state.safetensors"
 MANIFEST_FILE = "manifest.json"
+INCOMING = "incoming"
 
 
 class StateStore:
@@ -63,6 +70,7 @@ class StateStore:
         """
         assert (manifest.round, manifest.num_values) == (state.round, state.num_values)
         with disk_errors(self._directory):
+            remove(self._directory / INCOMING)  # who has a state of its own needs no other
             if manifest.digest not in self._locations.get(manifest.round, ()):
                 self._write(state, manifest)
             self._prune(now)
@@ -102,9 +110,11 @@ class StateStore:
     ) -> "StateReceiver":
         """Return a receiver for the chunks of the state named `expect`.
 
+        What an earlier receiver was given of it is there already.
+
         Raises:
             BadBlobError: the bytes are not its manifest, or not one of this run.
-            RunError: the disk is full, or cannot be written to.
+            RunError: there is no room for the rest, or the disk cannot be written to.
         """
         if digest_of(manifest_bytes) != expect:
             raise BadBlobError("the manifest of a state is not the one that was asked for")
@@ -112,7 +122,7 @@ class StateStore:
         if (manifest.run, manifest.num_values) != (run, num_values):
             raise BadBlobError("the manifest of a state is one of another run")
         with disk_errors(self._directory):
-            return StateReceiver(self, manifest, self._temporary_folder())
+            return StateReceiver(self, manifest, self._directory / INCOMING)
 
     def _write(self, state: PeerState, manifest: StateManifest) -> None:
         folder = self._temporary_folder()
@@ -182,12 +192,21 @@ class StateReceiver:
         self.manifest = manifest
         self._store = store
         self._folder = folder
-        self._missing = set(range(len(manifest.chunks)))
         self._lock = Lock()  # chunks may come from several threads
-        self._file = (folder / STATE_FILE).open("xb", buffering=0)
         header = _header(manifest)
         self._data_start = len(header)
-        self._write(0, header)
+        folder.mkdir(exist_ok=True)
+        (folder / STATE_FILE).touch()
+        self._file = (folder / STATE_FILE).open("r+b", buffering=0)
+        try:
+            # Each chunk has its place: what stays of another state is where it is needed.
+            self._missing = {k for k in range(len(manifest.chunks)) if not self._has(k)}
+            _make_room(self._file.fileno(), folder, self._data_start + manifest.state_bytes)
+            self._file.truncate(self._data_start + manifest.state_bytes)
+            self._write(0, header)
+        except BaseException:
+            self.close()
+            raise
 
     def missing(self) -> list[int]:
         """Return the chunks that are still to come; `manifest.chunks` has their digests."""
@@ -221,15 +240,35 @@ class StateReceiver:
         self._store.load_(state, round=self.manifest.round, run=self.manifest.run)
 
     def close(self) -> None:
-        """Give up what is not finished."""
+        """Stop for now; what has arrived stays for the next receiver."""
         self._file.close()
-        remove(self._folder)
+
+    def _has(self, index: int) -> bool:
+        start, stop = self.manifest.bounds(index)
+        self._file.seek(self._data_start + start)
+        try:
+            return digest_of(self._file.read(stop - start)) == self.manifest.chunks[index]
+        except OSError:  # a sector that cannot be read: the chunk is written anew
+            return False
 
     def _write(self, offset: int, content: Buffer) -> None:
         self._file.seek(offset)
         rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest) :]
+
+
+def _make_room(descriptor: int, folder: Path, num_bytes: int) -> None:
+    """Raise RunError if the file, of which only parts may be on the disk, cannot grow to this."""
+    status = os.fstat(descriptor)
+    on_disk = 512 * getattr(status, "st_blocks", status.st_size // 512)  # not on every system
+    lacking, free = num_bytes - on_disk, shutil.disk_usage(folder).free
+    if free < lacking:
+        raise RunError(
+            f"the rest of the state takes {format_bytes(lacking)}, and {format_bytes(free)} "
+            f"are free in {folder}",
+            hint="make room there, and start again: what has arrived is kept",
+        )
 
 
 def _read_(state: PeerState, manifest: StateManifest, path: Path) -> bool:

@@ -31,6 +31,14 @@ class Accounts:
         bits = 8 * (moved.contributions_sent + moved.updates_sent) / self._values_per_round
         self.emit(BytesMoved(round=round_id, traffic=moved, bits=bits))
 
+    def close(self, round_id: RoundId) -> Traffic:
+        """Report what was sent and received since; return what the host does not know yet."""
+        now = self._now()
+        moved, self._before = now.since(self._before), now
+        self.emit(BytesMoved(round=round_id, traffic=moved, bits=0.0))
+        told, self.untold = self.untold + moved, Traffic()
+        return told
+
     def _now(self) -> Traffic:
         """Return our counters; whatever moved and was no payload is control.
 

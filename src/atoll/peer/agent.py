@@ -82,7 +82,8 @@ class Agent:
         member, sync = self._member, self._home.config.sync
         server = BlobServer(
             reducers=member.reducers,
-            locate=self._locators(),
+            updates=self._home.blobs.locate,
+            states=self._locators(),
             links=member.links,
         )
         listener = await self._transport.listen(
@@ -92,6 +93,7 @@ class Agent:
         connecting = self._link.run(
             hello=self._hello,
             heartbeat=self._heartbeat,
+            goodbye=self._goodbye,
             every_s=sync.heartbeat_s,
             silent_s=sync.silent_s,
             handle=self._hear,
@@ -237,6 +239,10 @@ class Agent:
             tokens_per_s=step.num_tokens / step.seconds if step.seconds else 0.0,
         )
 
+    def _goodbye(self) -> wire.Leaving:
+        member = self._member
+        return wire.Leaving(reason="it left", traffic=member.accounts.close(member.state.round))
+
     def _hear(self, message: wire.Message) -> None:
         self._member.hear(message)
         if isinstance(message, wire.Welcome):
@@ -271,7 +277,7 @@ class Agent:
             path = dict(self._dataset.blobs()).get(digest)
             return None if path is None else (path, 0, path.stat().st_size)
 
-        return [self._home.blobs.locate, in_states, in_dataset]
+        return [in_states, in_dataset]
 
     def serve_dataset(self, dataset: Dataset) -> None:
         """Serve this dataset to joiners, though we do not train on it ourselves."""

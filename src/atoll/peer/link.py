@@ -51,6 +51,7 @@ class HostLink:
         *,
         hello: Callable[[], wire.Hello],
         heartbeat: Callable[[], wire.Heartbeat],
+        goodbye: Callable[[], wire.Leaving],
         every_s: float,
         silent_s: float,
         handle: Callable[[wire.Message], None],
@@ -73,6 +74,7 @@ class HostLink:
                 await self._converse(
                     self._connection,
                     heartbeat=heartbeat,
+                    goodbye=goodbye,
                     every_s=every_s,
                     silent_s=silent_s,
                     handle=handle,
@@ -110,6 +112,7 @@ class HostLink:
         connection: Connection,
         *,
         heartbeat: Callable[[], wire.Heartbeat],
+        goodbye: Callable[[], wire.Leaving],
         every_s: float,
         silent_s: float,
         handle: Callable[[wire.Message], None],
@@ -139,7 +142,7 @@ class HostLink:
         except asyncio.CancelledError:  # whatever ends us: the host need not wait for our return
             with suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
-                    await connection.send(wire.Leaving(reason="it left"))
+                    await connection.send(goodbye())
             raise
 
     def _take(self, message: wire.Message) -> None:

@@ -19,7 +19,7 @@ from atoll.events import Emit, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Means, Reducers
-from atoll.exchange.statesync import fetch_state
+from atoll.exchange.statesync import Fetched, fetch_state
 from atoll.exchange.step import apply_updates_, slices_of
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
@@ -338,11 +338,11 @@ class Member:
         started_at = asyncio.get_running_loop().time()
         # A trainer that is just starting reads no half of it.
         async with nullcontext() if self.local is None else self.local.training.writing:
-            num_bytes = 0
+            fetched = Fetched(num_bytes=0, kept_bytes=0)
             if round_id == INITIAL:  # a function of the config, which nobody keeps
                 await asyncio.to_thread(begin_anew_, self.state, self.config)
             else:
-                num_bytes = await fetch_state(
+                fetched = await fetch_state(
                     self.state,
                     digest,
                     sources=self.sources(),
@@ -358,7 +358,13 @@ class Member:
             )
         seconds = asyncio.get_running_loop().time() - started_at
         self.accounts.emit(
-            StateSynced(round=round_id, how="fetched", num_bytes=num_bytes, seconds=seconds)
+            StateSynced(
+                round=round_id,
+                how="fetched",
+                num_bytes=fetched.num_bytes,
+                kept_bytes=fetched.kept_bytes,
+                seconds=seconds,
+            )
         )
 
     # --- what stays on disk ---------------------------------------------------------------------

@@ -84,7 +84,7 @@ def open_round(
 
 def server(reducers: Reducers, links: Links, *, locate: Sequence[Locate] = ()) -> BlobServer:
     """Return the serving side of the member whose links these are."""
-    return BlobServer(reducers=reducers, locate=locate, links=links)
+    return BlobServer(reducers=reducers, updates=lambda _: None, states=locate, links=links)
 
 
 async def serve(network: Network, peer: PeerId, reducers: Reducers, *, port: int = 1) -> Links:

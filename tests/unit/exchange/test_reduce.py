@@ -26,7 +26,7 @@ from atoll.exchange import fp64
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
-from atoll.exchange.reduce import MAX_VERSIONS, Means, Reducers, reduce_slice
+from atoll.exchange.reduce import MIN_VERSIONS, Means, Reducers, reduce_slice
 from atoll.ids import RoundId, digest_of
 
 SHARES = {A: 0.5, B: 0.25, C: 0.25}
@@ -124,31 +124,20 @@ def test_a_slice_that_is_not_what_was_announced_is_refused(tmp_path):
     run(main())
 
 
-def test_of_many_versions_the_newest_stay_and_those_that_a_roster_names(tmp_path):
+@pytest.mark.parametrize("num_named", [0, 1, 2])
+def test_of_many_versions_those_stay_that_rosters_name_and_one_more(tmp_path, num_named):
     async def main():
         one, told = reducer(tmp_path)
-        versions = [encoded(seed) for seed in range(MAX_VERSIONS + 2)]
-        await one.take(A, 0, *versions[0])
-        await one.reduce(job((A, 1.0, versions[0][0])))
-        for version in versions[1:]:
+        versions = [encoded(seed) for seed in range(num_named + 4)]
+        for number, version in enumerate(versions):
             await one.take(A, 0, *version)
+            if number < num_named:
+                await one.reduce(job((A, 1.0, version[0]), version=number))
         there = [digest for digest, _ in versions if one.has(A, 0, digest)]
-        newest = [digest for digest, _ in versions[-(MAX_VERSIONS - 1) :]]
-        assert there == [versions[0][0], *newest]
+        unnamed = 1 if num_named else MIN_VERSIONS
+        kept = [*versions[:num_named], *versions[-unnamed:]]
+        assert there == [digest for digest, _ in kept]
         assert len(told.delivered()) == len(versions)
-
-    run(main())
-
-
-def test_even_if_all_versions_are_named_a_newer_one_is_taken(tmp_path):
-    async def main():
-        one, _ = reducer(tmp_path)
-        versions = [encoded(seed) for seed in range(MAX_VERSIONS + 1)]
-        for number, version in enumerate(versions[:-1]):
-            await one.take(A, 0, *version)
-            await one.reduce(job((A, 1.0, version[0]), version=number))
-        await one.take(A, 0, *versions[-1])
-        assert one.has(A, 0, versions[-1][0])
 
     run(main())
 

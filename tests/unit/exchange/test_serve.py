@@ -21,10 +21,12 @@ from tests.unit.memory import Network, pair
 from tests.unit.virtual import now, run
 
 from atoll.errors import BadBlobError, PeerError
+from atoll.exchange.blobs import BlobStore
+from atoll.exchange.joiners import AT_ONCE
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
-from atoll.exchange.serve import IDLE_S, UNCHECKED
-from atoll.exchange.uplink import HEADROOM
-from atoll.ids import RoundId, digest_of
+from atoll.exchange.serve import IDLE_S, UNCHECKED, BlobServer
+from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE
+from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.traffic import Traffic
 from atoll.units import MIB
@@ -47,10 +49,12 @@ class Served:
         self.file.write_bytes(b"before" + PAYLOAD + b"after")
         self.places = {DIGEST: (self.file, 6, len(PAYLOAD))}
         self.links = Links(self.network.transport(B), half_life_bytes=MIB)
-        self.server = server(
-            self.reducers,
-            self.links,
-            locate=[lambda _: None, lambda digest: self.places.get(digest)],
+        self.blobs = BlobStore(tmp_path / "updates")
+        self.server = BlobServer(
+            reducers=self.reducers,
+            updates=self.blobs.locate,
+            states=[lambda _: None, lambda digest: self.places.get(digest)],
+            links=self.links,
         )
         self.serving = []
         self.connection = self.dial(dialler)
@@ -111,6 +115,35 @@ def test_a_blob_is_sent_from_where_it_lies(tmp_path):
             assert await server.ask(wire.Fetch(digest=DIGEST)) == (BLOB, PAYLOAD)
             assert await server.ask(wire.Fetch(digest=digest_of(b"?"))) == wire.Missing()
             assert server.links.traffic == Traffic(state_sent=2 * len(PAYLOAD))
+
+    run(main())
+
+
+def test_an_update_for_one_that_missed_it_counts_as_an_update(tmp_path):
+    async def main():
+        async with served(tmp_path) as server:
+            digest, payload = encoded(5)
+            server.blobs.put(digest, payload)
+            answer, sent = await server.ask(wire.Fetch(digest=digest))
+            assert (answer.digest, sent) == (digest, payload)
+            assert await server.ask(wire.Fetch(digest=digest_of(b"?"))) == wire.Missing()
+            assert server.links.traffic == Traffic(updates_sent=len(payload))
+
+    run(main())
+
+
+def test_who_finds_all_places_taken_is_told_to_come_again(tmp_path):
+    async def main():
+        async with served(tmp_path) as server:
+            joiners = [server.dial(PeerId(f"{number:032x}")) for number in range(AT_ONCE + 1)]
+            for joiner in joiners:
+                await joiner.send(wire.Fetch(digest=DIGEST))
+            for joiner in joiners[:-1]:
+                assert await joiner.receive() == BLOB
+            assert await joiners[-1].receive() == wire.Missing(busy=True)
+            await joiners[-1].send(wire.Fetch(digest=digest_of(b"?")))
+            assert await joiners[-1].receive() == wire.Missing()
+            assert server.links.rates.up is None, "what joiners take teaches nothing of our line"
 
     run(main())
 
@@ -336,7 +369,7 @@ def test_a_request_for_updates_that_are_not_formed_yet_takes_nothing_of_the_line
             await joiner.send(wire.Fetch(digest=DIGEST))
             await joiner.receive()
             await joiner.receive_payload(len(PAYLOAD))
-            assert [end.paced for end in ends] == [None, HEADROOM * rate]
+            assert [end.paced for end in ends] == [None, JOINERS_ALONE * rate]
             await server.form()
             await server.hear()
             assert ends[0].paced == HEADROOM * rate

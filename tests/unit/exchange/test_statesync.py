@@ -16,8 +16,9 @@ from atoll.data import manifest as dataset_manifest
 from atoll.data.manifest import Manifest, Shard
 from atoll.data.shards import Dataset
 from atoll.errors import BadBlobError, DamagedError, PeerError, RunError
+from atoll.exchange.joiners import AT_ONCE, AWAY_S
 from atoll.exchange.links import Links
-from atoll.exchange.statesync import fetch_dataset, fetch_state
+from atoll.exchange.statesync import BUSY_S, Fetched, fetch_dataset, fetch_state
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
@@ -97,16 +98,20 @@ class Joiner:
         return self.state.round == 0 and not self.state.params_N.any() and not self.store.rounds()
 
 
-async def with_state(tmp_path, committed, *, dies_after=None):
-    """Return members of which each has the state, and its manifest."""
+async def with_state(tmp_path, committed, *, dies_after=None, lacking=()):
+    """Return members of which each has the state, but for these chunks, and its manifest."""
     manifest = manifest_of(committed, run=RUN)
     sources = Sources()
     for peer in PORTS:
         store = StateStore(tmp_path / peer[:1], keep=2)
         store.save(committed, manifest, now=0.0)
         limit = (dies_after or {}).get(peer, 1000)
+        lost = {manifest.chunks[index] for index in lacking}
         await sources.serve(
-            tmp_path, peer, lambda d, s=store: s.locate(d, now=0.0), dies_after=limit
+            tmp_path,
+            peer,
+            lambda d, s=store, lost=lost: None if d in lost else s.locate(d, now=0.0),
+            dies_after=limit,
         )
     return sources, manifest
 
@@ -122,8 +127,8 @@ def test_a_state_comes_from_whoever_has_it_though_some_die_or_lie(
         sources, manifest = await with_state(tmp_path, committed, dies_after=dies_after)
         sources.network.damaging |= lies
         joiner = Joiner.at(tmp_path / "joiner")
-        num_bytes = await joiner.fetch(sources, manifest.digest)
-        assert num_bytes == 8 * SIZE + len(manifest.encoded())
+        fetched = await joiner.fetch(sources, manifest.digest)
+        assert fetched == Fetched(8 * SIZE + len(manifest.encoded()), 0)
         assert joiner.state.round == 7
         assert np.array_equal(joiner.state.params_N, committed.params_N)
         assert np.array_equal(joiner.state.momentum_N, committed.momentum_N)
@@ -147,7 +152,6 @@ def test_when_nobody_has_it_any_more_nothing_has_changed(tmp_path, committed, di
         with pytest.raises(PeerError):
             await joiner.fetch(sources, manifest.digest)
         assert joiner.is_untouched()
-        assert list((tmp_path / "joiner").iterdir()) == []
         with pytest.raises(PeerError, match="none of 0 members"):
             await fetch_state(
                 joiner.state,
@@ -157,6 +161,79 @@ def test_when_nobody_has_it_any_more_nothing_has_changed(tmp_path, committed, di
                 store=joiner.store,
                 run=RUN,
             )
+        await sources.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("rounds_later", [0, 1])
+def test_a_joiner_that_is_killed_fetches_later_what_is_missing(tmp_path, committed, rounds_later):
+    """It has one chunk when it ends without a word; perhaps the run has moved on by then."""
+
+    async def main():
+        sources, manifest = await with_state(tmp_path, committed, lacking=(0, 2))
+        first = Joiner.at(tmp_path / "joiner")
+        with pytest.raises(PeerError, match="2 of 3 blobs"):
+            await first.fetch(sources, manifest.digest)
+        assert first.is_untouched()
+        await sources.close()
+
+        newer = PeerState(
+            RoundId(7 + rounds_later), committed.params_N.copy(), committed.momentum_N.copy()
+        )
+        newer.params_N[-1] += rounds_later  # in the last chunk
+        sources, manifest = await with_state(tmp_path, newer)
+        second = Joiner.at(tmp_path / "joiner")
+        fetched = await second.fetch(sources, manifest.digest)
+        assert fetched.kept_bytes == CHUNK_BYTES
+        assert fetched.num_bytes == 8 * SIZE - CHUNK_BYTES + len(manifest.encoded())
+        assert second.state.round == newer.round
+        assert np.array_equal(second.state.params_N, newer.params_N)
+        await sources.close()
+
+    run(main())
+
+
+def test_of_many_joiners_some_wait_and_all_are_served(tmp_path, committed):
+    """One member has the state; it serves few at a time."""
+
+    async def main():
+        sources, manifest = await with_state(tmp_path, committed)
+        joiners = [Joiner.at(tmp_path / f"joiner{number}") for number in range(2 * AT_ONCE + 1)]
+
+        async def join(number, joiner):
+            links = Links(sources.network.transport(PeerId(f"{number:032x}")), half_life_bytes=MIB)
+            await fetch_state(
+                joiner.state,
+                manifest.digest,
+                sources=sources.addresses(B),
+                links=links,
+                store=joiner.store,
+                run=RUN,
+            )
+
+        await asyncio.gather(*(join(number, joiner) for number, joiner in enumerate(joiners)))
+        assert all(joiner.state.round == 7 for joiner in joiners)
+        assert 2 * AWAY_S <= now() < 2 * AWAY_S + 4 * BUSY_S, "three times as many as at once"
+        await sources.close()
+
+    run(main())
+
+
+def test_who_is_always_busy_is_not_waited_for_without_end(tmp_path, committed):
+    async def main():
+        sources, manifest = await with_state(tmp_path, committed)
+
+        async def busy(connection):
+            while True:
+                await connection.receive()
+                await connection.send(wire.Missing(busy=True))
+
+        await sources.network.listeners[PORTS[B]].close()
+        await sources.network.transport(B).listen(busy, host="h", port=PORTS[B])
+        with pytest.raises(PeerError, match="none of 1 members"):
+            await Joiner.at(tmp_path / "joiner").fetch(sources, manifest.digest, B)
+        await Joiner.at(tmp_path / "other").fetch(sources, manifest.digest, B, C)
         await sources.close()
 
     run(main())

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.exchange.cast import A, B
 from tests.unit.memory import Network, pair
 
-from atoll.exchange.uplink import HEADROOM, STATE, UNPACED_BYTES_PER_S, Uplink
+from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, UNPACED_BYTES_PER_S, Uplink
 
 RATE = 1e6
 
@@ -28,14 +28,24 @@ def test_those_that_send_share_the_line_anew_when_one_begins_or_ends():
         assert other.paced == HEADROOM * RATE
 
 
-def test_what_joiners_fetch_goes_at_a_tenth_of_the_pace_of_the_round():
+@pytest.mark.parametrize("num_joiners", [1, 2, 7])
+def test_all_joiners_together_have_a_tenth_of_the_pace_of_one_flow(num_joiners):
     uplink = Uplink(lambda: RATE)
-    ours = connections(3)
+    ours = connections(2 + num_joiners)
     with ExitStack() as flows:
-        for connection, weight in zip(ours, (1.0, 1.0, STATE), strict=True):
-            flows.enter_context(uplink.flow(connection, weight=weight))
-        assert ours[0].paced == ours[1].paced == pytest.approx(10 * ours[2].paced)
-        assert sum(connection.paced for connection in ours) == pytest.approx(HEADROOM * RATE)
+        for number, connection in enumerate(ours):
+            flows.enter_context(uplink.flow(connection, to_joiner=number >= 2))
+        joining = [connection.paced for connection in ours[2:]]
+        assert len(set(joining)) == 1
+        assert ours[0].paced == ours[1].paced == pytest.approx(HEADROOM * RATE / 2.1)
+        assert sum(joining) == pytest.approx(0.1 * RATE / 2.1)
+
+
+def test_while_nobody_exchanges_joiners_have_most_of_the_line():
+    uplink = Uplink(lambda: RATE)
+    one, other = connections(2)
+    with uplink.flow(one, to_joiner=True), uplink.flow(other, to_joiner=True):
+        assert one.paced == other.paced == pytest.approx(JOINERS_ALONE * RATE / 2)
 
 
 def test_one_that_fails_gives_its_share_back():

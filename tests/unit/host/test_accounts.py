@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, C, Scene, state
 
 from atoll.data import leases
+from atoll.host.run import on_end
 from atoll.ids import RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
@@ -189,3 +190,26 @@ def test_what_was_told_is_not_told_again_after_a_restart():
     again = scene.restart()
     assert again.run.traffic == {}
     assert records.decode(records.encode(scene.recorded(records.Agreed)[-1])).traffic != ()
+
+
+def test_what_is_told_after_the_last_agreement_is_put_on_record_at_the_end():
+    scene = Scene()
+    scene.join(A, B)
+    scene.delivers(A, B)
+    scene.commits(A, B)
+    for peer in (A, B):
+        at_state(scene, peer, 1)
+    at_state(scene, B, 1, state_sent=7)
+    for _ in range(2):  # it leaves, comes back, and leaves again
+        scene.says(A, wire.Leaving(reason="it left", traffic=Traffic(updates_sent=30)))
+        scene.join(A, round_id=1)
+    (append,) = on_end(scene.run)
+    (moved,) = append.records
+    assert moved == records.Moved(
+        traffic=(
+            records.PeerTraffic(peer=A, traffic=Traffic(updates_sent=60)),
+            records.PeerTraffic(peer=B, traffic=Traffic(state_sent=7)),
+        )
+    )
+    assert records.decode(records.encode(moved)) == moved
+    assert on_end(scene.run) == [], "once"

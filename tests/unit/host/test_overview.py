@@ -4,6 +4,8 @@ from tests.unit.host.conftest import ANNA, BEN, CONFIG, SAMPLES
 from atoll import events
 from atoll.events import Stamped
 from atoll.host.overview import overview
+from atoll.net.records import Moved, PeerTraffic
+from atoll.traffic import Traffic
 
 TOKENS = SAMPLES * CONFIG.data.sequence_length  # of one peer in one round
 
@@ -36,6 +38,14 @@ def test_what_counts_comes_from_the_journal(recorded):
         ("ben", 2, 2 * TOKENS, 0.5),
     ]
     assert [peer.is_in for peer in view.peers] == [False, False]
+
+
+def test_the_bytes_of_all_records_add_up(recorded):
+    told = Moved(traffic=(PeerTraffic(peer=ANNA, traffic=Traffic(state_sent=5)),))
+    before = overview(records(recorded), [])
+    view = overview([*records(recorded), told, told], [])
+    assert view.traffic == before.traffic + Traffic(state_sent=10)
+    assert [peer.traffic.state_sent for peer in view.peers] == [10, 0]
 
 
 def test_who_is_in_comes_from_the_events(recorded):

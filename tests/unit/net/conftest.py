@@ -33,6 +33,11 @@ def ben(authority):
 
 
 @pytest.fixture(scope="session")
+def carl(authority):
+    return member_of(authority, "carl")
+
+
+@pytest.fixture(scope="session")
 def eve(other_authority):
     """A member of the other run."""
     return member_of(other_authority, "eve")

@@ -6,6 +6,7 @@ import resource
 import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
+from math import inf
 
 import pytest
 
@@ -558,6 +559,35 @@ def test_strangers_are_few_and_do_not_stay_while_members_come_in(anna, ben):
     asyncio.run(scenario())
 
 
+def test_one_member_has_so_many_connections_and_others_come_in(anna, ben, carl):
+    async def scenario():
+        async with listening(anna, limits=Limits(per_member=2)) as listener:
+            async with (
+                dialled(ben, listener.port) as first,
+                dialled(ben, listener.port) as second,
+            ):
+                async with dialled(ben, listener.port) as third:
+                    refused = await third.receive()
+                    assert isinstance(refused, wire.Refused)
+                    assert not refused.final
+                    assert "2 connections of yours" in refused.reason
+                for connection in (first, second):
+                    await connection.send(PING)
+                    assert await connection.receive() == PING
+                async with dialled(carl, listener.port) as other:
+                    await other.send(PING)
+                    assert await other.receive() == PING
+            async with asyncio.timeout(20):
+                while True:  # until the listener has heard that the two are closed
+                    async with dialled(ben, listener.port) as again:
+                        with suppress(ConnectionLost):
+                            await again.send(PING)
+                            if await again.receive() == PING:
+                                return
+
+    asyncio.run(scenario())
+
+
 def test_one_who_never_shakes_hands_is_cut_off(anna):
     async def scenario():
         async with listening(anna, limits=Limits(handshake_s=0.1)) as listener:
@@ -724,3 +754,26 @@ def test_a_limit_holds_over_all_connections_within_five_percent(anna, ben, direc
     seconds = asyncio.run(scenario())
     # Not earlier than the limit allows (0.05 s are saved up), nor later than on a loaded machine.
     assert 0.95 <= seconds + 0.05 < 3
+
+
+def test_where_the_kernel_paces_no_connection_we_do(anna, ben):
+    async def scenario():
+        payload = bytes(400_000)
+
+        async def seconds_of(connection):
+            started_at = asyncio.get_running_loop().time()
+            await connection.send(blob(payload), payload)
+            await connection.receive()
+            await connection.receive_payload(len(payload))
+            return asyncio.get_running_loop().time() - started_at
+
+        async with (
+            listening(anna) as listener,
+            dialled(ben, listener.port, limits=Limits(kernel_paces=False)) as connection,
+        ):
+            connection.pace(400_000)
+            assert await seconds_of(connection) > 0.5, "half of it may go in bursts, not more"
+            connection.pace(inf)
+            await seconds_of(connection)
+
+    asyncio.run(scenario())

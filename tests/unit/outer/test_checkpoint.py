@@ -1,5 +1,6 @@
 import resource
-from contextlib import contextmanager
+import shutil
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file
 from atoll.errors import BadBlobError, DamagedError, RunError
 from atoll.ids import RoundId, digest_of
 from atoll.outer.checkpoint import StateStore
-from atoll.outer.manifest import CHUNK_BYTES, manifest_of
+from atoll.outer.manifest import CHUNK_BYTES, StateManifest, manifest_of
 from atoll.outer.state import PeerState
 
 RUN = digest_of(b"run")
@@ -221,10 +222,95 @@ def test_a_state_is_received_in_any_order_and_kept(tmp_path):
         assert (tmp_path / "000012" / name).read_bytes() == saved
 
 
-def test_a_receiver_that_is_closed_leaves_nothing(tmp_path):
-    state = state_of(12)
-    begin(StateStore(tmp_path, keep=2), state, manifest_of(state, run=RUN)).close()
-    assert list(tmp_path.iterdir()) == []
+def incoming(tmp_path):
+    return tmp_path / "incoming" / "state.safetensors"
+
+
+def flip_a_bit(path, *, at):
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def received(store, state, manifest):
+    """Return the chunks that were still missing, after they were put."""
+    receiver = begin(store, state, manifest)
+    missing = receiver.missing()
+    for index in missing:
+        receiver.put(index, chunk(state, manifest, index))
+    loaded = blank(state)
+    receiver.finish_(loaded)
+    assert_equal(loaded, state)
+    return missing
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_what_arrived_before_a_restart_is_not_asked_for_again(tmp_path_factory, data):
+    """Any chunks arrive, any are damaged on the disk, in any number of lives of the joiner."""
+    directory = tmp_path_factory.mktemp("store")
+    state = state_of(12, 4 * CHUNK_BYTES // 8 - 5)
+    manifest = manifest_of(state, run=RUN)
+    there = set()
+    for _ in range(data.draw(st.integers(0, 3), label="lives")):
+        with closing(begin(StateStore(directory, keep=2), state, manifest)) as receiver:
+            assert set(receiver.missing()) == set(range(4)) - there
+            arriving = data.draw(st.lists(st.sampled_from(range(4)), unique=True), label="arrive")
+            for index in arriving:
+                receiver.put(index, chunk(state, manifest, index))
+        there |= set(arriving)
+        if there and (damaged := data.draw(st.sampled_from([*sorted(there), None]))) is not None:
+            flip_a_bit(incoming(directory), at=damaged * CHUNK_BYTES + 2000)
+            there.remove(damaged)
+    store = StateStore(directory, keep=2)
+    assert received(store, state, manifest) == sorted(set(range(4)) - there)
+    assert [path.name for path in directory.iterdir()] == ["000012"]
+
+
+def test_of_a_newer_state_only_the_chunks_that_differ_are_missing(tmp_path):
+    """As with fragments: a round changes the momentum and parameters of one of them."""
+    state = state_of(12, 2 * CHUNK_BYTES // 4)  # two chunks of momentum, two of parameters
+    receiver = begin(StateStore(tmp_path, keep=2), state, manifest_of(state, run=RUN))
+    for index in (0, 1, 2):
+        receiver.put(index, chunk(state, receiver.manifest, index))
+    receiver.close()
+    state.round = RoundId(13)
+    state.momentum_N[0] += 1
+    state.params_N[0] += 1
+    store = StateStore(tmp_path, keep=2)
+    assert received(store, state, manifest_of(state, run=RUN)) == [0, 2, 3]
+    assert store.rounds() == (13,)
+
+
+def test_who_has_caught_up_without_it_drops_what_was_arriving(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    manifest = manifest_of(state, run=RUN)
+    receiver = begin(StateStore(tmp_path, keep=2), state, manifest)
+    receiver.put(0, chunk(state, manifest, 0))
+    receiver.close()
+    assert incoming(tmp_path).exists()
+    save(StateStore(tmp_path, keep=2), state_of(14))
+    assert [path.name for path in tmp_path.iterdir()] == ["000014"]
+
+
+def test_a_state_that_the_disk_has_no_room_for_is_not_begun(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    num_values = free // 8 + 10 * CHUNK_BYTES
+    chunks = (digest_of(b"?"),) * -(-8 * num_values // CHUNK_BYTES)
+    manifest = StateManifest(
+        run=RUN,
+        round=RoundId(12),
+        num_values=num_values,
+        chunk_bytes=CHUNK_BYTES,
+        chunks=chunks,
+    )
+    with pytest.raises(RunError, match="the rest of the state takes") as caught:
+        StateStore(tmp_path, keep=2).begin_receive(
+            manifest.encoded(), expect=manifest.digest, run=RUN, num_values=num_values
+        )
+    assert "what has arrived is kept" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -250,11 +336,13 @@ def test_a_manifest_that_was_not_asked_for_is_refused(tmp_path, change):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_while_receiving(tmp_path):
-    state = state_of(12, 1000)
+def test_a_disk_that_fills_up_while_receiving_loses_nothing(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
     manifest = manifest_of(state, run=RUN)
     receiver = begin(StateStore(tmp_path, keep=2), state, manifest)
-    with disk_full_after(5000), pytest.raises(RunError):
-        receiver.put(0, chunk(state, manifest, 0))
-    assert receiver.missing() == [0]
+    receiver.put(0, chunk(state, manifest, 0))
+    with disk_full_after(CHUNK_BYTES), pytest.raises(RunError, match="cannot write"):
+        receiver.put(1, chunk(state, manifest, 1))
+    assert receiver.missing() == [1]
     receiver.close()
+    assert received(StateStore(tmp_path, keep=2), state, manifest) == [1]

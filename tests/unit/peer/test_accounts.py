@@ -40,6 +40,20 @@ def test_a_payload_that_is_half_sent_at_an_outer_step_counts_once():
     assert accounts.untold == Traffic(state_sent=2000, control_sent=1020)
 
 
+def test_at_the_end_all_is_told_that_the_host_does_not_know():
+    counters, told = Counters(), []
+    links = Links(counters, half_life_bytes=MIB)
+    accounts = Accounts(CONFIG, links, emit=told.append)
+    counters.num_sent += 10
+    accounts.close_round(RoundId(1))
+    counters.num_sent += 500
+    links.traffic.updates_sent += 500
+    assert accounts.close(RoundId(1)) == Traffic(updates_sent=500, control_sent=10)
+    assert accounts.untold == Traffic()
+    moved = [event.traffic for event in told if isinstance(event, BytesMoved)]
+    assert sum(moved, Traffic()) == Traffic(updates_sent=500, control_sent=10)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), max_size=20))
 def test_what_is_told_is_never_less_than_nothing(rounds):
     counters = Counters()

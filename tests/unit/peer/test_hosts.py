@@ -174,6 +174,7 @@ def linked(enrolled, *hosts_at, story):
                 link.run(
                     hello=lambda: HELLO,
                     heartbeat=wire.Heartbeat,
+                    goodbye=lambda: wire.Leaving(reason="it left"),
                     every_s=1.0,
                     silent_s=10.0,
                     handle=lambda _: None,

@@ -103,6 +103,7 @@ class Linked:
         running = self.link.run(
             hello=lambda: HELLO,
             heartbeat=lambda: wire.Heartbeat(step=3),
+            goodbye=lambda: wire.Leaving(reason="it left"),
             every_s=1.0,
             silent_s=SILENT_S,
             handle=self.handled.append,

@@ -153,23 +153,27 @@ def test_the_journal_tells_what_was_sent_and_received(tmp_path, config):
         async with a_run(tmp_path, config, "anna", "ben") as scene:
             serving, _, peers = scene
             await ended(*scene)
+            await serving.task  # it puts on record what the last of them told as they left
             check_model(*scene[:2])
             moved = {
                 peer.peer: [event.traffic for event in peer.reports(events.BytesMoved)]
                 for peer in peers.values()
             }
             told = defaultdict(list)
-            for record in serving.recorded(records.Agreed):
+            for record in (
+                *serving.recorded(records.Agreed),
+                *serving.recorded(records.Moved),
+            ):
                 for one in record.traffic:
                     told[one.peer].append(one.traffic)
             for peer, by_round in moved.items():
-                assert len(by_round) == config.sync.rounds
+                assert len(by_round) == config.sync.rounds + 1, "the last one when it leaves"
                 # Whoever reports after an agreement is in the next one, with two rounds perhaps.
                 sums = list(accumulate(by_round))
                 heard = [sums.index(total) for total in accumulate(told[peer])]
                 assert heard == sorted(set(heard))
-                assert heard[-1] >= config.sync.rounds - 2
                 total, network = sums[-1], serving.network
+                assert sums[heard[-1]] == total, "all of it is on record"
                 assert 0.9 * network.sent[peer] < total.sent <= network.sent[peer]
                 assert 0.9 * network.received[peer] < total.received <= network.received[peer]
                 assert total.control_sent > 0
@@ -178,7 +182,7 @@ def test_the_journal_tells_what_was_sent_and_received(tmp_path, config):
             assert ben.contributions_sent == anna.contributions_received > 0
             # Each slice has one reducer, to which the other peer brings its own; fp64 has 8 bytes.
             fragments = [
-                layout_of(config).fragment_of(RoundId(k + 1)) for k in range(len(by_round))
+                layout_of(config).fragment_of(RoundId(k + 1)) for k in range(config.sync.rounds)
             ]
             num_values = sum(fragment.stop - fragment.start for fragment in fragments)
             assert anna.contributions_sent + ben.contributions_sent == 8 * num_values

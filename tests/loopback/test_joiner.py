@@ -1,0 +1,67 @@
+"""A joiner that is killed in the middle of a state fetches the rest of it when it comes back."""
+
+import msgspec
+import pytest
+from tests.loopback.cluster import Cluster, Process, wait_until, with_sync
+from tests.loopback.proof import assert_all_leave
+
+from atoll.config import RunConfig
+from atoll.events import BytesMoved, PeerLeft, RoundCommitted, StateSynced, read_events
+from atoll.exchange.statesync import PER_SOURCE
+from atoll.host.state import REPLAY_ROUNDS
+from atoll.model.shapes import num_parameters
+from atoll.outer.manifest import CHUNK_BYTES
+from atoll.units import MIB
+
+pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+
+NUM_CHUNKS = 8
+MOST_MANIFEST_BYTES = MIB // 64
+SLOW = ("--max-download", "16")  # Mb/s: the state takes 17 seconds
+
+
+@pytest.fixture
+def wide(config: RunConfig) -> RunConfig:
+    """A model whose state has eight chunks, and no round with less than two peers."""
+    model = msgspec.structs.replace(config.model, ffn_width=20_480)
+    wide = msgspec.structs.replace(with_sync(config, rounds=1000, inner_steps=1), model=model)
+    assert (NUM_CHUNKS - 1) * CHUNK_BYTES < 8 * num_parameters(model) <= NUM_CHUNKS * CHUNK_BYTES
+    return wide
+
+
+def arrived(joiner: Process) -> int:
+    """Return how many bytes of a state are on the disk of one that fetches it."""
+    path = joiner.home / "states" / "incoming" / "state.safetensors"
+    return 512 * path.stat().st_blocks if path.exists() else 0
+
+
+def sent_to_joiners(cluster: Cluster) -> int:
+    """Return the bytes of states that all members have reported as sent."""
+    homes = [*cluster.peers.iterdir(), cluster.run / "built-in"]
+    stamped = [one for home in homes for one in read_events(home / "events.jsonl")[0]]
+    moved = [one.event.traffic for one in stamped if isinstance(one.event, BytesMoved)]
+    return sum(traffic.state_sent for traffic in moved)
+
+
+def test_a_joiner_that_is_killed_in_mid_transfer_fetches_only_the_rest(cluster, wide):
+    host, anna, ben = cluster.start(wide, anna=(), ben=())
+    host.wait_for(RoundCommitted, lambda event: event.round > REPLAY_ROUNDS)
+    ben.interrupt()  # from here on the state stays what it is: one peer makes no round
+    host.wait_for(PeerLeft)
+
+    dora = cluster.join("dora", *SLOW)
+    wait_until(lambda: arrived(dora) > 5 * CHUNK_BYTES, "five chunks", watch=dora)
+    dora.kill()
+    assert not dora.find(StateSynced), "it was done: not the moment that was meant"
+    kept_at_least = arrived(dora) // CHUNK_BYTES - PER_SOURCE * 2  # of these, each is perhaps torn
+    dora = cluster.join_again("dora")
+    synced = dora.wait_for(StateSynced)
+
+    state_bytes = 8 * num_parameters(wide.model)
+    assert synced.kept_bytes >= kept_at_least * CHUNK_BYTES > 0
+    assert synced.kept_bytes + synced.num_bytes <= state_bytes + MOST_MANIFEST_BYTES
+    late = cluster.id_of("dora")
+    host.wait_for(RoundCommitted, lambda event: late in event.roster)
+    assert_all_leave(cluster, wide, host, [anna, dora])
+    in_flight = 2 * PER_SOURCE * CHUNK_BYTES  # from anna and from the built-in member
+    assert sent_to_joiners(cluster) <= state_bytes + in_flight + 2 * MOST_MANIFEST_BYTES
