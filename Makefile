@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INSTALLED := $(VENV)/installed
+SEEDS ?= 1000
+FIRST ?= 0
 INSTALLED_DEV := $(VENV)/installed-dev
 INSTALLED_DOCS := $(VENV)/installed-docs
 INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
+.PHONY: help setup demo test chaos check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +26,9 @@ demo: $(INSTALLED)  ## train a small model with a host and three peers, in about
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -n 2
+
+chaos: $(INSTALLED)  ## random faults in virtual time: SEEDS=1000, from FIRST=0 on
+	$(BIN)/python benchmarks/chaos.py --seeds $(SEEDS) --first $(FIRST)
 
 check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
 	$(BIN)/ruff format --check

@@ -11,9 +11,12 @@ of it either: `kill -9` leaves nobody the time to tidy up.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, suppress
 from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
 from enum import Enum
 from heapq import heapify, heappop, heappush
+from inspect import iscoroutine
 from itertools import count
 from math import inf
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
@@ -25,6 +28,7 @@ Ts = TypeVarTuple("Ts")
 Status = Enum("Status", "RUNNING FROZEN DEAD")
 MAX_CANCELLED = 10_000  # timers that nobody waits for any more; then they are swept out
 MAX_AT_ONCE = 5_000_000  # callbacks at one moment: somebody asks again and again
+MAX_CLOSED = 1000  # times that a coroutine is told to end
 SHOWN = 60  # tasks in an account of who waits for what
 
 
@@ -36,19 +40,30 @@ class Killed(BaseException):
     """Unwinds the callback in which a process dies; no code of ours may catch it."""
 
 
-class Process:
-    """Callbacks that freeze, thaw and die together. `skew_s`: how wrong its wall clock is."""
+@dataclass(slots=True)
+class Condition:
+    """How a machine fares: its processors so many times slower, its wall clock wrong by `skew_s`.
 
-    def __init__(self, name: str, loop: "VirtualLoop", *, skew_s: float = 0.0) -> None:
+    All that its processes do is done `within` this, such as a full disk.
+    """
+
+    slowness: float = 1.0
+    skew_s: float = 0.0
+    within: Callable[[], AbstractContextManager[None]] | None = None
+
+
+class Process:
+    """Callbacks that freeze, thaw and die together."""
+
+    def __init__(self, name: str, loop: "VirtualLoop", condition: Condition) -> None:
         self.name = name
         self.status = Status.RUNNING
-        self.skew_s = skew_s
-        self.slowness = 1.0  # times as long for all that its processor does
+        self.condition = condition
         self._loop = loop
         self._held: list[tuple[Process | None, asyncio.Handle]] = []
         self._context = copy_context()
         self._context.run(_current.set, self)
-        self._context.run(clock.wall.set, lambda: EPOCH_S + loop.time() + self.skew_s)
+        self._context.run(clock.wall.set, lambda: EPOCH_S + loop.time() + condition.skew_s)
 
     @property
     def is_running(self) -> bool:
@@ -203,7 +218,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 continue
             if process is None or process.is_running:
                 self._run_at_once += 1
-                handle._run()
+                if process is None or process.condition.within is None:
+                    handle._run()
+                else:
+                    with process.condition.within():
+                        handle._run()
             elif process.is_alive:
                 process.hold(handle)
 
@@ -261,7 +280,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if not future.done():
                     future.set_result(result)
 
-        slowness = 1.0 if process is None else process.slowness
+        slowness = 1.0 if process is None else process.condition.slowness
         self.call_later(self._work_s() * slowness, work)
         return future
 
@@ -288,18 +307,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return "\n".join(lines)
 
     def abandon_all(self) -> None:
-        """End all tasks without a trace: the simulation is over."""
+        """End all tasks without a trace: the simulation is over, and this loop is closed."""
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined] # as gather() does
-            work = task.get_coro()
-            for _ in range(10):  # each `finally` that awaits refuses to go once
-                try:
-                    work.close()
-                    break
-                except BaseException:  # noqa: BLE001 - whatever a dead process has to say
-                    continue
+            _close(task.get_coro())
         self._due.clear()
         self._timers.clear()
+
+
+def _close(work: Any) -> None:
+    """Close a coroutine, from what it awaits outwards, however often its `finally` awaits more."""
+    for _ in range(MAX_CLOSED):
+        innermost = work
+        while iscoroutine(inner := innermost.cr_await) and inner.cr_frame is not None:
+            innermost = inner
+        with suppress(BaseException):  # whatever a dead process has to say
+            innermost.close()
+        if work.cr_frame is None:
+            return
 
 
 def run(
@@ -318,9 +343,9 @@ def run(
     try:
         return loop.run_until_complete(loop.create_task(main))
     finally:
+        loop.close()
         loop.abandon_all()
         asyncio.set_event_loop(None)
-        loop.close()
 
 
 def _note_bug(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from atoll.config import PeerConfig, RunConfig
 from atoll.durable import write_whole
 from atoll.errors import RunError
-from atoll.sim.loop import Process
+from atoll.model.layout import Layout
+from atoll.sim.loop import Condition
 from atoll.train.channel import How, Started, Stepped, Train, Trained
 from atoll.train.launch import OnStep, TrainerDied
 from atoll.train.shared import SharedVectors
@@ -43,7 +44,7 @@ class Device:
     model: Model
     step_s: float
     rng: Random
-    process: Process | None = None  # the one whose agent starts trainers now
+    condition: Condition = field(default_factory=Condition)
     trainer: "SimTrainer | None" = None
     lives: list[list[int]] = field(default_factory=list)  # of each trainer: its samples, in order
 
@@ -62,8 +63,7 @@ class Device:
         return self.trainer
 
     def seconds_of_step(self) -> float:
-        slowness = 1.0 if self.process is None else self.process.slowness
-        return self.step_s * slowness * self.rng.uniform(1 - UNEVEN, 1 + UNEVEN)
+        return self.step_s * self.condition.slowness * self.rng.uniform(1 - UNEVEN, 1 + UNEVEN)
 
 
 class SimTrainer:
@@ -145,6 +145,9 @@ class SimTrainer:
             raise RunError(f"{path} is no state of the inner optimizer")
         self._moments_N[:] = np.frombuffer(moments, np.float32)
 
+    def spoil_(self, factor: float) -> None:
+        self._local_N *= np.float32(factor)
+
     def hang(self) -> None:
         """Do nothing any more, and say nothing."""
         self._is_hung = True
@@ -181,6 +184,11 @@ class Tally:
     size: int  # of the smallest fragment
     STEP = 2.0**-6
 
+    @classmethod
+    def of(cls, layout: Layout) -> "Tally":
+        sizes = [fragment.stop - fragment.start for fragment in layout.fragments]
+        return cls(tuple(fragment.start for fragment in layout.fragments), min(sizes))
+
     def learn_(
         self,
         local_N: NDArray[np.float32],
@@ -199,9 +207,14 @@ class Regression:
     """Linear least squares with momentum: few features of each sample, one target for all peers."""
 
     seed: int
-    lr: float = 0.05
+    lr: float = 0.2
     momentum: float = 0.8
     FEATURES = 16
+    WEIGHTS = 64  # that have anything to do with the target: the first ones
+
+    def truth(self) -> NDArray[np.float64]:
+        """Return what the first weights should become."""
+        return np.cos(np.arange(self.WEIGHTS, dtype=np.float64))
 
     def learn_(
         self,
@@ -213,10 +226,9 @@ class Regression:
         moments_N *= np.float32(self.momentum)
         for sample in samples:
             rng = np.random.default_rng((self.seed, sample))
-            places = rng.integers(0, min(len(local_N), 256), self.FEATURES)
+            places = rng.integers(0, self.WEIGHTS, self.FEATURES)
             inputs = rng.standard_normal(self.FEATURES)
-            truth = np.cos(places.astype(np.float64))  # what each weight should become
-            error = float(inputs @ (local_N[places] - truth))
+            error = float(inputs @ (local_N[places] - self.truth()[places]))
             loss += 0.5 * error * error / len(samples)
             step = (self.lr / len(samples) / self.FEATURES) * error * inputs
             np.add.at(moments_N, places, step.astype(np.float32))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from atoll.clock import wall_s
-from atoll.sim.loop import EPOCH_S, Deadlock, Killed, Process, run
+from atoll.sim.loop import EPOCH_S, Condition, Deadlock, Killed, Process, run
 
 
 def loop():
@@ -111,7 +111,7 @@ def test_a_frozen_process_does_what_it_missed_once_it_thaws():
                 await asyncio.sleep(1)
                 ticks.append(loop().time())
 
-        process = Process("anna", loop())
+        process = Process("anna", loop(), Condition())
         process.spawn(tick())
         await asyncio.sleep(2.5)
         process.freeze()
@@ -134,7 +134,7 @@ def test_a_dead_process_tidies_nothing_up():
             finally:
                 tidied.append(1)
 
-        process = Process("anna", loop())
+        process = Process("anna", loop(), Condition())
         process.spawn(work())
         await asyncio.sleep(0.5)
         process.die()
@@ -148,7 +148,7 @@ def test_a_dead_process_tidies_nothing_up():
 
 def test_a_process_may_die_in_the_middle_of_a_line():
     async def main():
-        process = Process("anna", loop())
+        process = Process("anna", loop(), Condition())
 
         async def write():
             process.die()
@@ -163,7 +163,10 @@ def test_a_process_may_die_in_the_middle_of_a_line():
 
 def test_each_process_has_a_wall_clock_of_its_own():
     async def main():
-        right, wrong = Process("anna", loop()), Process("ben", loop(), skew_s=-3600)
+        right, wrong = (
+            Process("anna", loop(), Condition()),
+            Process("ben", loop(), Condition(skew_s=-3600)),
+        )
         await asyncio.sleep(5)
         return right.run(wall_s), wrong.run(wall_s)
 

@@ -9,7 +9,7 @@ from atoll.errors import ConnectionLost, PeerError, ProtocolError, RunError
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 from atoll.sim.links import Link
-from atoll.sim.loop import Process, run
+from atoll.sim.loop import Condition, Process, run
 from atoll.sim.network import Harm, Network, Tampering
 from atoll.sim.transport import WINDOW_BYTES, SimTransport
 
@@ -25,7 +25,7 @@ class Place:
 
     def __init__(self, network, name, peer, link=LINE):
         self.machine = network.join(name, link)
-        self.process = Process(name, asyncio.get_running_loop())
+        self.process = Process(name, asyncio.get_running_loop(), Condition())
         self.transport = SimTransport(network, self.machine, self.process, peer)
         self.came = asyncio.Queue()
         self.served = asyncio.Event()

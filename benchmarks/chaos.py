@@ -1,0 +1,121 @@
+"""Random faults by the thousand: `make chaos SEEDS=10000`, or `benchmarks/chaos.py --seed 17`.
+
+Each seed is a case of its own: machines, lines, a script of faults (`atoll.sim.scripts`). A case
+that ends badly is cut down to what it takes, printed as Python and as JSON, and kept in a file.
+Exit code 1: there was one.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from atoll.sim.play import Case, play
+from atoll.sim.scripts import random_case
+
+SHOWN = 5  # sentences of each verdict
+EVERY = 50  # seeds between two lines of progress
+BATCH = 20  # seeds that a process takes at a time
+
+
+@dataclass(frozen=True)
+class Verdict:
+    seed: int
+    wrong: list[str]
+    virtual_s: float
+    cpu_s: float
+    num_faults: int
+    num_rounds: int
+
+
+def judged(case: Case) -> tuple[list[str], float, int, int]:
+    """Return what is wrong, the virtual seconds, the faults and the rounds that there were."""
+    memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="atoll-chaos-") as directory:
+        try:
+            outcome, wrong = play(case, Path(directory))
+        except Exception as error:  # noqa: BLE001 - the other seeds go on
+            return [f"the simulation itself failed: {error!r}"], 0.0, 0, 0
+        seconds = outcome.trace[-1][0] if outcome.trace else 0.0
+        return wrong, seconds, len(outcome.happened), len(outcome.commits)
+
+
+def judge_seeds(seeds: list[int]) -> list[Verdict]:
+    verdicts = []
+    for seed in seeds:
+        began_at = time.process_time()
+        wrong, virtual_s, num_faults, num_rounds = judged(random_case(seed))
+        cpu_s = time.process_time() - began_at
+        verdicts.append(Verdict(seed, wrong, virtual_s, cpu_s, num_faults, num_rounds))
+    return verdicts
+
+
+def cut_down(case: Case) -> Case:
+    """Return the case without the faults that it does not take to end as badly."""
+    wrong, *_ = judged(case)
+    index = 0
+    while index < len(case.script):
+        smaller = replace(case, script=case.script[:index] + case.script[index + 1 :])
+        still, *_ = judged(smaller)
+        if still and still[0].split()[:2] == wrong[0].split()[:2]:
+            case = smaller
+        else:
+            index += 1
+    return case
+
+
+def show(verdict: Verdict, case: Case) -> None:
+    print(f"\nseed {verdict.seed} ended badly:")
+    for sentence in verdict.wrong[:SHOWN]:
+        print(f"  {sentence}")
+    smallest = cut_down(case)
+    print(f"play it again with:\n{smallest}\n{smallest.to_json()}\n", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="this one only")
+    parser.add_argument("--case", help="play this JSON instead")
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    if given.case or given.seed is not None:
+        case = msgspec.json.decode(given.case, type=Case) if given.case else random_case(given.seed)
+        wrong, *_ = judged(case)
+        print(case, *(wrong or ["it ended well"]), sep="\n")
+        return int(bool(wrong))
+    seeds = range(given.first, given.first + given.seeds)
+    batches = [list(seeds[at : at + BATCH]) for at in range(0, len(seeds), BATCH)]
+    began_at, verdicts = time.monotonic(), []
+    with ProcessPoolExecutor(given.processes) as pool:
+        for done in as_completed([pool.submit(judge_seeds, batch) for batch in batches]):
+            for verdict in done.result():
+                verdicts.append(verdict)
+                if verdict.wrong:
+                    show(verdict, random_case(verdict.seed))
+                if len(verdicts) % EVERY == 0:
+                    print(f"{len(verdicts)} seeds, {time.monotonic() - began_at:.0f} s", flush=True)
+    return summary(verdicts, seconds=time.monotonic() - began_at)
+
+
+def summary(verdicts: list[Verdict], *, seconds: float) -> int:
+    """Print what it was altogether, and return the exit code."""
+    bad = sorted(verdict.seed for verdict in verdicts if verdict.wrong)
+    print(
+        f"{len(verdicts)} seeds in {seconds:.0f} s, {sum(v.cpu_s for v in verdicts):.0f} s of CPU: "
+        f"{sum(v.num_faults for v in verdicts)} faults, {sum(v.num_rounds for v in verdicts)} "
+        f"rounds, {sum(v.virtual_s for v in verdicts) / 3600:.1f} virtual hours"
+    )
+    print(f"ended badly: {len(bad)}", *bad)
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Whether a run that had faults ended as it should have: what is wrong, a sentence for each.
+
+journal      one chain, audited       leases   every sample in one place, none committed twice
+states       all members hold the agreed ones
+work         the model has what the commits name, once; no survivor did anything in vain
+rounds       each ends in time once the faults are over
+code         nobody ended without a reason, no task failed without anybody to tell
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.config import run_digest
+from atoll.data import leases
+from atoll.errors import AtollError
+from atoll.events import Event, RoundCommitted, StateDiffers, TrainerDied
+from atoll.exchange.codec import CODECS
+from atoll.exchange.step import encoded_slices
+from atoll.host import run as decisions
+from atoll.host.audit import audit
+from atoll.ids import PeerId, RoundId
+from atoll.model.initial import fill_initial_
+from atoll.model.layout import layout_of
+from atoll.net.records import Agreed, Committed, Leased, Record, Released
+from atoll.outer.saved import read_saved
+from atoll.sim.faults import BadWeights, DiskFull, Fault, Tamper
+from atoll.sim.fleet import Fleet
+from atoll.sim.seat import LEFT
+from atoll.sim.setting import BUILT_IN, HOST
+from atoll.sim.trainer import Tally
+
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Outcome:
+    """What is left of a run once it has ended."""
+
+    fleet: Fleet
+    happened: list[Fault]
+    over_at: float  # the faults
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def trace(self) -> list[tuple[float, str, Event]]:
+        return self.fleet.trace
+
+    @property
+    def commits(self) -> list[Committed]:
+        return [record for record in self.records if isinstance(record, Committed)]
+
+    def reported(self, kind: type[Event], *, by: str = "") -> list[Event]:
+        return [e for _, name, e in self.trace if isinstance(e, kind) and by in ("", name)]
+
+    def rosters(self) -> list[list[str]]:
+        """Return who is in each commit, by name."""
+        names = {self.fleet.peer_id(name): name for name in self.fleet.devices}
+        return [sorted(names[entry.peer] for entry in c.roster) for c in self.commits]
+
+
+def judge(outcome: Outcome) -> list[str]:
+    """Return all that is wrong."""
+    wrong = [*_ends(outcome), *_journal(outcome), *_rounds(outcome)]
+    if not wrong:  # else what follows would only say so once more
+        wrong += [*_states(outcome), *_leases(outcome), *_model(outcome), *_work(outcome)]
+    return wrong
+
+
+# --- code ----------------------------------------------------------------------------------------
+
+
+def _ends(outcome: Outcome) -> Iterator[str]:
+    for context in outcome.fleet.loop.bugs:
+        yield f"a bug: {context.get('message')}: {context.get('exception')!r}"
+    excused = {fault.who for fault in outcome.happened if isinstance(fault, DiskFull)}
+    if HOST in excused:
+        excused.add(BUILT_IN)  # they share a disk
+    for name, seat in outcome.fleet.seats.items():
+        for end in seat.ends:
+            if end not in ("", LEFT) and name not in excused:
+                yield f"{name} ended: {end}"
+
+
+# --- journal and rounds --------------------------------------------------------------------------
+
+
+def _journal(outcome: Outcome) -> Iterator[str]:
+    try:
+        list(audit(outcome.fleet.directory))
+    except AtollError as error:
+        yield f"the audit: {error}"
+
+
+def _rounds(outcome: Outcome) -> Iterator[str]:
+    config = outcome.fleet.config
+    if len(outcome.commits) != config.sync.rounds:
+        yield f"{len(outcome.commits)} rounds of {config.sync.rounds} are committed"
+    limit_s = round_limit_s(outcome.fleet)
+    before = outcome.over_at
+    for at, _, event in outcome.trace:
+        if isinstance(event, RoundCommitted) and at > outcome.over_at:
+            if at - before > limit_s:
+                yield f"round {event.round} took {at - before:.0f} s, {limit_s:.0f} are enough"
+            before = at
+
+
+def round_limit_s(fleet: Fleet) -> float:
+    """Return how long a round may take when nothing goes wrong any more.
+
+    The slowest peer has to do a round's work, perhaps twice, and every patience of the protocol
+    may have to run out once: of the host with who went away, of a member with who does not answer.
+    """
+    sync, config = fleet.config.sync, fleet.config
+    slowest_s = max(spec.step_s for spec in fleet.setting.peers) * config.steps_per_round * 1.2
+    return 4 * slowest_s + 2 * (sync.reconnect_s + sync.silent_s) + 60.0
+
+
+# --- states --------------------------------------------------------------------------------------
+
+
+def _states(outcome: Outcome) -> Iterator[str]:
+    fleet = outcome.fleet
+    last = RoundId(fleet.config.sync.rounds)
+    agreed = {r.round: r.state for r in outcome.records if isinstance(r, Agreed)}
+    for event in outcome.reported(StateDiffers):
+        yield f"a state differs: {event}"
+    for name, seat in fleet.members.items():
+        if not seat.is_done:
+            continue
+        try:
+            _, digest = read_saved(fleet.home(name) / "states", last, run=run_digest(fleet.config))
+        except AtollError as error:
+            yield f"{name} does not hold the last state: {error}"
+            continue
+        if digest != agreed[last]:
+            yield f"{name} holds {digest[:12]} as the last state, agreed is {agreed[last][:12]}"
+
+
+# --- leases --------------------------------------------------------------------------------------
+
+
+def _leases(outcome: Outcome) -> Iterator[str]:
+    fleet = outcome.fleet
+    layout, sync = layout_of(fleet.config), fleet.config.sync
+    run = decisions.replay(
+        outcome.records, slice_bytes=encoded_slices(layout, CODECS[sync.update_codec])
+    )
+    book = run.book
+    spans = [*book.committed, *book.free]
+    spans += [leases.Span(one.start, one.stop) for held in book.held.values() for one in held]
+    place = 0
+    for span in sorted(spans):
+        if span.start != place:
+            yield f"sample {min(span.start, place)} is lost, or in two places"
+        place = span.stop
+    if place != book.frontier:
+        yield f"samples {place} to {book.frontier} are lost"
+
+
+# --- work ----------------------------------------------------------------------------------------
+
+
+def samples_of(records: list[Record]) -> dict[int, range]:
+    """Return the samples of each lease."""
+    granted = (record for record in records if isinstance(record, Leased))
+    return {one.id: range(one.start, one.stop) for record in granted for one in record.leases}
+
+
+def _model(outcome: Outcome) -> Iterator[str]:
+    """Compare the final model with what the commits say that it contains."""
+    fleet = outcome.fleet
+    sync = fleet.config.sync
+    if fleet.setting.model != "tally" or (sync.codec, sync.update_codec) != ("fp64", "fp64"):
+        return
+    layout = layout_of(fleet.config)
+    done = next(name for name, seat in fleet.members.items() if seat.is_done)
+    last, run = RoundId(sync.rounds), run_digest(fleet.config)
+    state, _ = read_saved(fleet.home(done) / "states", last, run=run)
+    initial_N = np.empty(layout.num_values, np.float32)
+    fill_initial_(initial_N, layout, seed=fleet.config.seed)
+    moved_N = (initial_N.astype(np.float64) - state.params_N) / Tally.STEP
+    samples = samples_of(outcome.records)
+    for commit in outcome.commits:
+        first = layout.fragments[commit.fragment].start
+        for entry in commit.roster:
+            for lease_id in entry.leases:
+                for sample in samples[lease_id]:
+                    has = moved_N[first + sample]
+                    if abs(has - entry.share) > TOLERANCE / Tally.STEP:
+                        yield (
+                            f"sample {sample}, committed in round {commit.round} with share "
+                            f"{entry.share:.3f}, is in the model with {has:.3f}"
+                        )
+    yield from _surplus(outcome, moved_N)
+
+
+def _surplus(outcome: Outcome, moved_N: NDArray[np.float64]) -> Iterator[str]:
+    """Nothing else may be in the model: in each fragment, no sample but with its share, or not."""
+    layout = layout_of(outcome.fleet.config)
+    samples = samples_of(outcome.records)
+    shares: dict[int, set[float]] = defaultdict(lambda: {0.0})
+    for commit in outcome.commits:
+        for entry in commit.roster:
+            for lease_id in entry.leases:
+                for sample in samples[lease_id]:
+                    # Another fragment has it with the share that its peer has at that one's turn.
+                    shares[sample] |= _shares(outcome, entry.peer)
+    for fragment in layout.fragments:
+        part_N = moved_N[fragment.start : fragment.stop]
+        for sample in map(int, np.flatnonzero(np.abs(part_N) > TOLERANCE / Tally.STEP)):
+            known = np.array(sorted(shares[sample]))
+            if np.abs(known - part_N[sample]).min() > TOLERANCE / Tally.STEP:
+                yield f"the model has sample {sample} with {part_N[sample]:.3f}, of {known}"
+
+
+def _shares(outcome: Outcome, peer: PeerId) -> set[float]:
+    return {e.share for commit in outcome.commits for e in commit.roster if e.peer == peer}
+
+
+def _work(outcome: Outcome) -> Iterator[str]:
+    """A survivor's steps are each taken once, and each is in a commit or still in its hands."""
+    samples = samples_of(outcome.records)
+    gone = {record.peer for record in outcome.records if isinstance(record, Released)}
+    spoiled = {fault.when.sender for fault in outcome.happened if isinstance(fault, Tamper)}
+    spoiled |= {fault.who for fault in outcome.happened if isinstance(fault, BadWeights)}
+    committed: Counter[int] = Counter()
+    for commit in outcome.commits:
+        for entry in commit.roster:
+            committed.update(s for lease_id in entry.leases for s in samples[lease_id])
+    for name, device in outcome.fleet.devices.items():
+        seat = outcome.fleet.members[name]
+        died = seat.num_deaths or len(seat.ends) > 1
+        if died or outcome.reported(TrainerDied, by=name) or len(device.lives) != 1:
+            continue
+        peer = outcome.fleet.peer_id(name)
+        if peer in gone:
+            continue
+        held = {
+            sample
+            for record in outcome.records
+            if isinstance(record, Leased) and record.peer == peer
+            for lease in record.leases
+            for sample in range(lease.start, lease.stop)
+            if not committed[sample]
+        }
+        for sample, times in Counter(device.lives[0]).items():
+            if times > 1:
+                yield f"{name} did the step with sample {sample} {times} times"
+            if not committed[sample] and sample not in held:
+                yield f"{name} did the step with sample {sample} in vain"

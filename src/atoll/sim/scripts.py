@@ -1,0 +1,164 @@
+"""Random cases from a seed: machines of all kinds, and what may go wrong with them."""
+
+from collections.abc import Callable
+from random import Random
+
+from atoll.sim.faults import (
+    AtTime,
+    ClockSkew,
+    Crash,
+    Cut,
+    DiskFull,
+    Fault,
+    Flicker,
+    Freeze,
+    HostCrash,
+    InRound,
+    Leave,
+    OnMessage,
+    Partition,
+    Slow,
+    Tamper,
+    TrainerDeath,
+    TrainerHang,
+    When,
+)
+from atoll.sim.play import Case
+from atoll.sim.setting import BUILT_IN, HOST, PeerSpec, RunSpec, Setting
+
+NAMES = ("anna", "ben", "carl", "dora", "emil")
+LINES = ("home-fibre", "home-fibre", "home-dsl", "lte", "datacenter", "intercontinental")
+KINDS = (
+    *("Hello", "AtState", "Contribution", "Delivered", "Reduced", "Held", "Heartbeat", "Welcome"),
+    *("Plan", "Closed", "Reduce", "Commit", "Bring", "Holding", "Slice", "Taken", "FetchUpdates"),
+    *("Update", "Fetch", "Blob", "Missing"),
+)
+SECONDS = (0.1, 0.3, 1.0, 3.0, 8.0, 15.0, 40.0, 80.0)
+APPENDS = 40  # about as many as a short run writes
+
+
+def random_case(seed: int) -> Case:
+    """Return the case of this seed."""
+    rng = Random(f"case {seed}")
+    names = NAMES[: rng.randint(2, len(NAMES))]
+    mode = rng.choice(("blocking", "overlap"))
+    run = RunSpec(
+        rounds=rng.randint(3, 6),
+        inner_steps=4,
+        mode="overlap" if mode == "overlap" else "blocking",
+        fragments=rng.choice((1, 1, 2)),
+        quorum=rng.choice((0.5, 0.6, 1.0)),
+        vocab_size=rng.choice((512, 1024, 2048)),
+    )
+    peers = tuple(
+        PeerSpec(
+            name=name,
+            link=rng.choice(LINES),
+            step_s=rng.choice((0.5, 0.5, 1.0, 1.5, 5.0)),
+            joins_at_s=rng.choice((0.0, 0.0, 0.5, 5.0, 20.0)),
+        )
+        for name in names
+    )
+    setting = Setting(seed=seed, peers=peers, run=run)
+    script = tuple(_random_fault(rng, setting) for _ in range(rng.randint(1, 6)))
+    return Case(setting=setting, script=script)
+
+
+def _random_fault(rng: Random, setting: Setting) -> Fault:
+    makers: tuple[Callable[[Random, list[str]], Fault], ...] = (
+        *(_crash, _crash, _host_crash, _host_crash, _freeze, _slow, _cut, _partition, _flicker),
+        *(_tamper, _tamper, _tamper, _disk_full, _skew, _trainer, _trainer, _leave),
+    )
+    return rng.choice(makers)(rng, [peer.name for peer in setting.peers])
+
+
+def _when(rng: Random, names: list[str]) -> When:
+    match rng.choice(("time", "round", "message")):
+        case "time":
+            return AtTime(round(rng.uniform(0.0, 60.0), 3))
+        case "round":
+            return InRound(rng.randint(1, 5), round(rng.expovariate(1 / 3), 3))
+        case _:
+            return _on_message(rng, names)
+
+
+def _on_message(rng: Random, names: list[str]) -> OnMessage:
+    ends = ("", "", "", HOST, *names)
+    return OnMessage(
+        rng.choice(KINDS),
+        count=rng.choice((1, 1, 2, 3, 5, 8)),
+        sender=rng.choice(ends),
+        receiver=rng.choice(ends),
+    )
+
+
+def _crash(rng: Random, names: list[str]) -> Fault:
+    return Crash(
+        when=_when(rng, names),
+        who=rng.choice((HOST, BUILT_IN, *names, *names)),
+        back_s=rng.choice(SECONDS),
+        power=rng.random() < 0.7,
+    )
+
+
+def _host_crash(rng: Random, names: list[str]) -> Fault:  # noqa: ARG001 - as the others
+    return HostCrash(
+        append=rng.randint(1, APPENDS),
+        moment=rng.choice(("before", "after")),
+        back_s=rng.choice(SECONDS),
+    )
+
+
+def _freeze(rng: Random, names: list[str]) -> Fault:
+    who = rng.choice((HOST, BUILT_IN, *names, *names))
+    return Freeze(when=_when(rng, names), who=who, seconds=rng.choice(SECONDS))
+
+
+def _slow(rng: Random, names: list[str]) -> Fault:
+    return Slow(
+        when=_when(rng, names),
+        who=rng.choice(names),
+        factor=rng.choice((2.0, 5.0, 20.0)),
+        seconds=rng.choice(SECONDS),
+    )
+
+
+def _cut(rng: Random, names: list[str]) -> Fault:
+    one, other = rng.sample((HOST, *names), 2)
+    return Cut(when=_when(rng, names), one=one, other=other, seconds=rng.choice(SECONDS))
+
+
+def _partition(rng: Random, names: list[str]) -> Fault:
+    side = tuple(rng.sample(names, rng.randint(1, len(names))))
+    return Partition(when=_when(rng, names), side=side, seconds=rng.choice(SECONDS))
+
+
+def _flicker(rng: Random, names: list[str]) -> Fault:
+    return Flicker(when=_when(rng, names), who=rng.choice((HOST, BUILT_IN, *names, *names)))
+
+
+def _tamper(rng: Random, names: list[str]) -> Fault:
+    return Tamper(
+        when=_on_message(rng, names),
+        harm=rng.choice(("lose", "repeat", "delay", "corrupt")),
+        seconds=rng.choice(SECONDS),
+    )
+
+
+def _disk_full(rng: Random, names: list[str]) -> Fault:
+    who = rng.choice((HOST, BUILT_IN, *names, *names))
+    return DiskFull(when=_when(rng, names), who=who, seconds=rng.choice(SECONDS))
+
+
+def _skew(rng: Random, names: list[str]) -> Fault:
+    who = rng.choice((HOST, *names))
+    return ClockSkew(when=_when(rng, names), who=who, by_s=rng.choice((-1e6, -60.0, 60.0, 1e6)))
+
+
+def _trainer(rng: Random, names: list[str]) -> Fault:
+    kind = rng.choice((TrainerDeath, TrainerDeath, TrainerHang))
+    return kind(when=_when(rng, names), who=rng.choice(names))
+
+
+def _leave(rng: Random, names: list[str]) -> Fault:
+    return Leave(when=_when(rng, names), who=rng.choice(names), back_s=rng.choice(SECONDS))
