@@ -443,8 +443,11 @@ class Host:
         return (set(self._sessions) | set(self.run.membership.members)) - {self.run.built_in}
 
     def _lacks_the_end(self, peer: PeerId) -> bool:
+        """Return whether the member has not reported the last state, and still may."""
         member = self.run.membership.get(peer)
-        return member is not None and member.connected and member.round < self.run.committed
+        if member is None:  # it has lapsed, or we have just started, and it has not come yet
+            return self._now() < self.run.started_at + self.run.config.sync.reconnect_s
+        return not member.connected or member.round < self.run.committed
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -38,6 +38,7 @@ from atoll.train.shared import SharedVectors, vectors_path
 
 NO_STATE = Digest("0" * 64)
 RETRY_S = 1.0
+LAST_S = 600.0  # for the last state to be had, once the run is complete: the host may be away
 
 
 class Agent:
@@ -114,7 +115,8 @@ class Agent:
         raise RunComplete
 
     async def _live(self) -> None:
-        member = self._member
+        member, loop = self._member, asyncio.get_running_loop()
+        give_up_at: float | None = None  # once the run is complete, and we cannot have its end
         await self._board.wait_for(lambda: self._board.dataset)
         await self._prepare()
         while not self._is_over():
@@ -129,6 +131,8 @@ class Agent:
                     await member.local.training.note_bad_work(error)
             except PeerError as error:
                 if self._board.stop is not None and self._board.stop.complete:
+                    give_up_at = loop.time() + LAST_S if give_up_at is None else give_up_at
+                if give_up_at is not None and loop.time() >= give_up_at:
                     raise RunError(
                         f"the run is complete, but its last state cannot be had: {error}",
                         hint="ask its operator for an export of the model",

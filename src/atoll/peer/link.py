@@ -56,13 +56,15 @@ class HostLink:
         silent_s: float,
         handle: Callable[[wire.Message], None],
     ) -> None:
-        """Keep the connection. `handle` gets what is not for the board.
+        """Keep the connection, also once the run is complete: we may still lack the end of it.
+
+        `handle` gets what is not for the board.
 
         Raises:
             ConfigError: the host turned us away for good.
         """
         failures = 0
-        while self.board.stop is None or not self.board.stop.complete:
+        while True:
             session = self.board.session
             try:
                 async with asyncio.timeout(DIAL_S):

@@ -75,9 +75,11 @@ class Local:
         if leases is None:
             work.withdraw()
             return True
+        if not any(lease.id in leases for lease in work.leases):
+            return True  # we have heard of it before
         self.training.note_commit()
-        # Overlapped, a trainer may have died with what was offered, and its heir does it again.
-        return work.settle(leases) or not self._overlaps
+        # A trainer may have died with what was offered, and its heir does it again.
+        return work.settle(leases)
 
     # --- training -------------------------------------------------------------------------------
 
@@ -85,8 +87,10 @@ class Local:
         """Do the inner steps of a round; return whether they are done, and in the snapshot."""
         if self._overlaps:
             return await self._train_on(plan, over=over)
+        self.training.work.withdraw()  # a round that was over before its contribution was announced
         done = await self.training.train(plan, until=over)
-        self._note_offer(plan, self.training.work.touched(), self.training.mean_loss)
+        if done:
+            self._note_offer(plan, *self.training.offer())
         return done
 
     async def _train_on(self, plan: wire.Plan, *, over: Over) -> bool:

@@ -88,7 +88,7 @@ class Member:
             case wire.Welcome():
                 if self.board.base == self.said:
                     self.board.base = None  # our own, as we said; perhaps we are further by now
-                self._hold(message.held)
+                self._hold(self._unsettled(message))
                 self.report_state()
             case wire.Plan():
                 self._hold(message.leases)
@@ -100,6 +100,16 @@ class Member:
     def _hold(self, leases: tuple[Lease, ...]) -> None:
         if self.local is not None and not self.local.hold(leases):
             self.board.reset = True
+
+    def _unsettled(self, welcome: wire.Welcome) -> tuple[Lease, ...]:
+        """Return the leases that are ours after all commits that we have heard of.
+
+        The host knows which state we hold, but not of which commits after it we have heard.
+        """
+        heard = {**self.commits, **self.board.commits}
+        later = [self._entry_in(c) for r, c in heard.items() if r > welcome.base_round]
+        settled = {lease_id for entry in later if entry is not None for lease_id in entry.leases}
+        return tuple(lease for lease in welcome.held if lease.id not in settled)
 
     def _settle(self, commit: Committed) -> None:
         mine = self._entry_in(commit)

@@ -144,6 +144,7 @@ class Training:
         await self.rest()
         if how == "replace":
             self._forget_work()
+            self._snapshot_of = None  # what is in it is not in the local weights any more
         await self.merge_part(how, 0, self.vectors.num_values)
 
     # --- while the exchange is under way --------------------------------------------------------

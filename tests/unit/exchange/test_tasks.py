@@ -1,10 +1,12 @@
 import asyncio
+import gc
+import threading
 
 import pytest
 from tests.unit.virtual import now, run
 
 from atoll.errors import PeerError, RunError
-from atoll.exchange.tasks import running, together
+from atoll.exchange.tasks import in_thread, running, together
 
 
 async def after(seconds, error=None, done=None):
@@ -91,3 +93,33 @@ def test_work_that_is_done_first_leaves_the_body_alone():
         return now()
 
     assert run(main()) == 4
+
+
+def test_an_error_in_a_thread_that_nobody_waits_for_any_more_is_no_bug():
+    async def main():
+        going, fails = threading.Event(), threading.Event()
+
+        def work():
+            going.set()
+            assert fails.wait(60)
+            raise ValueError("too late")
+
+        waiting = asyncio.create_task(in_thread(work))
+        await asyncio.to_thread(going.wait, 60)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        fails.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del waiting
+        gc.collect()
+
+    bugs = []
+
+    async def watched():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+        await main()
+        await asyncio.sleep(0)
+
+    asyncio.run(watched())
+    assert bugs == []

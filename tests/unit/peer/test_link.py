@@ -245,19 +245,13 @@ def test_local_work_that_was_void_once_is_void_until_it_is_dropped(enrolled):
     linked(enrolled, story, welcome=replace(WELCOME, reset=True))
 
 
-def test_the_end_of_the_run_is_the_end_of_the_link(enrolled):
+@pytest.mark.parametrize("stop", [STOP, wire.Stop(reason="back soon", complete=False)])
+def test_a_host_that_stops_is_waited_for(enrolled, stop):
+    """For good, too: we may lack the end of the run, and the host may just have been restarted."""
+
     async def story(link):
-        await link.host_says(STOP)
-        assert link.board.stop == STOP
-        await link.host_goes()
-        await link.running
-
-    linked(enrolled, story)
-
-
-def test_a_host_that_stops_for_now_is_waited_for(enrolled):
-    async def story(link):
-        await link.host_says(wire.Stop(reason="back soon", complete=False))
+        await link.host_says(stop)
+        assert link.board.stop == stop
         await link.host_goes()
         await asyncio.sleep(30)
         assert not link.running.done()

@@ -1,0 +1,126 @@
+"""What random scripts have found in the code, cut down to what it takes, and played again."""
+
+from tests.sim.cast import well
+
+from atoll.sim.faults import (
+    AtTime,
+    Crash,
+    Cut,
+    DiskFull,
+    InRound,
+    Leave,
+    OnMessage,
+    TrainerHang,
+)
+from atoll.sim.play import Case
+from atoll.sim.setting import BUILT_IN, HOST, PeerSpec, RunSpec, Setting
+
+
+def test_work_that_is_done_again_while_it_is_committed_counts_once(tmp_path):
+    """Dora is stopped with a contribution under way, and is back, training on the same leases,
+    when the round takes it in. What she has trained anew stayed in her weights once more.
+    """
+    well(
+        Case(
+            setting=Setting(
+                seed=9,
+                peers=(
+                    PeerSpec(name="ben", step_s=1.5),
+                    PeerSpec(name="dora", step_s=0.5, joins_at_s=0.5),
+                ),
+                run=RunSpec(fragments=2, quorum=1.0, vocab_size=512),
+            ),
+            script=(Leave(when=AtTime(7.393), who="dora", back_s=0.1),),
+        ),
+        tmp_path,
+    )
+
+
+def test_work_that_was_dropped_is_not_taken_off_the_model(tmp_path):
+    """Ben is cut off for so long that he starts over, from the state before a commit of his own.
+
+    The snapshot still held the work of that commit, which his weights did not any more.
+    """
+    well(
+        Case(
+            setting=Setting(
+                seed=34,
+                peers=(
+                    PeerSpec(name="anna", link="intercontinental", step_s=5.0, joins_at_s=5.0),
+                    PeerSpec(name="ben", link="datacenter", step_s=0.5, joins_at_s=20.0),
+                ),
+                run=RunSpec(mode="overlap", quorum=0.5, vocab_size=512),
+            ),
+            script=(
+                Cut(when=AtTime(36.052), one="ben", other=HOST, seconds=80.0),
+                TrainerHang(when=InRound(round=4, after_s=6.816), who="anna"),
+            ),
+        ),
+        tmp_path,
+    )
+
+
+def test_a_line_that_breaks_between_a_commit_and_its_outer_step_costs_no_work(tmp_path):
+    """Anna has heard of the commit, but says hello with the state before it.
+
+    The host then named the lease that it settles as hers, which she took for a loss of her work.
+    """
+    outcome = well(
+        Case(
+            setting=Setting(
+                seed=116,
+                peers=(
+                    PeerSpec(name="anna", link="lte", step_s=0.5),
+                    PeerSpec(name="ben", link="home-dsl", step_s=5.0),
+                ),
+                run=RunSpec(rounds=3, mode="overlap", quorum=1.0, vocab_size=2048),
+            ),
+            script=(
+                Crash(when=OnMessage("Commit", sender=HOST, receiver="anna"), who=HOST, back_s=1.0),
+            ),
+        ),
+        tmp_path,
+    )
+    (trained,) = outcome.fleet.devices["anna"].lives
+    assert len(trained) == len(set(trained))
+
+
+def test_a_member_that_lacks_the_end_finds_a_host_that_was_started_again(tmp_path):
+    """The host ends just after it has said that the run is complete, and comes back.
+
+    Whoever lacked the last updates did not look for it any more, and it did not wait for them.
+    """
+    outcome = well(
+        Case(
+            setting=Setting(
+                seed=205,
+                peers=(
+                    PeerSpec(name="anna"),
+                    PeerSpec(name="ben", link="lte", step_s=20.0),
+                ),
+                run=RunSpec(rounds=2, quorum=0.5, vocab_size=8192),
+            ),
+            script=(
+                Crash(when=OnMessage("Stop", sender=HOST, receiver="ben"), who=HOST, back_s=80.0),
+            ),
+        ),
+        tmp_path,
+    )
+    assert outcome.fleet.members["ben"].ends == [""]
+
+
+def test_the_host_ends_with_the_last_state_in_its_directory(tmp_path):
+    """The built-in member dies with the last commit, and comes back."""
+    outcome = well(
+        Case(
+            setting=Setting(seed=36, peers=(PeerSpec(name="anna"), PeerSpec(name="ben"))),
+            script=(
+                DiskFull(
+                    when=OnMessage("Commit", count=6, receiver=HOST), who=BUILT_IN, seconds=20.0
+                ),
+            ),
+        ),
+        tmp_path,
+    )
+    assert outcome.fleet.members[BUILT_IN].ends[-1] == ""
+    assert (outcome.fleet.home(BUILT_IN) / "states" / "000006").is_dir()
