@@ -11,7 +11,6 @@ from itertools import product
 import numpy as np
 
 from atoll.events import Event, RoundPlanned
-from atoll.net.records import Record
 from atoll.net.wire import Message
 from atoll.sim.faults import (
     AtTime,
@@ -105,10 +104,9 @@ class Mischief:
                 self._after(0.0, partial(self._strike, fault))
         return verdict
 
-    def _note_append(self, moment: Moment, appended: Sequence[Record]) -> bool:
+    def _note_append(self, moment: Moment) -> bool:
         """Return whether the host dies now."""
-        if moment == "before":
-            self._appends += len(appended) > 0
+        self._appends += moment == "before"
         for fault in self._host_crashes:
             if (fault.append, fault.moment) == (self._appends, moment):
                 self._host_crashes.remove(fault)

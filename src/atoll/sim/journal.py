@@ -3,36 +3,35 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
-from atoll.host.journal import Journal
-from atoll.net.records import Entry, Record
+from atoll.host.store import Store
+from atoll.net.records import Entry
 
 Moment: TypeAlias = Literal["before", "after"]
 
 
-class TappedJournal:
-    """A `Journal` whose appends are counted. `tap` is called just before and just after each."""
+class TappedStore:
+    """A `Store` whose appends can be the last that the process does: see `tap`.
 
-    def __init__(self, journal: Journal, tap: Callable[[Moment, Sequence[Record]], None]) -> None:
-        self._journal = journal
+    It is called just before an append (what is lost then, nobody has heard of) and just after it
+    (what is there then, nobody has heard of either).
+    """
+
+    def __init__(self, store: Store, tap: Callable[[Moment], None]) -> None:
+        self._store = store
         self._tap = tap
 
     @property
-    def entries(self) -> list[Entry]:
-        return self._journal.entries
+    def place(self) -> str:
+        return self._store.place
 
-    @property
-    def led(self) -> Entry | None:
-        return self._journal.led
+    def read(self, *, start: int = 0) -> list[Entry]:
+        return self._store.read(start=start)
 
-    @property
-    def epoch(self) -> int:
-        return self._journal.epoch
+    def append(self, entries: Sequence[Entry]) -> bool:
+        self._tap("before")
+        is_first = self._store.append(entries)
+        self._tap("after")
+        return is_first
 
-    def next_led(self, address: str, *, at: float, above: int = 0) -> Entry:
-        return self._journal.next_led(address, at=at, above=above)
-
-    def append(self, records: Sequence[Record]) -> list[Entry]:
-        self._tap("before", records)  # what is lost now, nobody has heard of
-        entries = self._journal.append(records)
-        self._tap("after", records)  # what is there now, nobody has heard of
-        return entries
+    def close(self) -> None:
+        self._store.close()

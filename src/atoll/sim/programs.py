@@ -4,24 +4,22 @@ Only trainers and lines are simulated, and the moment at which a process dies.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from atoll.config import PeerConfig, RunConfig, parse_canonical
 from atoll.data.shards import Dataset
 from atoll.errors import PeerError
 from atoll.events import Emit
-from atoll.host.journal import Journal
 from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
 from atoll.net import wire
 from atoll.net.identity import Identity
-from atoll.net.records import Record
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, RunFile, write_run_file
-from atoll.sim.journal import Moment, TappedJournal
+from atoll.sim.journal import Moment, TappedStore
 from atoll.sim.loop import Killed
 from atoll.sim.seat import Seat
 from atoll.sim.setting import HOST, PORT, TOKEN
@@ -30,7 +28,7 @@ from atoll.sim.trainer import Device
 RESTART_S = 2.0  # until the host starts its built-in member again, as `atoll host` does
 RETRY_S = 1.0  # of a newcomer whose enrolment failed
 ANSWER_S = 20.0
-DiesAt: TypeAlias = Callable[[Moment, Sequence[Record]], bool]
+DiesAt: TypeAlias = Callable[[Moment], bool]
 
 
 class MemberProgram:
@@ -123,7 +121,7 @@ class HostProgram:
         self.host: Host | None = None
         self.built_in: Seat | None = None
         # Called before and after each append; returns whether the process dies at that moment.
-        self.dies_at: DiesAt = lambda *_: False
+        self.dies_at: DiesAt = lambda _: False
         self._directory = directory
         self._config = config
         self._dataset = dataset
@@ -133,14 +131,15 @@ class HostProgram:
     async def run(self, seat: Seat) -> None:
         self._opened = open_run(self._directory, self._config, dataset=self._dataset.digest)
 
-        def tap(moment: Moment, appended: Sequence[Record]) -> None:
-            if self.dies_at(moment, appended):
+        def tap(moment: Moment) -> None:
+            if self.dies_at(moment):
                 seat.die()
             if not seat.is_running:
                 raise Killed
 
+        self._opened.journal.store = TappedStore(self._opened.journal.store, tap)
         self.host = Host(
-            cast(Journal, TappedJournal(self._opened.journal, tap)),
+            self._opened.journal,
             authority=self._opened.authority,
             transport=seat.transport(self._opened.identity.peer_id),
             identity=self._opened.identity,
