@@ -42,8 +42,15 @@ class Outcome:
 
     fleet: Fleet
     happened: list[Fault]
-    over_at: float  # the faults
+    over_at: float = 0.0  # the last fault is mended
+    ended_at: float = 0.0  # the host has ended, for good
     records: list[Record] = field(default_factory=list)
+
+    @property
+    def may_have_missed_the_end(self) -> bool:
+        """Whether the host may have ended while a fault kept a member away: it cannot know."""
+        sync = self.fleet.config.sync
+        return self.ended_at <= self.over_at + sync.reconnect_s + sync.silent_s
 
     @property
     def trace(self) -> list[tuple[float, str, Event]]:
@@ -81,7 +88,8 @@ def _ends(outcome: Outcome) -> Iterator[str]:
         excused.add(BUILT_IN)  # they share a disk
     for name, seat in outcome.fleet.seats.items():
         for end in seat.ends:
-            if end not in ("", LEFT) and name not in excused:
+            is_late = "the run is complete" in end and outcome.may_have_missed_the_end
+            if end not in ("", LEFT) and name not in excused and not is_late:
                 yield f"{name} ended: {end}"
 
 

@@ -45,21 +45,19 @@ def play(
         nonlocal outcome
         fleet = Fleet(case.setting, directory)
         mischief = Mischief(fleet, case.script)
-        outcome = Outcome(fleet, mischief.happened, 0.0)
+        outcome = Outcome(fleet, mischief.happened)
         look(fleet)
         fleet.start()
         try:
             await fleet.until(lambda: fleet.host.is_done)
-            ended_at = fleet.loop.time()
+            outcome.ended_at = fleet.loop.time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LATECOMERS_S):
                     await fleet.ended()
             outcome.over_at = mischief.over_at
             outcome.records = fleet.records()
             wrong = judge(outcome)
-            # A host that has ended does not come back for those who were away at its end.
-            patience_s = fleet.config.sync.reconnect_s + fleet.config.sync.silent_s
-            if ended_at > mischief.over_at + patience_s and (late := fleet.still_running()):
+            if (late := fleet.still_running()) and not outcome.may_have_missed_the_end:
                 wrong.append(f"{late} are blocked for ever\n{fleet.loop.who_waits()}")
             return wrong
         finally:
