@@ -98,6 +98,11 @@ def _print_run(config: RunConfig, seen: "Forecast") -> None:
             f"receives {format_bytes(seen.host.down_bytes)} and sends "
             f"{format_bytes(seen.host.up_bytes)} in a round",
         ),
+        (
+            "joiner",
+            f"fetches {format_bytes(seen.state_bytes)}, {format_bytes(seen.source_bytes)} of it "
+            "from each who can be dialled",
+        ),
     )
     for title, text in facts:
         console.print(f"{title:<8} {text}", markup=False, soft_wrap=True)

@@ -39,7 +39,7 @@ def _never_begins(config: RunConfig, seen: Forecast) -> Iterator[str]:
             f"the run never begins: sync.min_peers = {least}, and the fleet has {seen.num_peers} "
             "peers"
         )
-    punctual = sum(group.count for group in seen.groups if group.every == 1)
+    punctual = sum(group.on_time for group in seen.groups)
     if punctual < least <= seen.num_peers:
         yield (
             f"sync.min_peers = {least}, and {punctual} peers deliver in time: whenever one of "
@@ -92,17 +92,19 @@ def _one_device(fleet: FleetConfig) -> Iterator[str]:
 
 def _late(seen: Forecast) -> Iterator[str]:
     for group in seen.groups:
-        if group.every > 1:
+        if group.on_time < group.count:
+            some = f"{group.count - group.on_time} of " if group.on_time else ""
             yield (
-                f"{group.name}: late in each round: {format_seconds(group.steps_s)} of steps and "
-                f"{format_seconds(group.send_s)} of sending, and the host closes after "
-                f"{format_seconds(seen.close_after_s)}. What it does is carried, and counts in "
-                f"about one round of {group.every}"
+                f"{some}{group.name}: late in each round: {format_seconds(group.steps_s)} of steps,"
+                f" {format_seconds(group.send_s)} of sending, {format_seconds(group.fetch_s)} of "
+                f"fetching, and the host closes {format_seconds(seen.close_after_s)} after the "
+                "plan. What it does is carried, and counts in about one round of "
+                f"{group.every}"
             )
 
 
 def _unequal(seen: Forecast) -> Iterator[str]:
-    punctual = [group for group in seen.groups if group.every == 1]
+    punctual = [group for group in seen.groups if group.on_time]
     fast = min(punctual, key=lambda group: group.steps_s)
     slow = max(punctual, key=lambda group: group.steps_s)
     waits_s = slow.steps_s - fast.steps_s
@@ -114,7 +116,7 @@ def _unequal(seen: Forecast) -> Iterator[str]:
 
 
 def _exchange(config: RunConfig, seen: Forecast) -> Iterator[str]:
-    steps_s = max(group.steps_s for group in seen.groups if group.every == 1)
+    steps_s = max(group.steps_s for group in seen.groups if group.on_time)
     overlaps = config.sync.mode == "overlap"
     if overlaps and seen.exchange_s > steps_s:
         yield (

@@ -22,7 +22,7 @@ from atoll.exchange.plan import Link
 from atoll.exchange.step import encoded_slices
 from atoll.forecast.exchange import Exchange, Floats, exchange_of, payload_rate
 from atoll.forecast.fleet import FleetConfig, GroupConfig
-from atoll.forecast.joiner import STATE_BYTES, joiner_of
+from atoll.forecast.joiner import STATE_BYTES, joiner_of, num_sources
 from atoll.forecast.memory import AgentBytes, PeerMemory, agent_bytes, peer_memory
 from atoll.forecast.timing import Course, Machines, Work, course_of, work_of
 from atoll.ids import PeerId
@@ -66,7 +66,8 @@ class GroupForecast(Struct, frozen=True, kw_only=True):
     save_s: float  # of the moments, beside the sending
     send_s: float  # what the line takes for the contribution
     fetch_s: float  # and for the updates
-    every: int  # in the roster of each round (1), or of every second, third, ...
+    on_time: int  # of them, in each round
+    every: int  # the others: in the roster of every second, third, ... round; 1: there are none
     utilisation: float
     slices: float  # that it reduces
     up_bytes: float  # in a round
@@ -100,7 +101,8 @@ class Forecast(Struct, frozen=True, kw_only=True):
     utilisation: float  # mean over the peers, of their time in inner steps
     tokens_per_s: float  # that are committed
     bits: float  # that a peer sends, for each parameter and inner step
-    state_bytes: int
+    state_bytes: int  # that a joiner fetches
+    source_bytes: float  # and each member that can be dialled sends
     slices: int
     groups: tuple[GroupForecast, ...]
     host: HostForecast
@@ -137,6 +139,7 @@ def forecast(config: RunConfig, fleet: FleetConfig) -> Forecast:
         tokens_per_s=float((tokens / course.every_P).sum()) / course.round_s,
         bits=8 * up_bytes / layout.num_values / config.steps_per_round,
         state_bytes=STATE_BYTES * layout.num_values,
+        source_bytes=STATE_BYTES * layout.num_values / num_sources(exchange),
         slices=len(sizes.update),
         groups=tuple(
             _group(config, group, peers, Facts(sizes, exchange, work, course, layout.num_values))
@@ -230,6 +233,7 @@ def _group(config: RunConfig, group: GroupConfig, peers: slice, facts: Facts) ->
         save_s=float(work.save_s_P[peers].max()),
         send_s=float(exchange.contributions.seconds()[peers].max()),
         fetch_s=float(exchange.updates.seconds()[peers].max()),
+        on_time=int(course.on_time_P[peers].sum()),
         every=int(course.every_P[peers].max()),
         utilisation=float(course.utilisation_P[peers].mean()),
         slices=float(exchange.num_slices_M[peers].mean()),

@@ -9,6 +9,7 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atoll.forecast.exchange import Exchange, payload_rate
 from atoll.forecast.fleet import GroupConfig
@@ -20,30 +21,30 @@ LEAST_SHARE = 0.05  # of an uplink for joiners, however busy: their flows have a
 class Joiner(NamedTuple):
     """`seconds` is infinite if the rounds go by faster than their updates can be fetched."""
 
-    state_bytes: int
     seconds: float
     rounds: float  # that pass meanwhile
-    source_bytes: float  # that each source sends
 
 
 def joiner_of(
     group: GroupConfig, exchange: Exchange, *, num_values: int, update_bytes: int, round_s: float
 ) -> Joiner:
-    """Return what one more peer of this group costs; its first round follows the one it meets."""
+    """Return what one more peer of this group waits for, before it trains."""
     up_M = np.array([line.up for line in exchange.lines], np.float64)
-    is_source_M = np.array([line.reduces for line in exchange.lines])
-    is_source_M[-1] = True  # the host's built-in member can always be dialled
     busy_M = exchange.sent_bytes() / (up_M * round_s)
     free_M = up_M * np.maximum(1 - busy_M, LEAST_SHARE)
-    line = payload_rate(group.down_mbps)
-    rate = min(line, float(free_M[is_source_M].sum()))
-    state_bytes = STATE_BYTES * num_values
+    rate = min(payload_rate(group.down_mbps), float(free_M[_sources(exchange)].sum()))
     # In T seconds come the state and the updates of T / round_s rounds.
     left = rate - update_bytes / round_s
-    seconds = state_bytes / left if left > 0 else inf
-    return Joiner(
-        state_bytes=state_bytes,
-        seconds=seconds,
-        rounds=seconds / round_s,
-        source_bytes=state_bytes / int(is_source_M.sum()),
-    )
+    seconds = STATE_BYTES * num_values / left if left > 0 else inf
+    return Joiner(seconds=seconds, rounds=seconds / round_s)
+
+
+def num_sources(exchange: Exchange) -> int:
+    """Return how many members a joiner fetches from, each its part."""
+    return int(_sources(exchange).sum())
+
+
+def _sources(exchange: Exchange) -> NDArray[np.bool_]:
+    is_source_M = np.array([line.reduces for line in exchange.lines])
+    is_source_M[-1] = True  # the host's built-in member can always be dialled
+    return is_source_M

@@ -61,7 +61,6 @@ class Course:
     round_s: float
     exchange_s: float  # from the snapshot of the last one on time to the new weights
     close_after_s: float  # of the plan
-    delivered_after_s_P: Floats
     on_time_P: NDArray[np.bool_]
     every_P: NDArray[np.int64]
     utilisation_P: Floats  # share of the time in inner steps
@@ -97,6 +96,9 @@ def course_of(exchange: Exchange, work: Work, policy: SyncConfig) -> Course:
         still_P = on_time_P & (delivered_s_P <= close_s)
         if (still_P == on_time_P).all():
             break
+        if not still_P.any():  # the quick to deliver are slow to fetch, and the other way round
+            on_time_P = delivered_s_P <= close_s  # they are in the roster, and begin later
+            break
         on_time_P = still_P
     round_s = close_s + opens_s
     own_s_P = work.steps_s_P + pause_s
@@ -111,7 +113,6 @@ def course_of(exchange: Exchange, work: Work, policy: SyncConfig) -> Course:
         round_s=round_s,
         exchange_s=exchange_s,
         close_after_s=close_s,
-        delivered_after_s_P=delivered_s_P,
         on_time_P=on_time_P,
         every_P=every_P,
         utilisation_P=np.minimum(work.steps_s_P / (every_P * round_s), 1.0),

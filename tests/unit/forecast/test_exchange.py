@@ -1,7 +1,7 @@
 """Bytes and seconds of an exchange, against closed forms."""
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan
 from atoll.exchange.plan import Link
@@ -56,6 +56,7 @@ def test_alone_it_reduces_all():
     assert exchange.contributions.up_bytes_M.tolist() == [10, 10, 10, 0]
 
 
+@settings(deadline=None, max_examples=50)
 @given(lines, sizes)
 def test_what_is_sent_is_received(members, contribution):
     exchange = exchange_of(members, contribution_bytes_S=contribution, update_bytes_S=contribution)
@@ -64,6 +65,7 @@ def test_what_is_sent_is_received(members, contribution):
     assert exchange.num_slices_M.sum() == len(contribution)
 
 
+@settings(deadline=None, max_examples=50)
 @given(lines, sizes)
 def test_it_takes_no_less_than_what_the_shares_minimise(members, contribution):
     exchange = exchange_of(members, contribution_bytes_S=contribution, update_bytes_S=contribution)
@@ -79,6 +81,7 @@ def _rounding_s(members: list[Link], contribution: list[int]) -> float:
     return 2 * len(members) * max(contribution) / slowest
 
 
+@settings(deadline=None, max_examples=50)
 @given(lines, sizes, st.floats(1, 10))
 def test_lines_that_are_all_so_many_times_faster_take_that_part_of_the_time(members, sizes, times):
     faster = [Link(m.peer, m.up * times, m.down * times, m.contributes, m.reduces) for m in members]
