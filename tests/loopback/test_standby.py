@@ -15,20 +15,27 @@ from atoll.peer.home import read_run_file
 pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
 
 LEAD_S = "2.0"
+ROUNDS = 20
 PASSPHRASE = "reef tide island lagoon"
 
 
 @pytest.fixture
 def config(config):
-    return with_sync(config, rounds=12)
+    return with_sync(config, rounds=ROUNDS)
 
 
 @pytest.fixture
-def pair(cluster: Cluster, config, database: str) -> tuple[Process, Process]:
-    """A host whose two peers have come to know of the standby on another machine."""
+def hosts(cluster: Cluster, config, database: str) -> tuple[Process, Process]:
+    """A host, and a standby on another machine."""
     cluster.write_run(config)
     host = cluster.start_host("--journal", database, "--lead-s", LEAD_S)
-    standby = start_standby(cluster, bring_keys(cluster))
+    return host, start_standby(cluster, bring_keys(cluster))
+
+
+@pytest.fixture
+def pair(cluster: Cluster, hosts) -> tuple[Process, Process]:
+    """The two, and two peers at work that have come to know of both."""
+    host, standby = hosts
     for name in ("anna", "ben"):
         cluster.join(name)
     host.wait_for(RoundCommitted, lambda event: len(event.roster) == 2)
@@ -80,7 +87,7 @@ def assert_one_history(cluster: Cluster, standby: Process, *, epochs: int) -> No
     assert rounds == list(range(1, len(rounds) + 1))
     assert_no_sample_counts_twice(history)
     assert "nothing is wrong" in cluster.command("verify", str(standby.home))
-    assert f"{len(rounds)} of 12 committed" in cluster.command("status", str(standby.home))
+    assert f"{len(rounds)} of {ROUNDS} committed" in cluster.command("status", str(standby.home))
 
 
 def assert_deposed(host: Process, *, by: Process) -> None:
@@ -146,18 +153,20 @@ def test_a_leader_that_is_stopped_hands_over_and_can_stand_by_itself(cluster, co
     assert_one_history(cluster, standby, epochs=3)
 
 
-def test_a_second_leader_is_refused_and_a_standby_goes_home_with_the_run(cluster, config, pair):
-    host, standby = pair
-    third = bring_keys_again(cluster, standby)
-
+def test_a_second_leader_is_refused_and_a_standby_goes_home_with_the_run(cluster, config, hosts):
+    host, standby = hosts
+    third = start_a_third(cluster)
     assert third.wait() == 1
     assert "leads this run, in epoch 1" in third.output
+
+    for name in ("anna", "ben"):
+        cluster.join(name)
     assert_finished(cluster, config, [*peers_of(cluster), host], names=["anna", "ben"])
     assert standby.wait() == 0
     assert_one_history(cluster, standby, epochs=1)
 
 
-def bring_keys_again(cluster: Cluster, standby: Process) -> Process:
+def start_a_third(cluster: Cluster) -> Process:
     """Start a host on a third machine, without saying that it should stand by."""
     there = cluster.run.with_name("third")
     options = ("--passphrase-file", str(cluster.run / "passphrase"))

@@ -33,14 +33,16 @@ def keys(
     if export is not None:
         passphrase = _passphrase(passphrase_file, confirm=True)
         write_private(export, seal(run_directory(run), passphrase))
-        console.print(f"sealed into {export}; then, on the other machine:\n", markup=False)
-        console.print(f"    atoll keys {run} --import {export.name}", markup=False)
+        console.print(
+            f"sealed into {export}; then, on the other machine:\n", markup=False, soft_wrap=True
+        )
+        console.print(f"    atoll keys {run} --import {export.name}", markup=False, soft_wrap=True)
     elif sealed is not None:
         if not sealed.is_file():
             raise ConfigError(f"no such file: {sealed}", hint="copy it from the first machine")
         unseal(sealed.read_bytes(), _passphrase(passphrase_file, confirm=False), run)
-        console.print(f"unsealed into {run}; then:\n", markup=False)
-        console.print(f"    atoll host {run} --standby", markup=False)
+        console.print(f"unsealed into {run}; then:\n", markup=False, soft_wrap=True)
+        console.print(f"    atoll host {run} --standby", markup=False, soft_wrap=True)
 
 
 def _passphrase(path: Path | None, *, confirm: bool) -> str:

@@ -30,6 +30,7 @@ from atoll.net.records import (
     Entry,
     Genesis,
     Leased,
+    Led,
     Record,
     Released,
 )
@@ -69,6 +70,7 @@ def audit(directory: Path) -> Iterator[Finding]:
     config = parse_canonical(genesis.config.encode())
     yield _prove_signatures(entries, genesis)
     yield Proved(f"config: run.toml is what the run was begun with, {genesis.run[:12]}")
+    yield _prove_epochs(history)
     yield _prove_leases(history, config)
     commits = _commits(history, config, genesis)
     yield Proved(f"rounds: {len(commits)} of {config.sync.rounds} committed, shares adding up to 1")
@@ -141,6 +143,16 @@ def _prove_signatures(entries: Sequence[Entry], genesis: Genesis) -> Finding:
     return Proved(
         f"journal: {len(entries)} entries in one chain, all signed by authority {authority}"
     )
+
+
+def _prove_epochs(history: Iterable[tuple[int, Record]]) -> Finding:
+    epoch = num_leads = 0
+    for seq, record in history:
+        if isinstance(record, Led):
+            if record.epoch <= epoch:
+                raise _wrong(seq, f"epoch {record.epoch} follows epoch {epoch}")
+            epoch, num_leads = record.epoch, num_leads + 1
+    return Proved(f"epochs: {num_leads} leads, one after the other, the last in epoch {epoch}")
 
 
 @dataclass(slots=True)

@@ -62,10 +62,10 @@ def unseal(sealed: bytes, passphrase: str, directory: Path) -> None:
         )
     salt_at, nonce_at = len(MAGIC), len(MAGIC) + SALT_BYTES
     content_at = nonce_at + NONCE_BYTES
-    cipher = ChaCha20Poly1305(_key(passphrase, sealed[salt_at:nonce_at]))
     try:
         if not sealed.startswith(MAGIC):
             raise ValueError("another kind of file")
+        cipher = ChaCha20Poly1305(_key(passphrase, sealed[salt_at:nonce_at]))
         content = cipher.decrypt(sealed[nonce_at:content_at], sealed[content_at:], MAGIC)
         files = msgpack.decode(content, type=dict[str, bytes])
     except (InvalidTag, ValueError, DecodeError) as error:

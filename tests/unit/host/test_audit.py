@@ -10,7 +10,7 @@ from tests.unit.host.conftest import CONFIG
 from atoll.config import run_digest
 from atoll.errors import AtollError
 from atoll.host.audit import Proved, Unproved, audit
-from atoll.net.records import Committed
+from atoll.net.records import Committed, Led
 from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE, StateStore
 from atoll.outer.manifest import manifest_of
 
@@ -201,4 +201,15 @@ def test_updates_that_lead_elsewhere_are_found(run):
     run.commit_round()
     shutil.rmtree(run.home / "states")
     with pytest.raises(AtollError, match="state 4 computed anew"):
+        list(audit(run.path))
+
+
+def test_epochs_that_do_not_rise_are_found(run):
+    for epoch in (1, 3):
+        run.opened.journal.append([Led(epoch=epoch, address="reef:7", at=0.0)])
+    assert "epochs: 2 leads, one after the other, the last in epoch 3" in texts(
+        Proved, audit(run.path)
+    )
+    run.opened.journal.append([Led(epoch=3, address="lagoon:8", at=0.0)])
+    with pytest.raises(AtollError, match="epoch 3 follows epoch 3"):
         list(audit(run.path))

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from atoll.errors import AtollError, ConfigError, ConnectionLost, ProtocolError
 from atoll.net import wire
@@ -174,3 +175,36 @@ def test_a_host_that_falls_silent_is_given_up(host):
 
 def test_the_member_and_the_authority_have_different_keys(host):
     assert not verify(host.identity.public_key, b"x", host.authority.sign(b"x"))
+
+
+def test_a_newcomer_asks_the_standbys_of_the_invite_in_turn(host, anna):
+    """The first place is gone, the second stands by, the third leads."""
+
+    async def scenario():
+        async def stand_by(connection):
+            await connection.send(wire.Refused(reason="it does not lead now", final=False))
+
+        leader = await TcpTransport(anna).listen(host.serve, host="127.0.0.1", port=0)
+        standby = await TcpTransport(anna).listen(stand_by, host="127.0.0.1", port=0)
+        gone = await TcpTransport(anna).listen(stand_by, host="127.0.0.1", port=0)
+        await gone.close()
+        newcomer = Identity.create()
+        places = tuple(("127.0.0.1", each.port) for each in (standby, leader))
+        invite = Invite(
+            host="127.0.0.1",
+            port=gone.port,
+            authority=host.authority.digest,
+            token=TOKEN,
+            others=places,
+        )
+        try:
+            await enrol(invite, newcomer, "zoe", timeout_s=5.0)
+            with pytest.raises(ConnectionLost, match="it does not lead now"):
+                await enrol(replace(invite, others=places[:1]), newcomer, "zoe", timeout_s=5.0)
+        finally:
+            await leader.close()
+            await standby.close()
+        assert newcomer.certificate
+
+    asyncio.run(scenario())
+    assert host.tokens == [TOKEN]

@@ -69,3 +69,22 @@ def test_tokens_are_random_and_kept_as_a_digest():
     assert len(bytes.fromhex(token)) == 16
     assert token != new_token()
     assert token_digest(token) == digest_of(token.encode())
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(hosts, st.integers(0, 65535)), max_size=3).map(tuple))
+def test_an_invite_may_name_standbys(others):
+    invite = Invite(
+        host="reef", port=1, authority=Digest("d1" * 32), token=new_token(), others=others
+    )
+    assert Invite.parse(invite.format()) == invite
+    assert invite.places == (("reef", 1), *others)
+
+
+@pytest.mark.parametrize("other", [("", 1), ("a\x1b", 1), ("a", 65536), ("a", -1), ("a", "x")])
+def test_a_standby_that_cannot_be_is_a_damaged_invite(other):
+    line = Invite(
+        host="reef", port=1, authority=Digest("d1" * 32), token="00" * 16, others=(other,)
+    ).format()
+    with pytest.raises(ConfigError):
+        Invite.parse(line)
