@@ -126,6 +126,12 @@ class SyncConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     rounds: Annotated[Positive, about("outer steps of the whole run")]
     inner_steps: Annotated[Positive, about("of each peer in each round (the H of DiLoCo)")]
+    pace: Annotated[
+        Literal["steps", "time"],
+        about(
+            "steps: so many each; time: so many for the median peer, the others what they manage"
+        ),
+    ] = "steps"
     mode: Annotated[
         Literal["blocking", "overlap"], about("blocking: training waits for the exchange")
     ] = "blocking"

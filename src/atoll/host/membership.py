@@ -31,6 +31,7 @@ class Member:
     state: Digest | None = None
     up: float | None = None  # bytes per second that its line carries, as it measures
     down: float | None = None
+    samples_per_s: float | None = None  # of its inner steps, as it measures
 
 
 @dataclass(slots=True)
@@ -72,11 +73,12 @@ class Membership:
             device = device or member.device
             self.members[peer] = replace(member, round=round_id, state=state, device=device)
 
-    def measure(self, peer: PeerId, *, up: float, down: float) -> None:
-        """Note how fast the member's line is; what is no rate is none."""
+    def measure(self, peer: PeerId, *, up: float, down: float, samples_per_s: float = 0.0) -> None:
+        """Note how fast the member's line is, and its trainer; what is no rate is none."""
         if member := self.members.get(peer):
-            rates = [rate if isfinite(rate) and rate > 0 else None for rate in (up, down)]
-            self.members[peer] = replace(member, up=rates[0], down=rates[1])
+            self.members[peer] = replace(
+                member, up=_rate(up), down=_rate(down), samples_per_s=_rate(samples_per_s)
+            )
 
     def lose(self, peer: PeerId, *, now: float) -> None:
         """Note that the member's connection ended: it is away."""
@@ -97,3 +99,7 @@ class Membership:
         """Return the members that have been away for too long to keep their leases."""
         away: Iterable[Member] = (m for m in self.members.values() if not m.connected)
         return sorted(m.peer for m in away if now - m.changed_at > policy.reconnect_s)
+
+
+def _rate(rate: float) -> float | None:
+    return rate if isfinite(rate) and rate > 0 else None

@@ -43,6 +43,7 @@ class Round:
     roster_version: int
     phase: Phase = Phase.COLLECT
     invited: set[PeerId] = field(default_factory=set)
+    work: dict[PeerId, int] = field(default_factory=dict)  # samples that each is to contribute
     claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
     delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
     completed_at: dict[PeerId, float] = field(default_factory=dict)

@@ -217,7 +217,12 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
     _note_traffic(run, peer, message.traffic)
     before = run.membership.get(peer)
     run.membership.report(peer, round_id=round_id, state=state, device=message.device)
-    run.membership.measure(peer, up=message.up_bytes_per_s, down=message.down_bytes_per_s)
+    run.membership.measure(
+        peer,
+        up=message.up_bytes_per_s,
+        down=message.down_bytes_per_s,
+        samples_per_s=message.samples_per_s,
+    )
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
         return resync(run, peer, round_id, state)

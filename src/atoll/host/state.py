@@ -12,6 +12,7 @@ from atoll.config import RunConfig
 from atoll.data import leases
 from atoll.data.leases import LeaseBook
 from atoll.exchange import plan
+from atoll.host import pace
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Membership
 from atoll.host.rounds import NOBODY, Present, Round
@@ -192,6 +193,20 @@ def shares_of_work(run: Run, round_id: RoundId, chosen: Collection[PeerId]) -> d
     )
 
 
+def samples_of_round(run: Run, peer: PeerId) -> int:
+    """Return how many samples the peer is to contribute to a round that opens now."""
+    config = run.config
+    if config.sync.pace == "steps":
+        return config.samples_per_round
+    speeds = {
+        m.peer: m.samples_per_s
+        for m in run.membership.connected()
+        if m.trains and m.samples_per_s is not None
+    }
+    num_steps = pace.inner_steps(peer, speeds, num_steps=config.steps_per_round)
+    return num_steps * config.inner.batch_sequences
+
+
 def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
     addresses = {m.peer: m.address for m in run.membership.connected() if m.address is not None}
     member = run.membership.get(peer)
@@ -210,6 +225,7 @@ def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
         ),
         leases=leases.held_by(run.book, peer) if trains else (),
         sources=sources(run),
+        num_samples=rnd.work.get(peer, 0),
     )
 
 

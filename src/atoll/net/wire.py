@@ -114,7 +114,7 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
     """The peer is ready on its device: it holds the state of `round`, which has this digest.
 
     `traffic` is what it has sent and received since it said so last; the rates are those of its
-    line, as measured by what it moved; 0: unknown.
+    line, as measured by what it moved, and `samples_per_s` is that of its inner steps; 0: unknown.
     """
 
     round: RoundId
@@ -123,6 +123,7 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
     traffic: Traffic = field(default_factory=Traffic)
     up_bytes_per_s: float = 0.0
     down_bytes_per_s: float = 0.0
+    samples_per_s: float = 0.0
 
 
 class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):
@@ -245,7 +246,8 @@ class Reduction(Struct, frozen=True, kw_only=True):
 class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     """A round to contribute to. A later `version` replaces an earlier one of the same round.
 
-    `leases` are all that the peer holds now; those not trained on yet are its work.
+    `leases` are all that the peer holds now; those not trained on yet are its work. Of them the
+    contribution waits for `num_samples`, or a few more, since it has whole leases.
     """
 
     round: RoundId
@@ -257,6 +259,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     reductions: tuple[Reduction, ...]
     leases: tuple[Lease, ...]
     sources: tuple[Address, ...]
+    num_samples: U63 = 0
 
 
 class Share(Struct, frozen=True, kw_only=True):

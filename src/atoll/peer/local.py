@@ -101,9 +101,7 @@ class Local:
         work.withdraw()  # a round that was over before its contribution was announced
         ending = asyncio.ensure_future(over())
         try:
-            while not ending.done() and (
-                target := work.round_target(self._config.samples_per_round)
-            ):
+            while not ending.done() and (target := work.round_target(plan.num_samples)):
                 training.go_on(plan.first_step, upto=target)
                 if not await _comes_first(training.reach(target), ending):
                     return False
@@ -164,6 +162,7 @@ class Local:
             else:
                 fragment, alpha = self._layout.fragment_of(round_id), self._config.sync.blend_alpha
                 await self.training.merge_part(how, fragment.start, fragment.stop, alpha=alpha)
+        self.training.speed.close_round()
         seconds = self.training.take_steps_s()
         self._accounts.emit(PhaseTimed(round=round_id, phase="steps", seconds=seconds))
 

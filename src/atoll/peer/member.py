@@ -132,6 +132,9 @@ class Member:
                 traffic=self.accounts.untold,
                 up_bytes_per_s=self.links.rates.up or 0.0,
                 down_bytes_per_s=self.links.rates.down or 0.0,
+                samples_per_s=0.0
+                if self.local is None
+                else self.local.training.speed.samples_per_s,
             )
             if self._link.send(report):
                 self.accounts.untold = Traffic()

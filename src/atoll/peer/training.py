@@ -21,6 +21,7 @@ from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
 from atoll.ids import LeaseId
 from atoll.net import wire
+from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
 from atoll.train.channel import How, Stepped, Train
@@ -58,6 +59,7 @@ class Training:
         self.vectors = vectors
         self.work = LocalWork()
         self.newest: Stepped | None = None
+        self.speed = Speed()
         self.inner: Path | None = None  # the inner optimizer that goes with the global weights
         # Whoever writes the global weights holds it: a trainer that starts reads them as a whole.
         # Not while it asks for a `rest`, which a trainer that waits for it would never take.
@@ -75,10 +77,12 @@ class Training:
         self._stepped_at = 0.0
         self._slowest_s = 0.0
         self._steps_s = 0.0
+        self._has_stepped = False
         self._loss_sum = 0.0
         self._loss_tokens = 0
         self._loss_offered: tuple[float, int] | None = None  # of what is offered
         self._background: asyncio.Task[None] | None = None
+        self._last_step = 0  # the inner step of the run that the present round ends with
         self._resting = asyncio.Event()
         self._moved = asyncio.Event()  # set when work is done, or nobody is doing any
         self._aim = Aim()
@@ -124,6 +128,7 @@ class Training:
         Raises:
             RunError: the trainer died three times in a row.
         """
+        self._last_step = plan.first_step + self._config.steps_per_round - 1
         ending = asyncio.ensure_future(until())
         try:
             while not ending.done():
@@ -159,6 +164,8 @@ class Training:
             RunError: the trainer has died three times in a row.
         """
         self._check_background()
+        # What follows the work of a round is that of the next.
+        self._last_step = first_step + 2 * self._config.steps_per_round - 1
         self._aim = Aim(first_step, settled=self.work.settled, stop=self.work.settled + upto)
         self._resting.clear()
         if self._background is None or self._background.done():
@@ -245,7 +252,9 @@ class Training:
     async def _train_once(self, first_step: int, stop: int, ending: "asyncio.Future[Any]") -> None:
         """Train on what is left of the first `stop` samples of our work, until `ending`."""
         trainer = await self._alive()
-        order = Train(first_step=first_step, spans=self.work.begin(stop))
+        # With pace "time" a fast peer has more steps in a round than the run has: the learning rate
+        # waits for the others, so that it has not cooled down when they are still at work.
+        order = Train(first_step=first_step, last_step=self._last_step, spans=self.work.begin(stop))
         self._stepped_at = asyncio.get_running_loop().time()
         training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
         watching = asyncio.ensure_future(self._watch(trainer))
@@ -324,6 +333,7 @@ class Training:
             except TrainerDied as death:
                 self._note(death, None)
                 continue
+            self._has_stepped = False
             started = self._trainer.started
             self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
             if self.inner is not None and await asyncio.to_thread(self.inner.exists):
@@ -388,6 +398,9 @@ class Training:
         self._stepped_at = asyncio.get_running_loop().time()
         self._slowest_s = max(self._slowest_s, step.seconds)
         self._steps_s += step.seconds
+        if self._has_stepped:  # the first step of a trainer may compile: it tells nothing of others
+            self.speed.note(step.num_samples, step.seconds)
+        self._has_stepped = True
 
     def _forget_work(self) -> None:
         self.work.clear()

@@ -86,7 +86,7 @@ class LocalWork:
 
     # --- contributions --------------------------------------------------------------------------
 
-    def round_target(self, samples_per_round: int) -> int:
+    def round_target(self, num_samples: int) -> int:
         """Return how many samples, from the first lease on, the next contribution waits for.
 
         They are the fewest whole leases with so many samples that are not offered yet, and with all
@@ -95,7 +95,7 @@ class LocalWork:
         reached = 0
         for lease in self.leases:
             begun = self.consumed + self.in_flight
-            if reached >= max(self.offered + samples_per_round, begun):
+            if reached >= max(self.offered + num_samples, begun):
                 break
             reached += _size(lease)
         return reached

@@ -33,6 +33,7 @@ from atoll.train.work import Span
 from atoll.units import MIB
 
 MAX_FRAME_BYTES: Final = 4 * MIB
+LAST_STEP: Final = 2**63 - 1  # no run has so many
 NotNegative = Annotated[int, Meta(ge=0)]
 How: TypeAlias = Literal["replace", "carry", "blend"]
 
@@ -55,9 +56,13 @@ class Setup(Struct, frozen=True, kw_only=True, tag_field="t", tag="setup"):
 
 
 class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
-    """Train on these samples, in this order; the first inner step is `first_step` of the run."""
+    """Train on these samples, in this order; the first inner step is `first_step` of the run.
+
+    Where they are more steps than it takes to `last_step`, those beyond it count as that one.
+    """
 
     first_step: NotNegative
+    last_step: NotNegative = LAST_STEP
     spans: tuple[Span, ...]
 
 

@@ -55,6 +55,7 @@ class Work:
 
     def __init__(self, order: Train, loop: InnerLoop) -> None:
         self._loop = loop
+        self._last_step = order.last_step
         self._steps = enumerate(
             cut_into_steps(order.spans, batch_sequences=loop.config.inner.batch_sequences),
             start=order.first_step,
@@ -70,7 +71,8 @@ class Work:
     def step(self) -> Stepped:
         """Take the next step."""
         assert self._next is not None, "all steps are taken"
-        step, spans = self._next
+        number, spans = self._next
+        step = min(number, self._last_step)
         began_at = monotonic_s()
         result = self._loop.step(spans, step=step)
         seconds = monotonic_s() - began_at

@@ -44,18 +44,19 @@ class ScriptedTrainer:
         size = self.config.inner.batch_sequences
         num_steps = 0
         while samples and not self._halted:
-            await self._lives_through(self.pace.get(self.name, 1.0))
+            seconds = self.pace.get(self.name, 1.0)
+            await self._lives_through(seconds)
             batch, samples = samples[:size], samples[size:]
             for fragment in layout_of(self.config).fragments:
                 self.local_N[fragment.start + np.array(batch)] -= np.float32(STEP)
             self.trained += batch
             on_step(
                 Stepped(
-                    step=work.first_step + num_steps,
+                    step=min(work.first_step + num_steps, work.last_step),
                     loss=2.0,
                     num_samples=len(batch),
                     num_tokens=len(batch),
-                    seconds=1.0,
+                    seconds=seconds,
                     grad_norm=1.0,
                 )
             )

@@ -204,6 +204,29 @@ def test_a_slower_peer_carries_its_work(tmp_path, config):
     run(main())
 
 
+@pytest.mark.parametrize("mode", ["blocking", "overlap"])
+def test_by_time_a_slower_peer_makes_fewer_steps_and_is_in_every_round(tmp_path, mode):
+    ScriptedTrainer.pace["carl"] = 4.0
+    sync = replace(OVERLAP.sync, pace="time", inner_steps=16, rounds=6, mode=mode)
+    config = replace(OVERLAP, sync=sync)
+
+    async def main():
+        async with a_run(tmp_path, config, "anna", "ben", "carl") as scene:
+            serving, _, peers = scene
+            await ended(*scene)
+            check_model(*scene[:2])
+            assert rosters(serving)[-3:] == [["anna", "ben", "carl"]] * 3
+            size = config.inner.batch_sequences * config.data.sequence_length
+            last = RoundId(sync.rounds)
+            steps = {
+                name: entry_of(serving, peer, last).num_tokens // size
+                for name, peer in peers.items()
+            }
+            assert steps == {"anna": 16, "ben": 16, "carl": 4}
+
+    run(main())
+
+
 @in_both_ways
 def test_what_was_offered_and_not_committed_is_offered_again_with_the_next(tmp_path, config):
     """Carl has trained in time, but cannot reach the reducers in round 1."""
