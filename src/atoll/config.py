@@ -115,6 +115,9 @@ class OuterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """SGD with Nesterov momentum on the mean pseudo-gradient (DiLoCo, arXiv 2311.08105)."""
 
     lr: Annotated[PositiveFloat, about("1 with momentum 0 is plain averaging")] = 0.7
+    contributors: Annotated[
+        NotNegative, about("rounds with fewer take a smaller lr, by the cube root; 0: none does")
+    ] = 0
     momentum: Annotated[Decay, about("0.9 for long runs, less for short ones")] = 0.9
     momentum_warmup_rounds: Annotated[
         NotNegative, about("first rounds, the momentum rising from 0")

@@ -20,6 +20,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.net.records import Committed
 from atoll.outer.manifest import manifest_of
+from atoll.outer.nesterov import suited_to
 from atoll.outer.saved import read_saved
 from atoll.outer.state import PeerState
 
@@ -90,7 +91,8 @@ class _Walk:
         if self._state is None:
             return
         codec = CODECS[commit.update_codec]
-        layout, outer = layout_of(self._config), self._config.outer
+        layout = layout_of(self._config)
+        outer = suited_to(self._config.outer, num_contributors=len(commit.roster))
         apply_updates_(self._state, whole, codec=codec, outer=outer, layout=layout)
         self._compare(commit.round)
 

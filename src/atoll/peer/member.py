@@ -29,6 +29,7 @@ from atoll.model.shapes import num_parameters
 from atoll.net import wire
 from atoll.net.records import Committed, RosterEntry, contribution_digest
 from atoll.outer.manifest import manifest_of
+from atoll.outer.nesterov import suited_to
 from atoll.outer.state import PeerState
 from atoll.peer.accounts import Accounts
 from atoll.peer.home import KEEP_ROUNDS, Home
@@ -297,7 +298,7 @@ class Member:
             self.state,
             self._payloads(commit),
             codec=codec,
-            outer=self.config.outer,
+            outer=suited_to(self.config.outer, num_contributors=len(commit.roster)),
             layout=self.layout,
         )
 

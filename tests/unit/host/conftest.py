@@ -12,6 +12,7 @@ from atoll.config import (
     DataConfig,
     InnerConfig,
     ModelConfig,
+    OuterConfig,
     RunConfig,
     SourceConfig,
     SyncConfig,
@@ -39,6 +40,7 @@ from atoll.net.records import (
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.layout import slice_bounds
 from atoll.outer.manifest import manifest_of
+from atoll.outer.nesterov import suited_to
 from atoll.outer.state import PeerState
 
 MODEL = ModelConfig(
@@ -54,6 +56,7 @@ CONFIG = RunConfig(
     ),
     inner=InnerConfig(lr=1e-3, batch_sequences=4),
     sync=SyncConfig(rounds=5, inner_steps=2),
+    outer=OuterConfig(contributors=3),  # one more than there are
 )
 SAMPLES = 8  # of one peer in one round
 KEYS = (bytes(32), bytes([1]) * 32)
@@ -103,7 +106,8 @@ class Recorded:
         )
         self.opened.journal.append([self.change(commit)])
         int8, layout = CODECS["int8"], lay_out(MODEL)
-        apply_updates_(self.state, updates, codec=int8, outer=CONFIG.outer, layout=layout)
+        outer = suited_to(CONFIG.outer, num_contributors=len(commit.roster))
+        apply_updates_(self.state, updates, codec=int8, outer=outer, layout=layout)
         StateStore(self.home / "states", keep=2).save(
             self.state, manifest_of(self.state, run=run_digest(CONFIG)), now=100.0 * round_id
         )

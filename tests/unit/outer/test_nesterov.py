@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
+from msgspec.structs import replace
 
 from atoll.config import OuterConfig
 from atoll.ids import RoundId
-from atoll.outer.nesterov import momentum_at, outer_step_
+from atoll.outer.nesterov import momentum_at, outer_step_, suited_to
 
 sizes = st.integers(1, 40)
 fp32 = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -73,3 +74,21 @@ def test_momentum_warms_up(warmup_rounds, expected):
     config = OuterConfig(momentum=0.8, momentum_warmup_rounds=warmup_rounds)
     momenta = [momentum_at(config, RoundId(round)) for round in range(1, len(expected) + 1)]
     assert momenta == pytest.approx(expected)
+
+
+def test_lr_falls_by_the_cube_root_of_the_contributors_that_are_left():
+    config = OuterConfig(lr=0.8, contributors=8)
+    lrs = [suited_to(config, num_contributors=n).lr for n in (1, 2, 4, 7, 8, 9, 1000)]
+    assert lrs == pytest.approx([0.4, 0.504, 0.635, 0.765, 0.8, 0.8, 0.8], abs=1e-3)
+
+
+@given(st.integers(1, 2000), st.integers(0, 2000))
+def test_only_lr_follows_the_contributors_and_never_beyond_what_is_set(present, expected):
+    config = OuterConfig(lr=0.7, contributors=expected)
+    suited = suited_to(config, num_contributors=present)
+    if present >= expected:
+        assert suited is config
+    else:
+        assert 0 < suited.lr < config.lr
+        assert suited.lr == pytest.approx(config.lr * (present / expected) ** (1 / 3), rel=0.02)
+        assert replace(suited, lr=config.lr) == config

@@ -93,12 +93,17 @@ def final_model(serving, member):
     return read_saved(member.directory / "states", rounds, run=run_id)[0].params_N
 
 
+def initial_model(config):
+    layout = layout_of(config)
+    model_N = np.empty(layout.num_values, np.float32)
+    fill_initial_(model_N, layout, seed=config.seed)
+    return model_N.astype(float)
+
+
 def expected_model(serving, lost):
     """Return the initial values, lowered by what the commits say."""
     layout = layout_of(serving.config)
-    model_N = np.empty(layout.num_values, np.float32)
-    fill_initial_(model_N, layout, seed=serving.config.seed)
-    expected_N = model_N.astype(float)
+    expected_N = initial_model(serving.config)
     samples = {
         lease.id: range(lease.start, lease.stop)
         for record in serving.recorded(records.Leased)
@@ -200,6 +205,23 @@ def test_a_slower_peer_carries_its_work(tmp_path, config):
             check_model(*scene[:2])
             assert any("carl" not in roster for roster in rosters(scene[0]))
             assert any("carl" in roster for roster in rosters(scene[0]))
+
+    run(main())
+
+
+def test_with_few_contributors_the_outer_step_is_smaller(tmp_path):
+    """Two of 16: the cube root of 1/8 is a half."""
+    sync = replace(OVERLAP.sync, mode="blocking")
+    config = replace(OVERLAP, sync=sync, outer=replace(OVERLAP.outer, contributors=16))
+
+    async def main():
+        async with a_run(tmp_path, config, "anna", "ben") as scene:
+            serving, built_in, _ = scene
+            await ended(*scene)
+            moved_N = expected_model(serving, ()) - initial_model(config)
+            expected_N = initial_model(config) + moved_N / 2
+            model_N = final_model(serving, built_in)
+            np.testing.assert_allclose(model_N, expected_N, rtol=0, atol=1e-6)
 
     run(main())
 
