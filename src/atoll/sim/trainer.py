@@ -99,7 +99,7 @@ class SimTrainer:
             done += len(batch)
             on_step(
                 Stepped(
-                    step=work.first_step + number,
+                    step=min(work.first_step + number, work.last_step),
                     loss=loss,
                     num_samples=len(batch),
                     num_tokens=len(batch) * self._sequence_length,
