@@ -1,0 +1,108 @@
+"""A swarm in virtual time: N peers that only take time, home lines, some of them coming and going.
+
+    benchmarks/swarm.py 10 30 100    a line of JSON for each: wall time, and what the host has to do
+
+The host, agents and exchange are the real code. Per round: messages of the host, seconds of its
+processor, and wall seconds for all. So what stops a larger swarm shows in how these grow.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+from atoll.net.wire import Message
+from atoll.sim.faults import AtTime, Leave
+from atoll.sim.fleet import Fleet
+from atoll.sim.network import Machine
+from atoll.sim.play import Case, play
+from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
+
+CHURN = 0.05  # of the peers leave in each round, and come back
+ROUND_S = 20.0  # of virtual time, about
+
+
+class Meter:
+    """Counts the host's messages, and the seconds that its callbacks take."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.host_s = 0.0
+
+    def watch(self, fleet: Fleet) -> None:
+        judge_message = fleet.network.tamper
+
+        def count(sender: Machine, receiver: Machine, message: Message):
+            if HOST in (sender.name, receiver.name):
+                self.messages[type(message).__name__] += 1
+            return judge_message(sender, receiver, message)
+
+        fleet.network.tamper = count
+        fleet.host.condition.within = self._timed
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began_at = time.process_time()
+        yield
+        self.host_s += time.process_time() - began_at
+
+
+def swarm(num_peers: int, *, rounds: int, seed: int) -> Case:
+    rng = Random(seed)
+    peers = tuple(
+        PeerSpec(
+            name=f"peer-{number:05}",
+            link=rng.choice(("home-fibre", "home-dsl")),
+            step_s=rng.uniform(1.0, 4.0),
+            joins_at_s=rng.uniform(0.0, 5.0),
+        )
+        for number in range(num_peers)
+    )
+    script = tuple(
+        Leave(when=AtTime(rng.uniform(5.0, rounds * ROUND_S)), who=peer.name, back_s=ROUND_S)
+        for peer in rng.choices(peers, k=round(CHURN * num_peers * rounds))
+    )
+    run = RunSpec(rounds=rounds, codec="int8", update_codec="int8", vocab_size=1024, quorum=0.9)
+    return Case(setting=Setting(seed=seed, peers=peers, run=run, model="idle"), script=script)
+
+
+def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
+    meter, case = Meter(), swarm(num_peers, rounds=rounds, seed=1)
+    memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="atoll-swarm-") as directory:
+        began_at, cpu_at = time.monotonic(), time.process_time()
+        outcome, wrong = play(case, Path(directory), look=meter.watch)
+    num_rounds = max(1, len(outcome.commits))
+    total = sum(meter.messages.values())
+    return {
+        "peers": num_peers,
+        "rounds": len(outcome.commits),
+        "wrong": wrong[:3],
+        "wall_s": round(time.monotonic() - began_at, 1),
+        "cpu_s_per_round": round((time.process_time() - cpu_at) / num_rounds, 2),
+        "host_cpu_s_per_round": round(meter.host_s / num_rounds, 3),
+        "host_messages_per_round": round(total / num_rounds),
+        "host_messages_per_peer_and_round": round(total / num_rounds / num_peers, 1),
+        "contributors": [len(commit.roster) for commit in outcome.commits],
+        "by_kind": dict(meter.messages.most_common(6)),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peers", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    for num_peers in given.peers:
+        print(json.dumps(measured(num_peers, rounds=given.rounds)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
