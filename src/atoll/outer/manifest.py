@@ -9,6 +9,7 @@ Shapes: N values.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
@@ -54,15 +55,23 @@ _decoder = msgspec.json.Decoder(StateManifest)
 def manifest_of(state: PeerState, *, run: Digest) -> StateManifest:
     """Return the manifest of a state, hashed on all cores."""
     starts = range(0, 8 * state.num_values, CHUNK_BYTES)
+    return StateManifest(
+        run=run,
+        round=state.round,
+        num_values=state.num_values,
+        chunk_bytes=CHUNK_BYTES,
+        chunks=_digests(state, starts),
+    )
+
+
+def _digests(state: PeerState, starts: Sequence[int]) -> tuple[Digest, ...]:
+    def digest(start: int) -> Digest:
+        return digest_of(*bytes_of(state, start, start + CHUNK_BYTES))
+
+    if len(starts) == 1:  # threads would take longer than the hash
+        return (digest(starts[0]),)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda at: digest_of(*bytes_of(state, at, at + CHUNK_BYTES)), starts)
-        return StateManifest(
-            run=run,
-            round=state.round,
-            num_values=state.num_values,
-            chunk_bytes=CHUNK_BYTES,
-            chunks=tuple(digests),
-        )
+        return tuple(pool.map(digest, starts))
 
 
 def bytes_of(state: PeerState, start: int, stop: int) -> tuple[memoryview, memoryview]:
