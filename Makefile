@@ -14,7 +14,7 @@ INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
+.PHONY: help setup demo test chaos chaos-loopback check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(INSTALLED)  ## run all tests
 
 chaos: $(INSTALLED)  ## random faults in virtual time: SEEDS=1000, from FIRST=0 on
 	$(BIN)/python benchmarks/chaos.py --seeds $(SEEDS) --first $(FIRST)
+
+chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on real processes (an hour)
+	$(BIN)/python -m pytest -n 2 -m chaos tests/loopback
 
 check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
 	$(BIN)/ruff format --check

@@ -193,9 +193,9 @@ class Cluster:
         """Start a peer, again perhaps; options later in the line have the last word."""
         return self._join(name, self.invite, *options, env=env)
 
-    def join_by(self, invite: str, name: str) -> Process:
-        """Start a peer with an invite of one's own."""
-        return self._join(name, invite)
+    def join_by(self, invite: str, name: str, *options: str) -> Process:
+        """Start a peer, again perhaps, with an invite of one's own."""
+        return self._join(name, invite, *options)
 
     def join_again(self, name: str) -> Process:
         """Start a peer that has been here before, without an invite."""
