@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## run all tests
 chaos: $(INSTALLED)  ## random faults in virtual time: SEEDS=1000, from FIRST=0 on
 	$(BIN)/python benchmarks/chaos.py --seeds $(SEEDS) --first $(FIRST)
 
-chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on real processes (an hour)
+chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on real processes (long)
 	$(BIN)/python -m pytest -n 2 -m chaos tests/loopback
 
 check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
@@ -48,7 +48,7 @@ bench-peers: $(BENCH_PEERS)  ## install the systems that the exchange is compare
 bench-exchange: $(INSTALLED_BENCH) bench-peers  ## time one exchange over links of all kinds (as root)
 	$(BIN)/python benchmarks/exchange_table.py
 
-bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mode (an hour)
+bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mode (long)
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/losses_report.py
 

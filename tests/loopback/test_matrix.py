@@ -4,7 +4,7 @@ Anna is behind NAT, Ben and Carl reduce, and everything happens to Carl, behind 
 can slow, hold and cut (relay.py). A fault comes when his line stands still with a part of what he
 has to send: no matter how fast the machine is, it is in the middle.
 
-    make chaos-loopback      every fault in every way with every codec: an hour, run by hand
+    make chaos-loopback      every fault in every way with every codec; long, run by hand
 """
 
 from collections.abc import Callable, Iterator
