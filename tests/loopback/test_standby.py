@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 from tests.loopback.cluster import Cluster, Process, wait_until, with_sync
-from tests.loopback.proof import assert_finished, assert_no_sample_counts_twice
+from tests.loopback.proof import (
+    assert_all_leave,
+    assert_finished,
+    assert_no_sample_counts_twice,
+)
 
 from atoll.events import HostStandsBy, HostStarted, PeerLeft, RoundCommitted
 from atoll.host.stores import read_journal
@@ -15,13 +19,18 @@ from atoll.peer.home import read_run_file
 pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
 
 LEAD_S = "2.0"
-ROUNDS = 20
+ENDLESS = 1000
 PASSPHRASE = "reef tide island lagoon"
 
 
 @pytest.fixture
-def config(config):
-    return with_sync(config, rounds=ROUNDS)
+def rounds() -> int:
+    return 20
+
+
+@pytest.fixture
+def config(config, rounds):
+    return with_sync(config, rounds=rounds)
 
 
 @pytest.fixture
@@ -39,12 +48,7 @@ def pair(cluster: Cluster, hosts) -> tuple[Process, Process]:
     for name in ("anna", "ben"):
         cluster.join(name)
     host.wait_for(RoundCommitted, lambda event: len(event.roster) == 2)
-    place = standby.wait_for(HostStandsBy).address
-    for name in ("anna", "ben"):
-        wait_until(
-            lambda name=name: place in hosts_that(cluster, name),
-            f"{place} among the hosts of {name}",
-        )
+    wait_until_known(cluster, standby)
     return host, standby
 
 
@@ -67,6 +71,16 @@ def start_standby(cluster: Cluster, there: Path) -> Process:
     return standby
 
 
+def wait_until_known(cluster: Cluster, standby: Process) -> None:
+    """Return once both peers have heard from the leader where this host stands by."""
+    place = standby.wait_for(HostStandsBy).address
+    for name in ("anna", "ben"):
+        wait_until(
+            lambda name=name: place in hosts_that(cluster, name),
+            f"{place} among the hosts of {name}",
+        )
+
+
 def hosts_that(cluster: Cluster, name: str) -> set[str]:
     """Return the hosts that a peer knows."""
     others = read_run_file(cluster.peers / name).others
@@ -87,7 +101,7 @@ def assert_one_history(cluster: Cluster, standby: Process, *, epochs: int) -> No
     assert rounds == list(range(1, len(rounds) + 1))
     assert_no_sample_counts_twice(history)
     assert "nothing is wrong" in cluster.command("verify", str(standby.home))
-    assert f"{len(rounds)} of {ROUNDS} committed" in cluster.command("status", str(standby.home))
+    assert f"{len(rounds)} of " in cluster.command("status", str(standby.home))
 
 
 def assert_deposed(host: Process, *, by: Process) -> None:
@@ -126,6 +140,7 @@ def test_a_frozen_leader_thaws_deposed(cluster, config, pair):
     assert_one_history(cluster, standby, epochs=2)
 
 
+@pytest.mark.parametrize("rounds", [ENDLESS])
 def test_the_operator_lets_the_standby_lead(cluster, config, pair):
     host, standby = pair
 
@@ -134,10 +149,12 @@ def test_the_operator_lets_the_standby_lead(cluster, config, pair):
 
     assert standby.wait_for(HostStarted).epoch == 2
     assert_deposed(host, by=standby)
-    assert_finished(cluster, config, [*peers_of(cluster), standby], names=["anna", "ben"])
+    standby.wait_for(RoundCommitted, lambda event: len(event.roster) == 2)
+    assert_all_leave(cluster, config, standby, peers_of(cluster))
     assert_one_history(cluster, standby, epochs=2)
 
 
+@pytest.mark.parametrize("rounds", [ENDLESS])
 def test_a_leader_that_is_stopped_hands_over_and_can_stand_by_itself(cluster, config, pair):
     host, standby = pair
 
@@ -145,11 +162,12 @@ def test_a_leader_that_is_stopped_hands_over_and_can_stand_by_itself(cluster, co
     assert host.wait() == 0
     standby.wait_for(RoundCommitted)
     again = cluster.launch_host("--standby", "--lead-s", LEAD_S)
-    again.wait_for(HostStandsBy)
+    wait_until_known(cluster, again)
     standby.kill()
 
     assert again.wait_for(HostStarted).epoch == 3
-    assert_finished(cluster, config, [*peers_of(cluster), again], names=["anna", "ben"])
+    again.wait_for(RoundCommitted, lambda event: len(event.roster) == 2)
+    assert_all_leave(cluster, config, again, peers_of(cluster))
     assert_one_history(cluster, standby, epochs=3)
 
 
