@@ -127,13 +127,12 @@ def measure(task: Task, link: Link) -> dict[str, object]:
         ]
         for peer in peers:
             peer.reply()
-        rounds = [timed_exchange(peers, network) for _ in range(1 + TIMED)][1:]
+        rounds = [exchange(peers, network, "gaussian") for _ in range(1 + TIMED)][1:]
         peak_bytes = max(usage_of(peer.pid).peak_bytes for peer in peers)
         error_gaussian = peers[0].ask("error")["error"]
-        same = len({digest for each in rounds for digest in each.digests}) == 1
-        heavy_tailed = exchange(peers, "student_t")
+        heavy_tailed = exchange(peers, network, "student_t")
         error_student_t = peers[0].ask("error")["error"]
-        identical = same and len(set(heavy_tailed.digests)) == 1
+        identical = all(len(each.digests) == 1 for each in (*rounds, heavy_tailed))
         for peer in peers:
             peer.stop()
     return {
@@ -162,41 +161,30 @@ class Exchanged:
     """One exchange, over all peers."""
 
     wall_s: float
-    digests: list[str]
-    num_bytes: int = 0
-    cpu_s: float = 0.0
+    digests: set[str]  # of all peers' results
+    num_bytes: int
+    cpu_s: float
 
 
-def timed_exchange(peers: "Sequence[Peer]", network: Lab) -> Exchanged:
-    load(peers, "gaussian")
+def exchange(peers: "Sequence[Peer]", network: Lab, distribution: str) -> Exchanged:
+    ask_all(peers, f"load {distribution}")
     bytes_before, cpu_before = counted(network), sum(used.cpu_s for used in usages(peers))
-    exchanged = go(peers)
-    cpu_s = sum(used.cpu_s for used in usages(peers)) - cpu_before
-    return replace(exchanged, num_bytes=counted(network) - bytes_before, cpu_s=cpu_s)
-
-
-def exchange(peers: "Sequence[Peer]", distribution: str) -> Exchanged:
-    load(peers, distribution)
-    return go(peers)
-
-
-def load(peers: "Sequence[Peer]", distribution: str) -> None:
-    for peer in peers:
-        peer.tell(f"load {distribution}")
-    for peer in peers:
-        peer.reply()
-
-
-def go(peers: "Sequence[Peer]") -> Exchanged:
-    """Let all peers, which have their vectors, start at once; the clock is that of the machine."""
+    # All start at once; the clock is that of the machine.
     started_at = monotonic()
-    for peer in peers:
-        peer.tell("exchange")
-    replies = [peer.reply() for peer in peers]
+    ended_at = max(reply["ended_at"] for reply in ask_all(peers, "exchange"))
+    cpu_s = sum(used.cpu_s for used in usages(peers)) - cpu_before
     return Exchanged(
-        wall_s=max(reply["ended_at"] for reply in replies) - started_at,
-        digests=[reply["digest"] for reply in replies],
+        wall_s=ended_at - started_at,
+        num_bytes=counted(network) - bytes_before,
+        cpu_s=cpu_s,
+        digests={reply["digest"] for reply in ask_all(peers, "digest")},
     )
+
+
+def ask_all(peers: "Sequence[Peer]", line: str) -> list[Any]:
+    for peer in peers:
+        peer.tell(line)
+    return [peer.reply() for peer in peers]
 
 
 def counted(network: Lab) -> int:
