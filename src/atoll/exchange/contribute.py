@@ -72,6 +72,13 @@ class EncodedContribution:
         self._slices: list[asyncio.Future[tuple[Digest, bytes]]] = [
             loop.create_future() for _ in slices
         ]
+        self._brought_to: set[PeerId | None] = set()
+
+    def is_new_to(self, reducer: PeerId | None) -> bool:
+        """Return whether nothing of it was ever brought there, and note that it is now."""
+        is_new = reducer not in self._brought_to
+        self._brought_to.add(reducer)
+        return is_new
 
     async def encode(
         self, codec: Codec, vectors: Vectors, *, order: Sequence[int]
@@ -105,19 +112,24 @@ async def deliver_to(
 ) -> None:
     """Bring these slices to the reducer at the other end; tell `delivered` of each that is there.
 
+    What it has already is not sent again. The first time it can have nothing, so that the first
+    slice leaves without a word from there: a round trip is a long time on a far link.
+
     Raises:
         PeerError: the reducer is gone, or refuses a slice.
     """
-    async with patience(0):
-        await connection.send(wire.Bring(round=contribution.round_id))
-        answer = await connection.receive()
-    if not isinstance(answer, wire.Holding):
-        raise unexpected(answer)
-    held = {(named.slice, named.digest) for named in answer.slices}
+    held: set[tuple[int, Digest]] = set()
+    answered = asyncio.Event()
     untaken: dict[int, int] = {}  # slices that were sent, or begun, and their bytes
     changed = asyncio.Event()
 
     async def hear() -> None:
+        answer = await connection.receive()
+        if not isinstance(answer, wire.Holding):
+            raise unexpected(answer)
+        held.update((named.slice, named.digest) for named in answer.slices)
+        answered.set()
+        changed.set()
         while True:
             answer = await connection.receive()
             if not isinstance(answer, wire.Taken) or answer.slice not in untaken:
@@ -139,10 +151,15 @@ async def deliver_to(
                 with measured(links.up, len(payload)):
                     await connection.send(slice_, payload)
 
+    async with patience(0):
+        await connection.send(wire.Bring(round=contribution.round_id))
     async with running(hear()):
+        if not contribution.is_new_to(connection.peer):
+            async with patience(0):
+                await answered.wait()
         with links.uplink.flow(connection):
             await send()
-        while untaken:
+        while untaken or not answered.is_set():
             changed.clear()
             async with patience(sum(untaken.values())):
                 await changed.wait()

@@ -187,10 +187,12 @@ class Reducing:
 
 
 @asynccontextmanager
-async def reducing(bounds=BOUNDS, *, is_encoded=True):
+async def reducing(bounds=BOUNDS, *, is_encoded=True, is_new=True):
     contribution = EncodedContribution(ROUND, bounds)
     if is_encoded:
         contribution, _ = await encoded_contribution(bounds)
+    if not is_new:
+        contribution.is_new_to(B)
     other = Reducing(contribution, bounds=bounds)
     try:
         yield other
@@ -220,9 +222,36 @@ def test_no_slice_waits_for_the_answer_to_the_one_before_it():
     run(main())
 
 
-def test_what_the_reducer_holds_is_not_sent_again_unless_it_is_another_version():
+def test_the_first_time_the_first_slice_does_not_wait_for_what_the_reducer_holds():
     async def main():
         async with reducing() as other:
+            assert await other.theirs.receive() == wire.Bring(round=ROUND)
+            arrived = [await other.hear() for _ in BOUNDS]
+            assert [slice_.slice for slice_, _ in arrived] == [0, 1]
+            await other.theirs.send(wire.Holding(slices=()))
+            for index in range(2):
+                await other.theirs.send(wire.Taken(slice=index))
+            await other.bringing
+            assert not other.contribution.is_new_to(B)
+
+    run(main())
+
+
+def test_a_slice_that_is_taken_before_anything_was_said_is_an_error():
+    async def main():
+        async with reducing() as other:
+            await other.theirs.receive()
+            await other.hear()
+            await other.theirs.send(wire.Taken(slice=0))
+            with pytest.raises(PeerError):
+                await other.bringing
+
+    run(main())
+
+
+def test_what_the_reducer_holds_is_not_sent_again_unless_it_is_another_version():
+    async def main():
+        async with reducing(is_new=False) as other:
             (digest, _), (_, payload) = [await other.contribution.slice(k) for k in range(2)]
             await other.hold(
                 wire.NamedSlice(slice=0, digest=digest),
@@ -284,7 +313,7 @@ def test_a_slice_is_taken_once():
 @pytest.mark.parametrize("first", [wire.Missing(), wire.Taken(slice=0), wire.Refused(reason="no")])
 def test_a_reducer_that_does_not_say_what_it_has_gets_nothing(first):
     async def main():
-        async with reducing() as other:
+        async with reducing(is_new=False) as other:
             await other.theirs.receive()
             await other.theirs.send(first)
             with pytest.raises(PeerError):
