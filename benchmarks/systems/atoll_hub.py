@@ -20,6 +20,9 @@ from atoll.net.transport import Connection, TcpTransport
 from atoll.outer.layout import slice_bounds
 
 HUB = "hub"
+CLOSED = wire.Stop(
+    reason="all have delivered all", complete=False
+)  # no slice can be missing any more
 
 
 class Hub:
@@ -44,7 +47,8 @@ class Hub:
                         await self.plan()
                 case wire.Contribution(digests=digests):
                     self.contributions[connection.peer] = digests
-                    await self.close_if_all_is_there()
+                    if len(self.contributions) == len(self.peers):
+                        await self.announce_roster()
                 case wire.Delivered(contributor=contributor):
                     self.num_delivered[contributor] += 1
                     await self.close_if_all_is_there()
@@ -76,8 +80,11 @@ class Hub:
     async def close_if_all_is_there(self) -> None:
         num_slices = len(self.assignment)
         whole = [peer for peer, number in self.num_delivered.items() if number == num_slices]
-        if len(whole) < len(self.peers) or len(self.contributions) < len(self.peers):
-            return
+        if len(whole) == len(self.peers):
+            for connection in self.connections.values():
+                await connection.send(CLOSED)
+
+    async def announce_roster(self) -> None:
         share = 1 / len(self.peers)
         roster = tuple(wire.Share(peer=p, share=share, num_tokens=1) for p in sorted(self.peers))
         for connection in self.connections.values():

@@ -56,7 +56,8 @@ class Member:
         means = Means(self.blobs, self.outbox.put_nowait, self.links.buffers)
         self.reducers = Reducers(means)
         self.plans: asyncio.Queue[wire.Plan] = asyncio.Queue()
-        self.closed: asyncio.Queue[wire.Closed] = asyncio.Queue()
+        self.rosters: asyncio.Queue[wire.Closed] = asyncio.Queue()
+        self.closed = asyncio.Semaphore(0)
         self.plan: wire.Plan | None = None
         self.mean: Vector = np.full(setup.num_values, 0.0, np.float32)
         self.zeros: Vector = np.full(setup.num_values, 0.0, np.float32)  # the local weights
@@ -78,7 +79,9 @@ class Member:
                     case wire.Plan() as plan:
                         self.plans.put_nowait(plan)
                     case wire.Closed() as closed:
-                        self.closed.put_nowait(closed)
+                        self.rosters.put_nowait(closed)
+                    case wire.Stop():
+                        self.closed.release()
                     case wire.Reduce() as job:
                         group.create_task(self.reducer_of(job.round).reduce(job))
                     case _:
@@ -96,6 +99,8 @@ class Member:
     async def next_plan(self) -> None:
         self.outbox.put_nowait(wire.Heartbeat())
         plan = self.plan = await self.plans.get()
+        self.blobs.turn()
+        self.blobs.sweep(())
         own = [r for r in plan.reductions if r.reducer.peer == self.me]
         self.reducers.follow(plan, own=own, sizes=[b - a for a, b in self.bounds])
 
@@ -104,13 +109,12 @@ class Member:
         plan = self.plan
         async with asyncio.TaskGroup() as group:
             group.create_task(self.contribute(plan, vector))
-            closed = await self.closed.get()
+            roster = await self.rosters.get()
             mean = self.mean
             async with asyncio.TaskGroup() as gathering:
                 for reduction in plan.reductions:
-                    gathering.create_task(self.gather(plan, closed, reduction, mean))
-        self.blobs.turn()
-        self.blobs.sweep(())
+                    gathering.create_task(self.gather(plan, roster, reduction, mean))
+            await self.closed.acquire()
         return mean
 
     async def contribute(self, plan: wire.Plan, vector: Vector) -> None:
@@ -150,7 +154,7 @@ class Member:
     async def gather(
         self,
         plan: wire.Plan,
-        closed: wire.Closed,
+        roster: wire.Closed,
         run: wire.Reduction,
         mean: Vector,
     ) -> None:
@@ -166,7 +170,7 @@ class Member:
             return
         wanted = Wanted(
             round=plan.round,
-            roster_version=closed.roster_version,
+            roster_version=roster.roster_version,
             codec=self.codec,
             sizes=tuple(b - a for a, b in self.bounds),
         )

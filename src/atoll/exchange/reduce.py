@@ -158,13 +158,22 @@ class Reducer:
         Raises:
             RunError: the disk is full.
         """
+        if await self.has_inputs(job):
+            await self.form(job)
+
+    async def has_inputs(self, job: wire.Reduce) -> bool:
+        """Wait for all inputs of an update; return whether they are here before the round ends."""
         if job.slice >= len(self._sizes):
-            return
+            return False
         self._named.update(one.digest for one in job.inputs)
         while not all(self.has(i.peer, job.slice, i.digest) for i in job.inputs):
             await self._next_change()
             if self._over.is_set():
-                return
+                return False
+        return True
+
+    async def form(self, job: wire.Reduce) -> None:
+        """Form the update of a slice, whose inputs are here; keep it; tell the host."""
         inputs = [(self._taken[i.peer, job.slice][i.digest][0], i.share) for i in job.inputs]
         payload = await asyncio.to_thread(
             reduce_slice,

@@ -15,6 +15,7 @@ from atoll.exchange.joiners import Joiners
 from atoll.exchange.links import Links, measured, patience
 from atoll.exchange.reduce import Reducer, Reducers
 from atoll.exchange.tasks import first_error
+from atoll.exchange.uplink import UPDATES
 from atoll.ids import Buffer, Digest, PeerId
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -153,11 +154,16 @@ class BlobServer:
             await connection.send(wire.Missing(busy=place is not None))
             return
         with self._joiners.serving(peer):
-            num_bytes = await self._send_part(connection, digest, place, to_joiner=True)
+            num_bytes = await self._send_part(connection, digest, place, weight=None)
         self._links.traffic.state_sent += num_bytes
 
     async def _send_part(
-        self, connection: Connection, digest: Digest, place: Place, *, to_joiner: bool = False
+        self,
+        connection: Connection,
+        digest: Digest,
+        place: Place,
+        *,
+        weight: float | None = UPDATES,
     ) -> int:
         """Send what lies there; return how many bytes that were."""
         payload = await asyncio.to_thread(_read, *place)
@@ -165,7 +171,7 @@ class BlobServer:
             await connection.send(wire.Missing())
             return 0
         blob = wire.Blob(digest=digest, num_bytes=len(payload))
-        await self._send(connection, blob, payload, to_joiner=to_joiner)
+        await self._send(connection, blob, payload, weight=weight)
         return len(payload)
 
     async def _send(
@@ -174,12 +180,12 @@ class BlobServer:
         message: wire.Message,
         payload: Buffer,
         *,
-        to_joiner: bool = False,
+        weight: float | None = UPDATES,
     ) -> None:
         num_bytes, links = len(payload), self._links
         # What a joiner takes tells of its line, and of the part of ours that it may have.
-        counting = nullcontext() if to_joiner else measured(links.up, num_bytes)
-        with links.uplink.flow(connection, to_joiner=to_joiner), counting:
+        counting = nullcontext() if weight is None else measured(links.up, num_bytes)
+        with links.uplink.flow(connection, weight=weight), counting:
             async with patience(num_bytes):
                 await connection.send(message, payload)
 

@@ -9,6 +9,7 @@ from atoll import events
 from atoll.data import leases
 from atoll.exchange import plan
 from atoll.host import rounds
+from atoll.host.decision import Close, Commit, Expect, Reopen, Replace
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.rounds import NOBODY, Round
 from atoll.host.state import (
@@ -97,7 +98,7 @@ def _free_departed(run: Run) -> list[Effect]:
             continue
         run.departed.discard(peer)
         for rnd in run.open_rounds.values():
-            rnd.claims.pop(peer, None)
+            rounds.forget_claim(rnd, peer)
         ids = tuple(lease.id for lease in leases.held_by(run.book, peer))
         if ids or any(run.fresh.get(peer, ())):
             run.book = leases.release(run.book, ids)
@@ -158,7 +159,7 @@ def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
         rnd.invited.add(peer)
         effects += _lease(run, rnd, peer)
     effects.append(Send(peer, plan_for(run, rnd, peer)))
-    if rnd.phase is rounds.Phase.REDUCE:
+    if rnd.announced:
         effects.append(Send(peer, closed_message(rnd)))
     return effects
 
@@ -185,7 +186,7 @@ def relieve(run: Run, *, now: float) -> list[Effect]:
     effects: list[Effect] = []
     for rnd in run.open_rounds.values():
         due = rounds.relieve(rnd, now=now, present=present(run), policy=run.config.sync)
-        if isinstance(due, rounds.Replace):
+        if isinstance(due, Replace):
             effects += _replace(run, rnd, due.reducers, due.reason, now=now)
     return effects
 
@@ -194,14 +195,17 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     """Carry out what `rounds.decide` finds due; nothing due, nothing done."""
     decision = rounds.decide(rnd, now=now, present=present(run), policy=run.config.sync)
     match decision:
-        case rounds.Close(peers=peers, reason=reason):
+        case Expect(peers=peers):
+            rounds.announce(rnd, _roster(run, rnd, peers), now=now)
+            return _announced(run, rnd)
+        case Close(peers=peers, reason=reason):
             return _close(run, rnd, peers, reason, now=now)
-        case rounds.Replace(reducers=lost, reason=reason):
+        case Replace(reducers=lost, reason=reason):
             return _replace(run, rnd, lost, reason, now=now)
-        case rounds.Reopen():
+        case Reopen():
             rounds.reopen(rnd)
             return [plan_report(rnd, decision.reason)]
-        case rounds.Commit():
+        case Commit():
             return _commit(run, rnd, now=now)
         case _:
             return []
@@ -210,18 +214,25 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
 def _close(
     run: Run, rnd: Round, peers: tuple[PeerId, ...], reason: str, *, now: float
 ) -> list[Effect]:
-    roster = rounds.roster_of(
+    is_new = rounds.close(rnd, _roster(run, rnd, peers), now=now)
+    missing = tuple(sorted(rnd.waited - set(peers)))
+    closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
+    return [Report(closed), *(_announced(run, rnd) if is_new else [])]
+
+
+def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[wire.Share, ...]:
+    return rounds.roster_of(
         rnd,
         peers,
         num_tokens={peer: num_tokens(run, peer, rnd.claims[peer]) for peer in peers},
         fresh_tokens={peer: run.fresh_tokens(peer, rnd.id) for peer in peers},
         policy=run.config.sync,
     )
-    rounds.close(rnd, roster, now=now)
-    missing = tuple(sorted(rnd.waited - set(peers)))
-    closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
-    effects: list[Effect] = [Report(closed)]
-    effects += [Send(m.peer, closed_message(rnd)) for m in run.membership.connected()]
+
+
+def _announced(run: Run, rnd: Round) -> list[Effect]:
+    """Let the updates of the announced roster be formed and fetched."""
+    effects: list[Effect] = [Send(m.peer, closed_message(rnd)) for m in run.membership.connected()]
     return effects + [reduce_job(rnd, k) for k in range(len(rnd.assignment))]
 
 
@@ -239,7 +250,7 @@ def _replace(
     moved = rounds.reassign(rnd, assignment, now=now)
     effects: list[Effect] = [plan_report(rnd, reason)]
     effects += [Send(peer, plan_for(run, rnd, peer)) for peer in sorted(present(run).able)]
-    if rnd.phase is rounds.Phase.REDUCE:
+    if rnd.announced:
         effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
     return effects
 

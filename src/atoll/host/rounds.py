@@ -1,6 +1,7 @@
 """The life of one round, as the host decides it. No clock, socket or log in here.
 
     COLLECT  peers train and deliver their slices to the reducers
+       |     expect: all are on their way, so their updates are formed as the slices come
        |     close: everyone waited for delivered, or the quorum did and the grace time is over
     REDUCE   the reducers form the updates of this roster, members put them on disk
        |     commit: all slices are reduced, and enough members hold them
@@ -18,10 +19,19 @@ from enum import Enum
 from itertools import islice
 from math import ceil, inf, isfinite, sqrt
 from types import MappingProxyType
-from typing import TypeAlias
 
 from atoll.config import SyncConfig
 from atoll.exchange import plan
+from atoll.host.decision import (
+    Close,
+    Commit,
+    Decision,
+    Expect,
+    Present,
+    Reopen,
+    Replace,
+    Wait,
+)
 from atoll.host.late import Arrivals, grace_s, late_reducers
 from atoll.ids import Digest, PeerId, RoundId
 from atoll.net import wire
@@ -48,7 +58,9 @@ class Round:
     delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
     completed_at: dict[PeerId, float] = field(default_factory=dict)
     norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
-    roster: tuple[wire.Share, ...] = ()
+    roster: tuple[wire.Share, ...] = ()  # in REDUCE: it is fixed
+    announced: tuple[wire.Share, ...] = ()  # to the members: the roster, or the expected one
+    announced_at: float = 0.0
     reduced: dict[int, wire.Reduced] = field(default_factory=dict)
     held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
     complaints: dict[PeerId, set[PeerId]] = field(default_factory=dict)
@@ -64,63 +76,13 @@ class Round:
     fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Present:
-    """Who could do what, now.
-
-    `away` may come back. `able` are connected and at the newest committed state, so they can put
-    updates on disk; `can_reduce` are those of them that others can reach. `keeper` is the host's
-    built-in member: if it is able, its disk is one of those that a commit needs.
-    """
-
-    connected: frozenset[PeerId]
-    away: frozenset[PeerId]
-    able: frozenset[PeerId]
-    can_reduce: frozenset[PeerId]
-    keeper: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Take exactly these contributors, now."""
-
-    peers: tuple[PeerId, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Give the slices of these reducers to others."""
-
-    reducers: frozenset[PeerId]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reopen:
-    """Nobody of the roster is left: collect again."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    pass
-
-
-Decision: TypeAlias = Wait | Close | Replace | Reopen | Commit
-
-
 def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
     """Note what the peer says that it delivers; after the close nothing changes any more."""
     in_roster = any(share.peer == peer for share in rnd.roster)
     whole = len(contribution.digests) == len(rnd.assignment) and isfinite(contribution.mean_loss)
     if peer in rnd.invited and whole and not in_roster:
+        if peer in rnd.claims and rnd.claims[peer].digests != contribution.digests:
+            forget_claim(rnd, peer)  # it trained again
         rnd.claims[peer] = contribution
         rnd.claimed_at.setdefault(peer, now)
         _note_completion(rnd, peer, now=now)
@@ -149,7 +111,7 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
 def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) -> None:
     """Note that the update of a slice is there, for the newest roster."""
     own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
-    if own and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+    if own and message.roster_version == rnd.roster_version and rnd.announced:
         if rnd.reduced.get(message.slice) != message:
             rnd.progress_at = now
         rnd.reduced[message.slice] = message
@@ -158,7 +120,7 @@ def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) ->
 def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
     """Note that the peer has the updates of all slices on disk, for the newest roster."""
     whole = len(message.digests) == len(rnd.assignment)
-    if whole and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+    if whole and message.roster_version == rnd.roster_version and rnd.announced:
         if rnd.held.get(peer) != message.digests:
             rnd.progress_at = now
         rnd.held[peer] = message.digests
@@ -168,7 +130,7 @@ def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
 def fetch(rnd: Round, peer: PeerId, message: wire.Fetched, *, now: float) -> None:
     """Note that the peer has these updates, while it waits for others, for the newest roster."""
     known = message.start < message.stop <= len(rnd.assignment)
-    if known and message.roster_version == rnd.roster_version and rnd.phase is Phase.REDUCE:
+    if known and message.roster_version == rnd.roster_version and rnd.announced:
         _note_fetched(rnd, peer, range(message.start, message.stop), now=now)
 
 
@@ -183,21 +145,40 @@ def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
         rnd.complaints.setdefault(reducer, set()).add(peer)
 
 
-def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
-    """Fix the roster. What was reduced for an earlier one is void."""
-    rnd.phase = Phase.REDUCE
-    rnd.roster = roster
+def forget_claim(rnd: Round, peer: PeerId) -> None:
+    """Forget what a peer outside the roster said that it delivers, and what was expected of it."""
+    rnd.claims.pop(peer, None)
+    if any(share.peer == peer for share in rnd.announced):
+        rnd.announced = ()
+
+
+def announce(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
+    """Let updates be formed for this roster. What was reduced for an earlier one is void."""
+    rnd.announced = roster
+    rnd.announced_at = now
     rnd.roster_version += 1
     rnd.reduced = {}
     rnd.held = {}
     rnd.fetched_at = {}
+
+
+def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> bool:
+    """Fix the roster. Return whether it is another one than was expected."""
+    rnd.phase = Phase.REDUCE
+    rnd.roster = roster
     rnd.closed_at = rnd.progress_at = now
+    is_other = roster != rnd.announced
+    if is_other:
+        announce(rnd, roster, now=now)
+    # Who was quick before the close shows nobody else to be slow: all waited for the last slice.
+    rnd.fetched_at = {k: dict.fromkeys(times, now) for k, times in rnd.fetched_at.items()}
+    return is_other
 
 
 def reopen(rnd: Round) -> None:
     """Go back to collecting: nobody of the roster could be kept."""
     rnd.phase = Phase.COLLECT
-    rnd.roster = ()
+    rnd.roster = rnd.announced = ()
     rnd.reduced = {}
     rnd.held = {}
     rnd.fetched_at = {}
@@ -248,10 +229,13 @@ def roster_of(
 ) -> tuple[wire.Share, ...]:
     """Return the roster of these contributors; weights come from leases and measured norms.
 
+    Before the close norms are not known yet. Then none counts as longer than the others.
     `num_tokens` are those of the leases that each names; `fresh_tokens` those of its earlier leases
     that this fragment does not contain yet.
     """
-    norms = {peer: rnd.norms[peer] for peer in peers}
+    norms = {peer: rnd.norms[peer] for peer in peers if peer in rnd.completed_at}
+    if len(norms) < len(peers):
+        norms = dict.fromkeys(peers, 1.0)
     weights = {peer: num_tokens[peer] + fresh_tokens.get(peer, 0) for peer in peers}
     shares = plan.shares(weights, norms, clip_to_median=policy.clip_to_median)
     return tuple(
@@ -268,6 +252,8 @@ def decide(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> D
     due: Decision
     if rnd.phase is Phase.COLLECT:
         due = _decide_close(rnd, now=now, present=present, policy=policy)
+        if isinstance(due, Wait) and (expected := _expected(rnd, present)):
+            due = Expect(expected)
         unfinished = set(rnd.claims) & present.connected - set(rnd.completed_at)
     else:
         due = _decide_commit(rnd, now=now, present=present, policy=policy)
@@ -324,6 +310,14 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
     if now >= quorum_at + grace_s(took_s, policy):
         return Close(peers, f"the grace time is over, {len(missing)} missing")
     return Wait(f"waiting for {len(missing)} of {len(waited)}")
+
+
+def _expected(rnd: Round, present: Present) -> tuple[PeerId, ...]:
+    """Return who will be in the roster if all goes well, once they are on their way; not twice."""
+    waited = _waited(rnd, present)
+    if not waited <= rnd.claims.keys() or waited == {share.peer for share in rnd.announced}:
+        return ()
+    return tuple(sorted(waited))
 
 
 def _waited(rnd: Round, present: Present) -> set[PeerId]:
@@ -438,7 +432,7 @@ def _fetched(rnd: Round, present: Present) -> list[Arrivals]:
     needed = max(1, min(MIN_HOLDERS, len(present.able)))
     result = []
     for k in range(len(rnd.assignment)):
-        times, since = rnd.fetched_at.get(k, {}), max(rnd.closed_at, rnd.moved_at.get(k, 0.0))
+        times, since = rnd.fetched_at.get(k, {}), max(rnd.announced_at, rnd.moved_at.get(k, 0.0))
         first = list(islice(times.values(), needed))
         kept_at = times.get(present.keeper) if present.keeper in present.able else since
         result.append(

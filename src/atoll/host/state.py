@@ -13,9 +13,10 @@ from atoll.data import leases
 from atoll.data.leases import LeaseBook
 from atoll.exchange import plan
 from atoll.host import pace
+from atoll.host.decision import Present
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Membership
-from atoll.host.rounds import NOBODY, Present, Round
+from atoll.host.rounds import NOBODY, Round
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
@@ -230,7 +231,7 @@ def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
 
 
 def closed_message(rnd: Round) -> wire.Closed:
-    return wire.Closed(round=rnd.id, roster_version=rnd.roster_version, roster=rnd.roster)
+    return wire.Closed(round=rnd.id, roster_version=rnd.roster_version, roster=rnd.announced)
 
 
 def reduce_job(rnd: Round, k: int) -> Effect:
@@ -238,7 +239,7 @@ def reduce_job(rnd: Round, k: int) -> Effect:
         wire.ReduceInput(
             peer=share.peer, share=share.share, digest=rnd.claims[share.peer].digests[k]
         )
-        for share in rnd.roster
+        for share in rnd.announced
     )
     job = wire.Reduce(round=rnd.id, roster_version=rnd.roster_version, slice=k, inputs=inputs)
     return Send(rnd.assignment[k], job)

@@ -271,7 +271,10 @@ class Share(Struct, frozen=True, kw_only=True):
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):
-    """Host to members: these contributors are in; fetch the updates from the plan's reducers."""
+    """Host to members: fetch the updates of this roster from the plan's reducers, as they form.
+
+    Before the round is closed it is the expected one; a later version replaces it.
+    """
 
     round: RoundId
     roster_version: U32

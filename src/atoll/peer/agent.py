@@ -263,9 +263,9 @@ class Agent:
 
     async def _form(self, job: wire.Reduce) -> None:
         reducer = self._member.reducers.of(job.round)
-        if reducer is not None:
+        if reducer is not None and await reducer.has_inputs(job):
             with self._member.accounts.timed("reduce", job.round):
-                await reducer.reduce(job)
+                await reducer.form(job)
 
     # --- beginning and end ----------------------------------------------------------------------
 

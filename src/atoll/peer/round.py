@@ -1,7 +1,7 @@
 """One round of DiLoCo (arXiv 2311.08105, algorithm 1), as one peer lives it.
 
-    H inner steps -> pseudo-gradient -> encode, deliver -> (the host closes) -> fetch the mean
-    -> (the host commits) -> outer step -> merge
+    H inner steps -> pseudo-gradient -> encode, deliver, and fetch the mean meanwhile
+    -> (the host closes, and commits) -> outer step -> merge
 
 Nothing here decides anything: the plan, the roster and the commit come from the host, and whatever
 of them changes on the way (a reducer is replaced, the host restarts) starts the part again that it
@@ -151,7 +151,7 @@ async def _deliver_run(
 
 
 async def gather_updates(round_id: RoundId, member: Member) -> None:
-    """Once the round is closed, put its updates on disk as they are formed, and tell the host."""
+    """Once a roster is known, put its updates on disk as they are formed, and tell the host."""
     # An update is a function of the roster: what is here stays good if its reducer is replaced.
     gathered: dict[int, dict[int, Digest]] = defaultdict(dict)
 

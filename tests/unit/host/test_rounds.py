@@ -19,7 +19,8 @@ from tests.unit.host.scene import (
 )
 
 from atoll.host import rounds
-from atoll.host.rounds import NOBODY, Close, Commit, Phase, Present, Reopen, Replace, Round, Wait
+from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Wait
+from atoll.host.rounds import NOBODY, Phase, Round
 from atoll.ids import RoundId
 from atoll.net import wire
 
@@ -57,15 +58,27 @@ def decide(rnd, *, at, connected=EVERYONE, away=(), able=(A, B), can_reduce=EVER
     return rounds.decide(rnd, now=at, present=present, policy=SYNC)
 
 
+def roster_of(rnd, *contributors) -> tuple[wire.Share, ...]:
+    num_tokens = dict.fromkeys(contributors, 10)
+    return rounds.roster_of(rnd, contributors, num_tokens=num_tokens, policy=SYNC)
+
+
 def closed(*contributors, at=0.0, waited=()) -> Round:
     """Return a round that was closed with these contributors, at this time."""
     rnd = opened(*contributors, *waited)
     for peer in contributors:
         arrive(rnd, peer, at=at)
-    roster = rounds.roster_of(
-        rnd, tuple(contributors), num_tokens=dict.fromkeys(contributors, 10), policy=SYNC
-    )
-    rounds.close(rnd, roster, now=at)
+    rounds.close(rnd, roster_of(rnd, *contributors), now=at)
+    return rnd
+
+
+def expected(*contributors, at=1.0) -> Round:
+    """Return a round that waits for these, who are all on their way."""
+    rnd = opened(*contributors)
+    for peer in contributors:
+        rounds.claim(rnd, peer, contribution(peer), now=at)
+    assert decide(rnd, at=at) == Expect(contributors)
+    rounds.announce(rnd, roster_of(rnd, *contributors), now=at)
     return rnd
 
 
@@ -361,13 +374,63 @@ def test_closing_again_voids_what_was_formed_and_reopening_the_roster():
     assert set(rnd.claims) == {A, B}
 
 
+# --- updates before the close ---------------------------------------------------------------------
+
+
+def test_updates_are_formed_once_all_are_on_their_way():
+    rnd = opened(A, B)
+    arrive(rnd, A, at=1)
+    assert isinstance(decide(rnd, at=2), Wait)
+    rounds.claim(rnd, B, contribution(B), now=2)
+    assert decide(rnd, at=2) == Expect((A, B))
+    rounds.announce(rnd, roster_of(rnd, A, B), now=2)
+    assert isinstance(decide(rnd, at=2), Wait)
+
+
+def test_a_close_as_expected_keeps_what_was_formed_and_fetched():
+    rnd = expected(A, B)
+    version = rnd.roster_version
+    reduce_all(rnd, at=2)
+    rounds.hold(rnd, A, held(version=version), now=2)
+    rounds.hold(rnd, B, held(version=version), now=2)
+    assert isinstance(decide(rnd, at=2), Wait), "nothing is committed before the close"
+    arrive(rnd, A, at=3)
+    arrive(rnd, B, at=3)
+    assert decide(rnd, at=3) == Close((A, B), "all delivered")
+    assert not rounds.close(rnd, roster_of(rnd, A, B), now=3)
+    assert rnd.roster_version == version
+    assert decide(rnd, at=3) == Commit()
+
+
+def test_a_close_with_other_shares_starts_again():
+    rnd = expected(A, B, C)
+    reduce_all(rnd, at=2)
+    for peer, norm in ((A, 1.0), (B, 1.0), (C, 100.0)):  # C is clipped
+        arrive(rnd, peer, at=3, norm=norm)
+    assert rounds.close(rnd, roster_of(rnd, A, B, C), now=3)
+    assert (rnd.roster_version, rnd.reduced) == (3, {})
+
+
+def test_without_one_who_was_expected_the_updates_are_formed_again():
+    rnd = expected(A, B)
+    reduce_all(rnd, at=2)
+    assert decide(rnd, at=2, connected=EVERYONE - {B}) == Expect((A,))
+    assert isinstance(decide(rnd, at=2, connected=EVERYONE - {B}, away={B}), Wait)
+
+
+def test_who_trained_again_is_expected_with_what_it_brings_now():
+    rnd = expected(A, B)
+    anew = replace(contribution(B), digests=(name("other"), name("slices")))
+    rounds.claim(rnd, B, anew, now=2)
+    assert rnd.announced == ()
+    assert decide(rnd, at=2) == Expect((A, B))
+
+
 # --- complaints ----------------------------------------------------------------------------------
 
 
 def test_a_reducer_that_all_who_have_to_deliver_complain_about_is_replaced():
-    rnd = opened(A, B)
-    for peer in (A, B):
-        rounds.claim(rnd, peer, contribution(peer), now=1)
+    rnd = expected(A, B)
     rounds.complain(rnd, A, D)
     assert isinstance(decide(rnd, at=2), Wait)
     rounds.complain(rnd, B, D)
@@ -377,11 +440,9 @@ def test_a_reducer_that_all_who_have_to_deliver_complain_about_is_replaced():
 
 
 def test_complaints_of_those_who_have_delivered_or_gone_do_not_count():
-    rnd = opened(A, B)
+    rnd = expected(A, B)
     arrive(rnd, A, at=1)
     rounds.complain(rnd, A, D)
-    assert isinstance(decide(rnd, at=2), Wait)
-    rounds.claim(rnd, B, contribution(B), now=2)
     assert isinstance(decide(rnd, at=2), Wait)
     rounds.complain(rnd, B, D)
     assert isinstance(decide(rnd, at=2), Replace)
@@ -389,16 +450,14 @@ def test_complaints_of_those_who_have_delivered_or_gone_do_not_count():
 
 
 def test_complaints_about_one_who_reduces_nothing_change_nothing():
-    rnd = opened(A)
-    rounds.claim(rnd, A, contribution(A), now=1)
+    rnd = expected(A)
     rounds.complain(rnd, A, E)
     assert not rnd.complaints
     assert isinstance(decide(rnd, at=2), Wait)
 
 
 def test_a_reducer_that_nobody_could_replace_stays():
-    rnd = opened(A)
-    rounds.claim(rnd, A, contribution(A), now=1)
+    rnd = expected(A)
     rounds.complain(rnd, A, D)
     assert isinstance(decide(rnd, at=2, can_reduce=frozenset({D})), Wait)
     rnd.excluded.add(E)

@@ -86,15 +86,18 @@ def test_a_round_from_the_first_hello_to_the_commit():
     assert [(r.start, r.stop) for r in plan.reductions] == [(0, NUM_SLICES)]
     assert sum(lease.stop - lease.start for lease in plan.leases) == CONFIG.samples_per_round
 
-    scene.delivers(A)
-    rnd = scene.run.round
-    assert rnd.phase is Phase.REDUCE
+    scene.claims(A)
     (closed,) = scene.sent(wire.Closed)
     assert closed.roster == (wire.Share(peer=A, share=1.0, num_tokens=512),)
     jobs = scene.sent(wire.Reduce, to=A)
     assert [job.slice for job in jobs] == [0, 1]
     digest = name("slice", A, 1, 1)
     assert jobs[1].inputs == (wire.ReduceInput(peer=A, share=1.0, digest=digest),)
+
+    scene.delivers(A)
+    rnd = scene.run.round
+    assert rnd.phase is Phase.REDUCE
+    assert scene.sent(wire.Closed) == scene.sent(wire.Reduce) == []  # all came as expected
 
     version = scene.reduces()
     scene.says(A, held(version=version))
