@@ -112,8 +112,7 @@ async def deliver_to(
 ) -> None:
     """Bring these slices to the reducer at the other end; tell `delivered` of each that is there.
 
-    What it has already is not sent again. The first time it can have nothing, so that the first
-    slice leaves without a word from there: a round trip is a long time on a far link.
+    The first time it can have none of them, so none waits for a word from there: a round trip less.
 
     Raises:
         PeerError: the reducer is gone, or refuses a slice.
@@ -143,13 +142,13 @@ async def deliver_to(
             if (index, digest) in held:
                 delivered(index, 0)
                 continue
-            slice_ = wire.Slice(
-                round=contribution.round_id, slice=index, digest=digest, num_bytes=len(payload)
+            size = untaken[index] = len(payload)
+            head = wire.Slice(
+                round=contribution.round_id, slice=index, digest=digest, num_bytes=size
             )
-            untaken[index] = len(payload)
-            async with patience(len(payload)):
-                with measured(links.up, len(payload)):
-                    await connection.send(slice_, payload)
+            async with patience(size):
+                with measured(links.up, size):
+                    await connection.send(head, payload)
 
     async with patience(0):
         await connection.send(wire.Bring(round=contribution.round_id))
