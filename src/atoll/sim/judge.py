@@ -27,7 +27,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.net.records import Agreed, Committed, Leased, Record, Released
 from atoll.outer.saved import read_saved
-from atoll.sim.faults import BadWeights, DiskFull, Fault, Tamper
+from atoll.sim.faults import DiskFull, Fault
 from atoll.sim.fleet import Fleet
 from atoll.sim.seat import LEFT
 from atoll.sim.setting import BUILT_IN, HOST
@@ -233,8 +233,6 @@ def _work(outcome: Outcome) -> Iterator[str]:
     """A survivor's steps are each taken once, and each is in a commit or still in its hands."""
     samples = samples_of(outcome.records)
     gone = {record.peer for record in outcome.records if isinstance(record, Released)}
-    spoiled = {fault.when.sender for fault in outcome.happened if isinstance(fault, Tamper)}
-    spoiled |= {fault.who for fault in outcome.happened if isinstance(fault, BadWeights)}
     committed: Counter[int] = Counter()
     for commit in outcome.commits:
         for entry in commit.roster:
