@@ -143,6 +143,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         version=version,
         roster_version=version,
         usual_s=run.usual_exchange_s,
+        usual_wait_s=run.usual_wait_s,
     )
     planned = records.Planned(round=round_id, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
@@ -214,6 +215,8 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
 def _close(
     run: Run, rnd: Round, peers: tuple[PeerId, ...], reason: str, *, now: float
 ) -> list[Effect]:
+    if rnd.phase is rounds.Phase.COLLECT:
+        run.note_wait(rounds.middle_wait_s(rnd))
     is_new = rounds.close(rnd, _roster(run, rnd, peers), now=now)
     missing = tuple(sorted(rnd.waited - set(peers)))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from math import ceil, inf, isfinite, sqrt
+from statistics import median
 from types import MappingProxyType
 
 from atoll.config import SyncConfig
@@ -68,6 +69,7 @@ class Round:
     closed_at: float = 0.0
     progress_at: float = 0.0  # when something new last arrived, in REDUCE
     usual_s: float | None = None  # from the claims to the commit, in earlier rounds
+    usual_wait_s: float = 0.0  # for the middle contributor, in earlier rounds
     claimed_at: dict[PeerId, float] = field(default_factory=dict)
     began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
     moved_at: dict[int, float] = field(default_factory=dict)  # slices, to their present reducers
@@ -207,6 +209,11 @@ def exchange_s(rnd: Round, *, now: float) -> float:
     return now - max(rnd.claimed_at[share.peer] for share in rnd.roster)
 
 
+def middle_wait_s(rnd: Round) -> float:
+    """Return how long the middle contributor took, of those that have delivered by now."""
+    return median(rnd.completed_at.values()) - rnd.opened_at
+
+
 def is_complete(rnd: Round, peer: PeerId) -> bool:
     """Return whether every slice that the peer claims is at its reducer."""
     contribution = rnd.claims.get(peer)
@@ -304,9 +311,11 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
     if len(complete) < quorum:
         return Wait(f"{len(complete)} delivered, {quorum} are needed")
     quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
-    # The others get a share of the time that this very round took so far; whoever has lost its
-    # connection, the least.
-    took_s = quorum_at - rnd.opened_at if missing & present.connected else 0.0
+    # The others get a share of the time that this very round took so far, or usual ones did: a
+    # quorum that brings carried work is there at once. Whoever has lost its connection, the least.
+    took_s = max(quorum_at - rnd.opened_at, rnd.usual_wait_s)
+    if not missing & present.connected:
+        took_s = 0.0
     if now >= quorum_at + grace_s(took_s, policy):
         return Close(peers, f"the grace time is over, {len(missing)} missing")
     return Wait(f"waiting for {len(missing)} of {len(waited)}")

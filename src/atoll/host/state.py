@@ -22,7 +22,7 @@ from atoll.net import records, wire
 from atoll.traffic import Traffic
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
-USUAL_OF = 5  # exchanges: one that went wrong does not count
+USUAL_OF = 5  # rounds: one that went wrong does not count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class Run:
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
+    waits_s: tuple[float, ...] = ()  # for the middle contributor of each of the last rounds
     exchanges_s: tuple[float, ...] = ()  # how long those of the last rounds took
     started_at: float = 0.0
 
@@ -61,6 +62,14 @@ class Run:
     def usual_exchange_s(self) -> float | None:
         """How long an exchange takes, from the claims to the commit; None: nobody knows yet."""
         return median(self.exchanges_s) if self.exchanges_s else None
+
+    @property
+    def usual_wait_s(self) -> float:
+        """How long a round waits for its middle contributor; 0: nobody knows yet."""
+        return median(self.waits_s) if self.waits_s else 0.0
+
+    def note_wait(self, seconds: float) -> None:
+        self.waits_s = (*self.waits_s, seconds)[-USUAL_OF:]
 
     def note_exchange(self, seconds: float) -> None:
         self.exchanges_s = (*self.exchanges_s, seconds)[-USUAL_OF:]

@@ -130,3 +130,18 @@ def test_what_is_no_speed_is_none(speed):
     commit_round(scene, {A: 10.0, B: speed})
     assert steps_held(scene, A) == [16]
     assert steps_held(scene, B) == [2]
+
+
+def test_the_grace_time_remembers_how_long_rounds_were():
+    scene = Scene.of(SYNC)
+    scene.join(A, B, C)
+    for wait_s in (30.0, 10.0):
+        scene.passes(wait_s)
+        commit_round(scene, dict.fromkeys((A, B, C), 1.0))
+    assert scene.run.usual_wait_s == scene.run.round.usual_wait_s == 20.0
+    scene.passes(1.0)
+    scene.delivers(A, B)
+    scene.passes(11.9)  # 2 s and half of the usual 20 s, not of the one second until now
+    assert not scene.run.round.roster
+    scene.passes(0.1)
+    assert len(scene.run.round.roster) == 2

@@ -105,6 +105,27 @@ def test_a_round_closes_with_everyone_or_with_the_quorum_after_the_grace_time(
     assert decide(rnd, at=at) == expected
 
 
+@pytest.mark.parametrize(
+    ("usual_wait_s", "closes_at"), [(0.0, 3.5), (2.0, 4.0), (40.0, 23.0), (400.0, 203.0)]
+)
+def test_a_quorum_with_carried_work_leaves_the_others_the_grace_time_of_usual_rounds(
+    usual_wait_s, closes_at
+):
+    rnd = opened(A, B, C)
+    rnd.usual_wait_s = usual_wait_s
+    arrive(rnd, A, at=0.5)
+    arrive(rnd, B, at=1)
+    assert isinstance(decide(rnd, at=closes_at - 1.1), Wait)
+    assert isinstance(decide(rnd, at=closes_at), Close)
+
+
+def test_the_usual_wait_is_that_of_the_middle_contributor():
+    rnd = opened(A, B, C, at=100)
+    for peer, arrived_at in ((A, 110), (C, 150), (B, 120)):
+        arrive(rnd, peer, at=arrived_at)
+    assert rounds.middle_wait_s(rnd) == 20
+
+
 @pytest.mark.parametrize(("at", "closes"), [(21.9, False), (22.0, True)])
 def test_who_lost_its_connection_gets_the_least_grace(at, closes):
     rnd = opened(A, B, D)
