@@ -14,7 +14,7 @@ INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos chaos-loopback check bench bench-peers bench-exchange bench-losses bench-utilisation bench-plan fmt docs clean
+.PHONY: help setup demo test chaos chaos-loopback check bench bench-peers bench-exchange bench-losses bench-churn bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ bench-exchange: $(INSTALLED_BENCH) bench-peers  ## time one exchange over links 
 bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mode (long)
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/losses_report.py
+
+bench-churn: $(INSTALLED_BENCH)  ## loss when peers come, go, are late, or differ in speed (two hours)
+	$(BIN)/python benchmarks/churn.py
+	$(BIN)/python benchmarks/churn_report.py
 
 bench-utilisation: $(INSTALLED_BENCH)  ## share of the time that peers behind shaped links train (as root)
 	$(BIN)/python benchmarks/utilisation.py

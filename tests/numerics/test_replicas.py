@@ -5,7 +5,7 @@ Shapes: N values of the model.
 
 import numpy as np
 import pytest
-from benchmarks.replicas import Replica, diloco, steps_of
+from benchmarks.replicas import Fleet, Part, Replica, committed_steps, diloco, steps_of
 from msgspec.structs import replace as changed
 from tests.numerics.diloco import CONFIG, flat, fresh_loop, initial_state
 
@@ -79,7 +79,9 @@ def test_what_an_encoding_drops_is_kept_once_it_is_committed(dataset):
     config = run_config(mode="blocking", fragments=1)
     config = changed(config, sync=changed(config.sync, codec="int4"))
     layout, state = layout_of(config), initial_state(config)
-    replica = Replica(config, Batches(dataset, seed=config.seed), place=0, num_peers=1)
+    replica = Replica(
+        config, Batches(dataset, seed=config.seed), steps_of(config, place=0, num_peers=1)
+    )
     replica.train(upto=config.steps_per_round)
     replica.snapshot(layout.fragments[0])
     payloads = replica.contribution(state)
@@ -95,3 +97,48 @@ def test_what_an_encoding_drops_is_kept_once_it_is_committed(dataset):
     delta_N = state.params_N - replica.vectors.snapshot_N
     assert replica.kept_N.any()
     np.testing.assert_allclose(decoded_N + replica.kept_N, delta_N, rtol=0, atol=1e-8)
+
+
+# --- peers that come and go ----------------------------------------------------------------------
+
+ALL = Part(INNER_STEPS)
+
+
+def test_a_fleet_in_which_everybody_stays_is_diloco(dataset):
+    config = run_config(mode="blocking", fragments=1)
+    fleet = Fleet(config, dataset)
+    for each in diloco(config, dataset, num_peers=3):
+        fleet.round(dict.fromkeys(range(3), ALL))
+        np.testing.assert_array_equal(fleet.state.params_N, each.state.params_N)
+        np.testing.assert_array_equal(fleet.state.momentum_N, each.state.momentum_N)
+        forked = fleet.fork(fleet.rule)
+        np.testing.assert_array_equal(forked.state.params_N, each.state.params_N)
+
+
+def test_a_fork_goes_on_as_the_fleet_does(dataset):
+    config = run_config(mode="blocking", fragments=1)
+    fleet = Fleet(config, dataset)
+    fleet.round({0: ALL, 1: ALL})
+    forked = fleet.fork(fleet.rule)
+    for each in (fleet, forked):
+        each.round({0: ALL, 1: Part(1)})
+    np.testing.assert_array_equal(forked.state.params_N, fleet.state.params_N)
+    assert forked.num_committed == fleet.num_committed
+
+
+def test_samples_are_committed_once_whoever_is_late_or_lost(dataset):
+    config = run_config(mode="blocking", fragments=1)
+    script = [
+        {0: ALL, 1: Part(2, "late"), 2: Part(1, "lost")},
+        {0: ALL, 1: Part(2), 3: ALL},
+        {0: ALL, 3: ALL},
+    ]
+    fleet = Fleet(config, dataset)
+    batch = config.inner.batch_sequences
+    committed = []
+    for parts in script:
+        fleet.round(parts)
+        committed.append(fleet.num_committed // batch)
+    assert committed == list(committed_steps(script)) == [4, 16, 24]
+    assert not any(fleet.book.held.values())
+    assert fleet.seen[1].share[max(fleet.seen[1].share)] == pytest.approx(1 / 3, abs=0.01)
