@@ -15,7 +15,6 @@ from atoll.exchange.joiners import Joiners
 from atoll.exchange.links import Links, measured, patience
 from atoll.exchange.reduce import Reducer, Reducers
 from atoll.exchange.tasks import first_error
-from atoll.exchange.uplink import UPDATES
 from atoll.ids import Buffer, Digest, PeerId
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -154,16 +153,11 @@ class BlobServer:
             await connection.send(wire.Missing(busy=place is not None))
             return
         with self._joiners.serving(peer):
-            num_bytes = await self._send_part(connection, digest, place, weight=None)
+            num_bytes = await self._send_part(connection, digest, place, to_joiner=True)
         self._links.traffic.state_sent += num_bytes
 
     async def _send_part(
-        self,
-        connection: Connection,
-        digest: Digest,
-        place: Place,
-        *,
-        weight: float | None = UPDATES,
+        self, connection: Connection, digest: Digest, place: Place, *, to_joiner: bool = False
     ) -> int:
         """Send what lies there; return how many bytes that were."""
         payload = await asyncio.to_thread(_read, *place)
@@ -171,7 +165,7 @@ class BlobServer:
             await connection.send(wire.Missing())
             return 0
         blob = wire.Blob(digest=digest, num_bytes=len(payload))
-        await self._send(connection, blob, payload, weight=weight)
+        await self._send(connection, blob, payload, to_joiner=to_joiner)
         return len(payload)
 
     async def _send(
@@ -180,12 +174,12 @@ class BlobServer:
         message: wire.Message,
         payload: Buffer,
         *,
-        weight: float | None = UPDATES,
+        to_joiner: bool = False,
     ) -> None:
         num_bytes, links = len(payload), self._links
         # What a joiner takes tells of its line, and of the part of ours that it may have.
-        counting = nullcontext() if weight is None else measured(links.up, num_bytes)
-        with links.uplink.flow(connection, weight=weight), counting:
+        counting = nullcontext() if to_joiner else measured(links.up, num_bytes)
+        with links.uplink.flow(connection, to_joiner=to_joiner), counting:
             async with patience(num_bytes):
                 await connection.send(message, payload)
 

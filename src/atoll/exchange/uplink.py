@@ -14,9 +14,7 @@ from typing import Final
 
 from atoll.net.transport import Connection
 
-SLICES: Final = 1.0  # what a flow of a round weighs
-UPDATES: Final = 0.2  # each needs a slice of every contributor, so slices go first
-JOINERS: Final = 0.1  # what all flows to joiners weigh together, beside one flow of a round
+JOINERS: Final = 0.1  # what all flows to joiners weigh together, where one of a round weighs 1
 JOINERS_ALONE: Final = 0.7  # of the line: no queue stands before it when a round's flows begin
 HEADROOM: Final = 1.1  # times the measured rate, for a line may have become faster
 UNPACED_BYTES_PER_S: Final = 250e6  # beyond, timers cost more than bursts
@@ -27,17 +25,17 @@ class Uplink:
 
     def __init__(self, rate: Callable[[], float | None]) -> None:
         self._rate = rate
-        self._weights: dict[Connection, float | None] = {}  # of each flow; None: it is to a joiner
+        self._to_joiner: dict[Connection, bool] = {}  # of each flow
 
     @contextmanager
-    def flow(self, connection: Connection, *, weight: float | None = SLICES) -> Iterator[None]:
-        """Count the connection as one that sends, with this weight; None: to a joiner."""
-        self._weights[connection] = weight
+    def flow(self, connection: Connection, *, to_joiner: bool = False) -> Iterator[None]:
+        """Count the connection as one that sends: it has a share of the line among the others."""
+        self._to_joiner[connection] = to_joiner
         self._share_out()
         try:
             yield
         finally:
-            del self._weights[connection]
+            del self._to_joiner[connection]
             self._share_out()
 
     def _share_out(self) -> None:
@@ -46,13 +44,16 @@ class Uplink:
             return
         if rate > UNPACED_BYTES_PER_S:
             rate = inf
-        num_joining = sum(weight is None for weight in self._weights.values())
-        of_round = [weight for weight in self._weights.values() if weight is not None]
+        num_joining = sum(self._to_joiner.values())
         # However many join, the round of those who train goes first.
-        joining = JOINERS * max(of_round, default=SLICES) if num_joining else 0.0
-        whole = sum(of_round) + joining
-        for connection, weight in self._weights.items():
-            if weight is None:
-                connection.pace(rate * min(joining / whole, JOINERS_ALONE) / num_joining)
+        weights = {
+            connection: JOINERS / num_joining if to_joiner else 1.0
+            for connection, to_joiner in self._to_joiner.items()
+        }
+        whole = sum(weights.values())
+        for connection, to_joiner in self._to_joiner.items():
+            share = weights[connection] / whole
+            if to_joiner:
+                connection.pace(rate * min(share, JOINERS_ALONE / num_joining))
             else:
-                connection.pace(HEADROOM * rate * weight / whole)
+                connection.pace(HEADROOM * rate * share)

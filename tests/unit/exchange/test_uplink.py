@@ -7,14 +7,7 @@ import pytest
 from tests.unit.exchange.cast import A, B
 from tests.unit.memory import Network, pair
 
-from atoll.exchange.uplink import (
-    HEADROOM,
-    JOINERS_ALONE,
-    SLICES,
-    UNPACED_BYTES_PER_S,
-    UPDATES,
-    Uplink,
-)
+from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, UNPACED_BYTES_PER_S, Uplink
 
 RATE = 1e6
 
@@ -41,29 +34,17 @@ def test_all_joiners_together_have_a_tenth_of_the_pace_of_one_flow(num_joiners):
     ours = connections(2 + num_joiners)
     with ExitStack() as flows:
         for number, connection in enumerate(ours):
-            flows.enter_context(uplink.flow(connection, weight=None if number >= 2 else SLICES))
+            flows.enter_context(uplink.flow(connection, to_joiner=number >= 2))
         joining = [connection.paced for connection in ours[2:]]
         assert len(set(joining)) == 1
         assert ours[0].paced == ours[1].paced == pytest.approx(HEADROOM * RATE / 2.1)
         assert sum(joining) == pytest.approx(0.1 * RATE / 2.1)
 
 
-def test_slices_go_before_updates_and_joiners_have_a_tenth_of_an_update_where_there_is_no_slice():
-    uplink = Uplink(lambda: RATE)
-    slices, updates, joiner = connections(3)
-    with uplink.flow(updates, weight=UPDATES):
-        assert updates.paced == HEADROOM * RATE
-        with uplink.flow(slices, weight=SLICES):
-            assert slices.paced == pytest.approx(5 * updates.paced)
-            assert slices.paced + updates.paced == pytest.approx(HEADROOM * RATE)
-        with uplink.flow(joiner, weight=None):
-            assert joiner.paced == pytest.approx(RATE * 0.1 / 1.1)
-
-
 def test_while_nobody_exchanges_joiners_have_most_of_the_line():
     uplink = Uplink(lambda: RATE)
     one, other = connections(2)
-    with uplink.flow(one, weight=None), uplink.flow(other, weight=None):
+    with uplink.flow(one, to_joiner=True), uplink.flow(other, to_joiner=True):
         assert one.paced == other.paced == pytest.approx(JOINERS_ALONE * RATE / 2)
 
 
