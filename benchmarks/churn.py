@@ -188,19 +188,20 @@ class Churn:
 
     script: Callable[[int], Iterator[Parts]]
     donates_moments: bool = False
+    rule: str = "as configured"
 
     def measure(self, seed: int) -> Iterator[tuple[str, dict[str, object]]]:
         rounds = with_steps(self.script(seed), ROUNDS * PEERS * H)
         config = run_config(rounds=len(rounds), outer=SHORT, seed=seed, cools_down=True)
         dataset = dataset_of(config)
-        fleet = Fleet(config, dataset, donates_moments=self.donates_moments)
+        fleet = Fleet(config, dataset, rule=RULES[self.rule], donates_moments=self.donates_moments)
         meter = Meter(config, dataset)
         every = max(1, len(rounds) // POINTS)
         for index, parts in enumerate(rounds, start=1):
             fleet.round(parts)
             if index % every == 0 or index == len(rounds):
                 meter.read(fleet)
-        yield "as configured", meter.figures(fleet)
+        yield self.rule, meter.figures(fleet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,9 @@ CASES: dict[str, Churn | Loss] = {
     "steady": Churn(script=steady),
     "30 % churn": Churn(script=churning),
     "30 % churn, moments of a donor": Churn(script=churning, donates_moments=True),
+    "30 % churn, moments of a donor, lr by number": Churn(
+        script=churning, donates_moments=True, rule="lr by number"
+    ),
     "by steps": Churn(script=by_steps),
     "by time": Churn(script=by_time),
     "10 to 1": Loss(before=10, after=1, outer=SHORT),
