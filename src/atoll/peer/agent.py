@@ -38,6 +38,7 @@ from atoll.train.shared import SharedVectors, vectors_path
 
 NO_STATE = Digest("0" * 64)
 RETRY_S = 1.0
+LAST_RETRY_S = 5.0
 LAST_S = 600.0  # for the last state to be had, once the run is complete: the host may be away
 
 
@@ -130,16 +131,17 @@ class Agent:
                 if member.local is not None:
                     await member.local.training.note_bad_work(error)
             except PeerError as error:
-                if self._board.stop is not None and self._board.stop.complete:
-                    give_up_at = loop.time() + LAST_S if give_up_at is None else give_up_at
-                if give_up_at is not None and loop.time() >= give_up_at:
+                is_complete = self._board.stop is not None and self._board.stop.complete
+                if is_complete and give_up_at is None:
+                    give_up_at = loop.time() + LAST_S
+                elif give_up_at is not None and loop.time() >= give_up_at:
                     raise RunError(
                         f"the run is complete, but its last state cannot be had: {error}",
                         hint="ask its operator for an export of the model",
                     ) from error
                 member.accounts.warn(f"cannot catch up yet: {error}")
                 self._lost_state = True
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(LAST_RETRY_S if is_complete else RETRY_S)
                 # Last: where rounds are short, the state that the host now names is soon replaced.
                 await self._link.reconnect()
 

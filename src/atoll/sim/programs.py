@@ -165,6 +165,7 @@ class HostProgram:
         """Run the built-in member, again whenever it ends too early."""
         await started.wait()
         assert self.built_in is not None
+        self.built_in.start_anew()  # what it has seen of the end of a former host is no matter
         while not self.built_in.is_done:
-            self.built_in.start()
             await asyncio.sleep(RESTART_S)
+            self.built_in.start()

@@ -69,7 +69,12 @@ class Seat:
 
     def start(self) -> None:
         """Start the program, unless it runs or is done."""
-        if not self.is_running and not self.is_done:
+        if not self.is_done:
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        """Start the program, unless it runs, also if it was done."""
+        if not self.is_running:
             self.process = Process(self.name, self._loop, self.condition)
             self._life = self.process.spawn(self._live())
 
