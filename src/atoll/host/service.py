@@ -419,12 +419,13 @@ class Host:
         """Tell the members that the run is complete, and give them time to have all of it.
 
         The built-in member, which keeps the model, has it first and goes last: the others may lack
-        what somebody else has already left with.
+        what somebody else has already left with. If it does not come, all the others stay until
+        each of them has it.
         """
         self._emit(Stopped(reason="the run is complete"))
         deadline = self._now() + FAREWELL_S
         await self._tick(
-            lambda: self._now() >= deadline or not self._lacks_the_end(self.run.built_in)
+            lambda: self._now() >= deadline or self._is_kept() or not self._may_lack_the_end()
         )
         self._is_over = True
         for peer in sorted(set(self._sessions) - {self.run.built_in}):
@@ -442,12 +443,17 @@ class Host:
     def _others(self) -> set[PeerId]:
         return (set(self._sessions) | set(self.run.membership.members)) - {self.run.built_in}
 
-    def _lacks_the_end(self, peer: PeerId) -> bool:
-        """Return whether the member has not reported the last state, and still may."""
-        member = self.run.membership.get(peer)
-        if member is None:  # it has lapsed, or we have just started, and it has not come yet
-            return self._now() < self.run.started_at + self.run.config.sync.reconnect_s
-        return not member.connected or member.round < self.run.committed
+    def _is_kept(self) -> bool:
+        """Return whether the built-in member is here, with the last state."""
+        member = self.run.membership.get(self.run.built_in)
+        return member is not None and member.connected and member.round >= self.run.committed
+
+    def _may_lack_the_end(self) -> bool:
+        """Return whether some member has not reported the last state, and still may."""
+        if self._now() < self.run.started_at + self.run.config.sync.reconnect_s:
+            return True  # we have just started: who is not there may come yet
+        members = self.run.membership.members.values()
+        return any(not m.connected or m.round < self.run.committed for m in members)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atoll.config import run_digest
 from atoll.data import leases
 from atoll.errors import AtollError
-from atoll.events import Event, RoundCommitted, StateDiffers, TrainerDied
+from atoll.events import Event, RoundCommitted, StateDiffers, Stopped, TrainerDied
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
@@ -43,14 +43,16 @@ class Outcome:
     fleet: Fleet
     happened: list[Fault]
     over_at: float = 0.0  # the last fault is mended
-    ended_at: float = 0.0  # the host has ended, for good
     records: list[Record] = field(default_factory=list)
 
     @property
     def may_have_missed_the_end(self) -> bool:
-        """Whether the host may have ended while a fault kept a member away: it cannot know."""
+        """Whether the run was complete while a fault may have kept a member away for too long."""
         sync = self.fleet.config.sync
-        return self.ended_at <= self.over_at + sync.reconnect_s + sync.silent_s
+        complete_at = next(
+            (at for at, name, e in self.trace if name == HOST and isinstance(e, Stopped)), 0.0
+        )
+        return complete_at <= self.over_at + sync.reconnect_s + sync.silent_s
 
     @property
     def trace(self) -> list[tuple[float, str, Event]]:

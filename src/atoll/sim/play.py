@@ -50,7 +50,6 @@ def play(
         fleet.start()
         try:
             await fleet.until(lambda: fleet.host.is_done)
-            outcome.ended_at = fleet.loop.time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LATECOMERS_S):
                     await fleet.ended()
