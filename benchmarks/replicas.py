@@ -130,11 +130,18 @@ class Replica:
         self._steps = iter(steps)
         self._num_steps = 0
 
-    def train(self, *, upto: int) -> None:
-        """Take inner steps until so many are done, or all of the run."""
+    def train(self, *, upto: int) -> list[float]:
+        """Take inner steps until so many are done, or all of the run; return their losses."""
+        losses = []
         for step, spans in islice(self._steps, upto - self._num_steps):
-            self.loop.step(spans, step=step)
+            losses.append(self.loop.step(spans, step=step).loss)
             self._num_steps = step + 1
+        return losses
+
+    def skip(self, *, upto: int) -> None:
+        """Leave out steps of the run: this peer was not there yet."""
+        self._steps = islice(self._steps, upto - self._num_steps, None)
+        self._num_steps = upto
 
     def snapshot(self, fragment: Fragment) -> None:
         part = Snapshot(start=fragment.start, stop=fragment.stop)

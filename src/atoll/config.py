@@ -219,6 +219,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     congestion: Annotated[
         str, about("control of TCP's congestion, where the system has it; empty: the system's own")
     ] = "bbr"
+    fetch_moments: Annotated[
+        bool, about("begin with the inner optimizer of a peer that trains; twice the bytes to join")
+    ] = False
     keep_states: Annotated[int, Meta(ge=2, le=LARGEST), about("committed states on disk")] = 2
     cache_directory: Annotated[
         str, about("tokenised corpora, for all runs on this machine; empty: within directory")

@@ -133,6 +133,14 @@ class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
     seconds: float
 
 
+class MomentsFetched(Struct, frozen=True, kw_only=True, tag="moments_fetched"):
+    """A joiner has taken over the moments of the inner optimizer of this peer."""
+
+    peer: PeerId
+    num_bytes: int
+    seconds: float
+
+
 class TrainerStarted(Struct, frozen=True, kw_only=True, tag="trainer_started"):
     pid: int
     device: str
@@ -167,6 +175,7 @@ Event: TypeAlias = (
     | PhaseTimed
     | BytesMoved
     | StateSynced
+    | MomentsFetched
     | TrainerStarted
     | TrainerDied
     | Warned

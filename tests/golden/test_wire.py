@@ -92,6 +92,8 @@ EXAMPLES: tuple[wire.Message, ...] = (
     wire.Update(slice=2, digest=D1, num_bytes=67584),
     wire.Fetch(digest=D1),
     wire.Blob(digest=D1, num_bytes=0),
+    wire.FetchInner(),
+    wire.Inner(num_bytes=5_000_000, chunks=(D1, D2)),
     wire.Missing(),
 )
 

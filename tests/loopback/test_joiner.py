@@ -6,7 +6,14 @@ from tests.loopback.cluster import Cluster, Process, wait_until, with_sync
 from tests.loopback.proof import assert_all_leave
 
 from atoll.config import RunConfig
-from atoll.events import BytesMoved, PeerLeft, RoundCommitted, StateSynced, read_events
+from atoll.events import (
+    BytesMoved,
+    MomentsFetched,
+    PeerLeft,
+    RoundCommitted,
+    StateSynced,
+    read_events,
+)
 from atoll.exchange.statesync import PER_SOURCE
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.model.shapes import num_parameters
@@ -65,3 +72,18 @@ def test_a_joiner_that_is_killed_in_mid_transfer_fetches_only_the_rest(cluster, 
     assert_all_leave(cluster, wide, host, [anna, dora])
     in_flight = 2 * PER_SOURCE * CHUNK_BYTES  # from anna and from the built-in member
     assert sent_to_joiners(cluster) <= state_bytes + in_flight + 2 * MOST_MANIFEST_BYTES
+
+
+def test_a_joiner_begins_with_the_moments_of_one_that_trains(cluster, config, tmp_path):
+    endless = with_sync(config, rounds=1000)
+    host, anna, ben = cluster.start(endless, anna=(), ben=())
+    host.wait_for(RoundCommitted, lambda event: event.round > REPLAY_ROUNDS)
+    (tmp_path / "peer.toml").write_text("fetch_moments = true\n", encoding="utf-8")
+
+    dora = cluster.join("dora", "--config", str(tmp_path / "peer.toml"))
+    fetched = dora.wait_for(MomentsFetched)
+    assert fetched.peer in (cluster.id_of("anna"), cluster.id_of("ben"))
+    assert fetched.num_bytes > 8 * num_parameters(config.model)
+    late = cluster.id_of("dora")
+    host.wait_for(RoundCommitted, lambda event: late in event.roster)
+    assert_all_leave(cluster, endless, host, [anna, ben, dora])

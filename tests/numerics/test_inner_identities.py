@@ -20,6 +20,7 @@ from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.train.baseline import initial_model
 from atoll.train.inner import InnerLoop
+from atoll.train.moments import check_moments
 from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 from atoll.train.work import cut_into_steps
 
@@ -107,6 +108,24 @@ def test_interrupted_and_resumed_is_never_interrupted(batches, tmp_path):
     second.steps_since_fresh = load_optimizer_(path, second.optimizer, model=second.model)
     assert train(second, first_step=H, num_steps=H) == expected[H:]
     assert weights(whole).tobytes() == weights(second).tobytes()
+
+
+def test_a_joiner_with_state_and_moments_takes_exactly_the_donors_next_steps(batches, tmp_path):
+    donor, joiner, fresh = fresh_loop(batches), fresh_loop(batches), fresh_loop(batches)
+    train(donor, first_step=0, num_steps=H)
+    path = tmp_path / "moments"
+    moments = copy_moments(donor.optimizer, model=donor.model)
+    save_optimizer(path, moments, num_steps=donor.steps_since_fresh)
+    check_moments(path, CONFIG)
+    state_N = weights(donor) * np.float32(0.99)  # what the outer step has made of all of them
+    for loop in (donor, joiner, fresh):
+        load_flat_(loop.model, state_N, LAYOUT)
+    joiner.steps_since_fresh = load_optimizer_(path, joiner.optimizer, model=joiner.model)
+    losses = train(donor, first_step=H, num_steps=H)
+    assert train(joiner, first_step=H, num_steps=H) == losses
+    assert weights(joiner).tobytes() == weights(donor).tobytes()
+    train(fresh, first_step=H, num_steps=H)
+    assert weights(fresh).tobytes() != weights(donor).tobytes()
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])

@@ -59,6 +59,9 @@ class Lines:
             case events.StateSynced():
                 size = format_bytes(event.num_bytes)
                 return f"fetched state {event.round}: {size} in {format_seconds(event.seconds)}"
+            case events.MomentsFetched(num_bytes=num_bytes, seconds=seconds):
+                size, time = format_bytes(num_bytes), format_seconds(seconds)
+                return f"fetched the moments of another peer: {size} in {time}"
             case events.TrainerDied():
                 return f"! the trainer died ({event.reason}); starting it again"
             case events.Warned():

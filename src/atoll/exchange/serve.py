@@ -5,7 +5,7 @@ each with its share of our uplink (see `uplink`), and few joiners at a time (see
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -25,6 +25,10 @@ IDLE_S = 3600.0  # a connection that asks nothing for so long is closed
 UNCHECKED = 4  # slices of one connection that may be in checking while the next arrives
 
 
+async def _no_inner() -> None:
+    """Who does not train has no inner optimizer."""
+
+
 class BlobServer:
     """Serves the updates and blobs of this member, and takes in slices for its reducers."""
 
@@ -35,12 +39,17 @@ class BlobServer:
         updates: Locate,
         states: Sequence[Locate],
         links: Links,
+        inner: Callable[[], Awaitable[wire.Inner | None]] = _no_inner,
     ) -> None:
-        """`updates` finds those of rounds that are committed; `states` what joiners fetch."""
+        """`updates` finds those of rounds that are committed; `states` what joiners fetch.
+
+        `inner` says what there is of an inner optimizer, whose chunks `states` finds, too.
+        """
         self._reducers = reducers
         self._updates = updates
         self._states = states
         self._links = links
+        self._inner = inner
         self._joiners = Joiners(lambda: asyncio.get_running_loop().time())
 
     async def serve(self, connection: Connection) -> None:
@@ -80,6 +89,8 @@ class BlobServer:
                 await self._send_updates(connection, message)
             case wire.Fetch(digest=digest):
                 await self._send_blob(connection, peer, digest)
+            case wire.FetchInner():
+                await connection.send(await self._inner() or wire.Missing())
             case _:
                 reason = f"{type(message).__name__} is no request to a member"
                 await connection.send(wire.Refused(reason=reason))

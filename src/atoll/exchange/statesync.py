@@ -7,6 +7,7 @@ comes from the host's journal. Sources train on meanwhile: what they serve lies 
 """
 
 import asyncio
+import os
 import shutil
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,13 +19,14 @@ from filelock import FileLock, Timeout
 
 from atoll.data import manifest as dataset_manifest
 from atoll.data.shards import Dataset, adopt
-from atoll.durable import disk_errors
+from atoll.durable import disk_errors, publish, remove
 from atoll.errors import BusyError, PeerError, RunError
-from atoll.exchange.links import Links, fetch, fetch_from_any
+from atoll.exchange.links import DIAL_S, Links, fetch, fetch_from_any, unexpected
 from atoll.exchange.tasks import together
-from atoll.ids import Digest, digest_of
+from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
+from atoll.outer.manifest import CHUNK_BYTES
 from atoll.outer.state import PeerState
 from atoll.units import MIB, format_bytes
 
@@ -34,6 +36,7 @@ PER_SOURCE = 2  # requests at once: the next blob is on its way while one is ask
 AT_ONCE = 16  # requests in all, and so blobs in memory; further sources are asked when one fails
 BUSY_S = 2.0  # before sources that are busy are asked again
 BUSY_TRIES = 150  # in a row
+INNER_BYTES_PER_S = 250_000  # moments that come slower are not worth the wait
 
 Store = Callable[[int, bytearray], Awaitable[None]]  # index of the wanted blob, and its bytes
 Sources = Sequence[wire.Address]
@@ -94,6 +97,61 @@ async def _fetch_manifest(digest: Digest, *, sources: Sources, links: Links) -> 
         except BusyError:
             await asyncio.sleep(BUSY_S)
     return None
+
+
+async def fetch_inner(
+    path: Path, check: Callable[[Path], None], *, sources: Sources, links: Links, at_most: int
+) -> PeerId | None:
+    """Put the moments of a member that trains into this file; return whose they are.
+
+    None: no source has any that pass the `check`, in time. All chunks come from one member: no
+    other has the same.
+
+    Raises:
+        RunError: there is no room for them.
+    """
+    beside = path.with_name(path.name + ".partial")
+    try:
+        for source in sources:
+            with suppress(PeerError, TimeoutError):  # another one may have them
+                async with asyncio.timeout(DIAL_S + at_most / INNER_BYTES_PER_S):
+                    await _fetch_inner_from(source, beside, links=links, at_most=at_most)
+                await asyncio.to_thread(check, beside)
+                with disk_errors(path.parent):
+                    await asyncio.to_thread(publish, beside, path)
+                return source.peer
+    finally:
+        await asyncio.to_thread(remove, beside)
+    return None
+
+
+async def _fetch_inner_from(
+    source: wire.Address, beside: Path, *, links: Links, at_most: int
+) -> None:
+    async with links.to(source) as connection:
+        await connection.send(wire.FetchInner())
+        answer = await connection.receive()  # it may have to read and hash the file first
+    if isinstance(answer, wire.Missing):
+        raise PeerError(f"{source.peer} has no inner optimizer")
+    if not isinstance(answer, wire.Inner):
+        raise unexpected(answer)
+    num_chunks = -(-answer.num_bytes // CHUNK_BYTES)
+    if not 0 < answer.num_bytes <= at_most or len(answer.chunks) != num_chunks:
+        raise PeerError(f"no inner optimizer: {answer.num_bytes} bytes in {len(answer.chunks)}")
+
+    async def put(index: int, payload: bytearray) -> None:
+        with disk_errors(beside.parent):
+            file.seek(index * CHUNK_BYTES)
+            file.write(payload)  # nothing comes in between: there is no await
+
+    with disk_errors(beside.parent):
+        file = await asyncio.to_thread(beside.open, "wb")
+    with file:
+        wanted = [(digest, CHUNK_BYTES) for digest in answer.chunks]
+        await _Transfer(wanted, [source], links=links, store=put).run()
+        with disk_errors(beside.parent):
+            file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
 
 
 async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:

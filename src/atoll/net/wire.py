@@ -8,6 +8,7 @@ A message is a msgpack map with its tag under "t". Blobs do not travel inside: a
     slices      Bring -> Holding, then Slice + bytes, ... -> Taken, ...        (member -> reducer)
                 FetchUpdates -> Update + bytes, ..., and Missing if the time is over
     blobs       Fetch -> Blob + bytes | Missing                   (member -> member)
+                FetchInner -> Inner | Missing
     anywhere    Refused: the other side will not, says why, and closes
 
 To change one, add a field with a default. Renaming, retyping or reusing a tag takes a new PROTOCOL.
@@ -371,6 +372,17 @@ class Blob(Struct, frozen=True, kw_only=True, tag_field="t", tag="blob"):
     num_bytes: BlobBytes
 
 
+class FetchInner(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch_inner"):
+    """Joiner to a member that trains: how are the moments of your inner optimizer to be had?"""
+
+
+class Inner(Struct, frozen=True, kw_only=True, tag_field="t", tag="inner"):
+    """The newest that were saved: a file, in chunks to be fetched as blobs; see `train/moments`."""
+
+    num_bytes: U63
+    chunks: tuple[Digest, ...]
+
+
 class Missing(Struct, frozen=True, kw_only=True, tag_field="t", tag="missing"):
     """It is not here, or not yet; or (`busy`) it is kept for the joiners who are served already."""
 
@@ -409,6 +421,8 @@ Message: TypeAlias = (
     | Update
     | Fetch
     | Blob
+    | FetchInner
+    | Inner
     | Missing
 )
 

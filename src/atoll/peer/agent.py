@@ -29,6 +29,7 @@ from atoll.net import wire
 from atoll.net.transport import Transport
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.hosts import Hosts
+from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_round
@@ -70,6 +71,7 @@ class Agent:
             emit=emit,
         )
         self._port = 0
+        self._lending = Lending(home, now=lambda: asyncio.get_running_loop().time())
         self._dataset: Dataset | None = None
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
         self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
@@ -86,6 +88,7 @@ class Agent:
             reducers=member.reducers,
             updates=self._home.blobs.locate,
             states=self._locators(),
+            inner=self._lending.offer,
             links=member.links,
         )
         listener = await self._transport.listen(
@@ -196,6 +199,8 @@ class Agent:
         assert self._dataset is not None
         training = member.local.training
         training.inner = self._home.newest_inner(member.state.round)
+        if training.inner is None and self._peer.fetch_moments:
+            training.inner = await member.fetch_moments()
         member.device = await training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
@@ -283,7 +288,7 @@ class Agent:
             path = dict(self._dataset.blobs()).get(digest)
             return None if path is None else (path, 0, path.stat().st_size)
 
-        return [in_states, in_dataset]
+        return [in_states, in_dataset, self._lending.locate]
 
     def serve_dataset(self, dataset: Dataset) -> None:
         """Serve this dataset to joiners, though we do not train on it ourselves."""

@@ -62,6 +62,7 @@ class Home:
         self._commits = directory / "commits"
         self._commits.mkdir(exist_ok=True)
         (directory / "inner").mkdir(exist_ok=True)
+        self._lent_inner: Path | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -150,14 +151,19 @@ class Home:
         """Return where the inner optimizer's state after the merge of that round is kept."""
         return self.directory / "inner" / f"{round_id:06}.safetensors"
 
-    def newest_inner(self, round_id: RoundId) -> Path | None:
-        """Return what is kept of the inner optimizer up to that round."""
-        newest = self.inner_path(round_id)
-        return max((p for p in (self.directory / "inner").iterdir() if p <= newest), default=None)
+    def newest_inner(self, round_id: RoundId | None = None) -> Path | None:
+        """Return what is kept of the inner optimizer up to that round, or up to now."""
+        kept = [p for p in (self.directory / "inner").iterdir() if p.stem.isdecimal()]
+        newest = None if round_id is None else self.inner_path(round_id)
+        return max((p for p in kept if newest is None or p <= newest), default=None)
+
+    def lend_inner(self, path: Path) -> None:
+        """Keep this one for joiners from now on, though it may be an old one soon."""
+        self._lent_inner = path
 
     def forget_inner_before(self, round_id: RoundId) -> None:
         for path in (self.directory / "inner").iterdir():
-            if path < self.inner_path(round_id):
+            if path < self.inner_path(round_id) and path != self._lent_inner:
                 path.unlink()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from atoll.config import RunConfig
 from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
-from atoll.events import Emit, StateSynced
+from atoll.events import Emit, MomentsFetched, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Means, Reducers
-from atoll.exchange.statesync import Fetched, fetch_state
+from atoll.exchange.statesync import Fetched, fetch_inner, fetch_state
 from atoll.exchange.step import apply_updates_, slices_of
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
@@ -37,6 +38,10 @@ from atoll.peer.link import HostLink
 from atoll.peer.local import Local
 from atoll.peer.training import Training
 from atoll.traffic import Traffic
+from atoll.train.moments import check_moments
+from atoll.units import MIB
+
+MOMENTS_HEADER_BYTES = MIB  # names and shapes of all tensors
 
 
 class StateDiffers(AtollError):
@@ -380,6 +385,30 @@ class Member:
                 seconds=seconds,
             )
         )
+
+    async def fetch_moments(self) -> Path | None:
+        """Take over the moments of an inner optimizer that goes with our state, or is newer.
+
+        Return where they are; None: there are none to be had, and ours starts afresh.
+        """
+        if self.state.round == INITIAL:
+            return None
+        path = self.home.inner_path(self.state.round)
+        started_at = asyncio.get_running_loop().time()
+        donor = await fetch_inner(
+            path,
+            partial(check_moments, config=self.config),
+            sources=self.sources(),
+            links=self.links,
+            at_most=8 * self.state.num_values + MOMENTS_HEADER_BYTES,
+        )
+        if donor is None:
+            self.accounts.warn("no member has moments of an inner optimizer: ours starts afresh")
+            return None
+        seconds = asyncio.get_running_loop().time() - started_at
+        num_bytes = path.stat().st_size
+        self.accounts.emit(MomentsFetched(peer=donor, num_bytes=num_bytes, seconds=seconds))
+        return path
 
     # --- what stays on disk ---------------------------------------------------------------------
 

@@ -1,7 +1,4 @@
-"""AdamW, and its state on disk.
-
-    state file    safetensors; "exp_avg.NAME" and "exp_avg_sq.NAME" for each parameter, fp32;
-                  metadata: the number of steps, and the digest of all of it
+"""AdamW, and its state to the disk and back (see `moments`).
 
 Adam's moments are worth keeping: a fresh state has to warm up again (see `schedule`). The weights
 are not in the file; the agent has them.
@@ -9,22 +6,16 @@ are not in the file; the agent has them.
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import torch
-from blake3 import blake3
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import nn
 
 from atoll.config import InnerConfig
 from atoll.durable import publish, sync
-from atoll.errors import DamagedError, RunError
-
-MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # torch's names for the means of g and g^2
-Tensors = dict[str, NDArray[np.float32]]
+from atoll.errors import RunError
+from atoll.train.moments import MOMENTS, Tensors, damaged, digest_of_moments, read_moments
 
 
 def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.AdamW:
@@ -62,7 +53,7 @@ def save_optimizer(path: Path, moments: Tensors, *, num_steps: int) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    metadata = {"num_steps": str(num_steps), "digest": _digest(moments, num_steps)}
+    metadata = {"num_steps": str(num_steps), "digest": digest_of_moments(moments, num_steps)}
     beside = path.with_name(path.name + ".partial")
     try:
         save_file(moments, beside, metadata=metadata)
@@ -84,11 +75,11 @@ def load_optimizer_(path: Path, optimizer: torch.optim.AdamW, *, model: nn.Modul
         DamagedError: the file is not what `save_optimizer` wrote for such a model. The optimizer is
             as it was before.
     """
-    tensors, num_steps = _read(path)
+    tensors, num_steps = read_moments(path)
     parameters = dict(model.named_parameters())
     expected = {f"{m}.{name}": tuple(p.shape) for name, p in parameters.items() for m in MOMENTS}
     if num_steps > 0 and {name: t.shape for name, t in tensors.items()} != expected:
-        raise _damaged(path, "it belongs to another model")
+        raise damaged(path, "it belongs to another model")
     optimizer.state.clear()
     if num_steps == 0:
         return 0
@@ -99,32 +90,3 @@ def load_optimizer_(path: Path, optimizer: torch.optim.AdamW, *, model: nn.Modul
         step = torch.tensor(float(num_steps), device=parameter.device)
         optimizer.state[parameter] = {"step": step, **moments}
     return num_steps
-
-
-def _read(path: Path) -> tuple[Tensors, int]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        num_steps = int(metadata["num_steps"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if metadata.get("digest") != _digest(tensors, num_steps):
-        raise _damaged(path, "its content has changed")
-    return tensors, num_steps
-
-
-def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(
-        f"not a state of the optimizer: {path}: {why}",
-        hint="delete the file; the optimizer then starts afresh and warms up",
-    )
-
-
-def _digest(tensors: Tensors, num_steps: int) -> str:
-    hasher = blake3(str(num_steps).encode())
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        hasher.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        hasher.update(tensor.data.cast("B"))
-    return hasher.hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from filelock import FileLock
-from tests.unit.exchange.cast import A, B, C, D, reducer, server
+from tests.unit.exchange.cast import A, B, C, D, reducers, server
 from tests.unit.memory import Network
 from tests.unit.virtual import now, run
 
@@ -18,7 +18,8 @@ from atoll.data.shards import Dataset
 from atoll.errors import BadBlobError, DamagedError, PeerError, RunError
 from atoll.exchange.joiners import AT_ONCE, AWAY_S
 from atoll.exchange.links import Links
-from atoll.exchange.statesync import BUSY_S, Fetched, fetch_dataset, fetch_state
+from atoll.exchange.serve import BlobServer
+from atoll.exchange.statesync import BUSY_S, Fetched, fetch_dataset, fetch_inner, fetch_state
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
@@ -49,7 +50,7 @@ class Sources:
                 self.network.unreachable.add(PORTS[peer])
             return locate(digest)
 
-        unused, _ = reducer(tmp_path / f"blobs-{peer[:1]}")
+        unused, _ = reducers(tmp_path / f"blobs-{peer[:1]}")
         transport = self.network.transport(peer)
         serving = server(unused, Links(transport, half_life_bytes=MIB), locate=[noted])
         await transport.listen(serving.serve, host="h", port=PORTS[peer])
@@ -278,6 +279,106 @@ def test_a_manifest_of_another_run_is_refused(tmp_path, committed):
                 run=digest_of(b"other"),
             )
         assert joiner.is_untouched()
+        await sources.close()
+
+    run(main())
+
+
+# --- the moments of an inner optimizer ----------------------------------------------------------
+
+MOMENTS = np.random.default_rng(1).bytes(CHUNK_BYTES + 1000)
+LIE = MOMENTS[:-1] + b"?"
+
+
+async def with_moments(tmp_path, moments):
+    """Return members that have these moments, by member; None: it does not train."""
+    sources = Sources()
+    for peer, content in moments.items():
+        path = tmp_path / f"moments-{peer[:1]}"
+        path.write_bytes(content or b"")
+        parts = [content[k : k + CHUNK_BYTES] for k in range(0, len(content or b""), CHUNK_BYTES)]
+        places = {
+            digest_of(part): (path, k * CHUNK_BYTES, len(part)) for k, part in enumerate(parts)
+        }
+
+        async def offer(content=content, digests=tuple(places)):
+            return None if content is None else wire.Inner(num_bytes=len(content), chunks=digests)
+
+        unused, _ = reducers(tmp_path / f"blobs-{peer[:1]}")
+        transport = sources.network.transport(peer)
+        serving = BlobServer(
+            reducers=unused,
+            updates=lambda _: None,
+            states=[places.get],
+            links=Links(transport, half_life_bytes=MIB),
+            inner=offer,
+        )
+        await transport.listen(serving.serve, host="h", port=PORTS[peer])
+    return sources
+
+
+async def fetched_inner(tmp_path, sources, *, at_most=2 * CHUNK_BYTES):
+    def check(path):
+        if path.read_bytes() != MOMENTS:
+            raise BadBlobError("a lie")
+
+    donor = await fetch_inner(
+        tmp_path / "inner",
+        check,
+        sources=sources.addresses(),
+        links=sources.links(),
+        at_most=at_most,
+    )
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith("inner")]
+    return donor, left
+
+
+@pytest.mark.parametrize("fault", ["does not train", "lies", "damages", "is gone"])
+def test_a_donor_that_is_no_good_costs_itself_alone(tmp_path, fault):
+    async def main():
+        first = {"does not train": None, "lies": LIE}.get(fault, MOMENTS)
+        sources = await with_moments(tmp_path, {B: first, C: MOMENTS, D: MOMENTS})
+        if fault == "damages":
+            sources.network.damaging.add(B)
+        if fault == "is gone":
+            sources.network.unreachable.add(PORTS[B])
+        assert await fetched_inner(tmp_path, sources) == (C, ["inner"])
+        assert (tmp_path / "inner").read_bytes() == MOMENTS
+        await sources.close()
+
+    run(main())
+
+
+def test_without_a_good_donor_there_is_nothing(tmp_path):
+    async def main():
+        sources = await with_moments(tmp_path, {B: None, C: LIE, D: LIE})
+        assert await fetched_inner(tmp_path, sources) == (None, [])
+        await sources.close()
+
+    run(main())
+
+
+def test_more_than_an_inner_optimizer_can_have_is_not_fetched(tmp_path):
+    async def main():
+        sources = await with_moments(tmp_path, {B: MOMENTS, C: MOMENTS, D: MOMENTS})
+        limit = len(MOMENTS) - 1
+        assert await fetched_inner(tmp_path, sources, at_most=limit) == (None, [])
+        await sources.close()
+
+    run(main())
+
+
+def test_a_donor_that_hangs_is_not_waited_for_for_ever(tmp_path):
+    async def main():
+        sources = await with_moments(tmp_path, {B: MOMENTS, C: MOMENTS, D: MOMENTS})
+
+        async def hang(connection):
+            await connection.receive()
+            await asyncio.sleep(1e6)
+
+        await sources.network.listeners[PORTS[B]].close()
+        await sources.network.transport(B).listen(hang, host="h", port=PORTS[B])
+        assert await fetched_inner(tmp_path, sources) == (C, ["inner"])
         await sources.close()
 
     run(main())

@@ -12,13 +12,6 @@ from atoll.net.records import Planned
 from atoll.peer.home import Home, read_run_file
 
 
-@pytest.fixture
-def home(enrolled):
-    home = Home(enrolled.directory, keep_states=2)
-    yield home
-    home.close()
-
-
 def opened(enrolled):
     return Home(enrolled.directory, keep_states=2)
 
