@@ -34,7 +34,8 @@ class Residual:
         self.pending_N: NDArray[np.float32] = np.zeros_like(self.kept_N)
         self._directory = directory
         self._layout = layout
-        self._pending: Digest | None = None  # the contribution that `pending_N` belongs to
+        # The contribution to a round that its fragment's part of `pending_N` belongs to.
+        self._pending: dict[RoundId, Digest] = {}
         self._settled = INITIAL
         self._lock = Lock()  # saving may still be under way when the round is over
         open_directory(directory)
@@ -66,7 +67,7 @@ class Residual:
             with disk_errors(path):
                 write_synced(beside, [blake3(part).digest(), part])
                 publish(beside, path)
-            self._pending = contribution
+            self._pending[round_id] = contribution
 
     def settle(self, round_id: RoundId, contribution: Digest | None) -> None:
         """Take over what was pending of the contribution that a round has committed; None: none.
@@ -77,11 +78,11 @@ class Residual:
         with self._lock:
             self._settled = round_id
             committed = self._path(round_id, contribution) if contribution else None
-            if committed is not None and contribution == self._pending:
+            pending = self._pending.pop(round_id, None)
+            if committed is not None and contribution == pending:
                 self._part(self.kept_N, round_id)[:] = self._part(self.pending_N, round_id)
             elif committed is not None and committed.exists():
                 self._read_(committed)  # encoded before we encoded anew, or were started anew
-            self._pending = None
             for path in self._files():
                 superseded = committed is not None and self._is_same_part(path, round_id)
                 if path != committed and (_round_of(path) == round_id or superseded):
@@ -91,7 +92,7 @@ class Residual:
         """Forget everything: our state is another one."""
         with self._lock:
             self.kept_N[:] = 0
-            self._pending = None
+            self._pending.clear()
             for path in self._files():
                 path.unlink(missing_ok=True)
 

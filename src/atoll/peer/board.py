@@ -18,8 +18,8 @@ class Board:
     """Written by the host link alone; `session` counts the connections to the host."""
 
     session: int = 0
-    plan: wire.Plan | None = None
-    closed: wire.Closed | None = None
+    plans: dict[RoundId, wire.Plan] = field(default_factory=dict)
+    closed: dict[RoundId, wire.Closed] = field(default_factory=dict)
     commits: dict[RoundId, Committed] = field(default_factory=dict)
     sources: tuple[wire.Address, ...] = ()
     dataset: Digest | None = None
@@ -33,10 +33,12 @@ class Board:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def forget_commits(self, *, through: RoundId) -> None:
-        """Drop the commits that our state contains."""
-        for round_id in [r for r in self.commits if r <= through]:
-            del self.commits[round_id]
+    def forget(self, *, through: RoundId) -> None:
+        """Drop what was said of the rounds that our state contains."""
+        for said in (self.plans, self.closed, self.commits):
+            for round_id in [r for r in said if r <= through]:
+                del said[round_id]
+        self.notify()
 
     async def wait_for(self, look: Callable[[], T | None]) -> T:
         """Return the first thing other than None that `look` finds, now or after a change."""

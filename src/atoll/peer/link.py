@@ -167,16 +167,17 @@ class HostLink:
         match message:
             case wire.Welcome():
                 board.session += 1
-                board.plan = board.closed = None
+                board.plans.clear()
+                board.closed.clear()
                 board.sources = message.sources
                 board.dataset = message.dataset
                 board.base = (message.base_round, message.base_state)
                 board.reset = board.reset or message.reset
             case wire.Plan():
-                board.plan = message
+                board.plans[message.round] = message
                 board.sources = message.sources
             case wire.Closed():
-                board.closed = message
+                board.closed[message.round] = message
             case wire.Commit():
                 record = committed(message, public_key=self._hosts.public_key)
                 board.commits[record.round] = record

@@ -32,22 +32,22 @@ Over = Callable[[], Awaitable[Any]]  # returns when the round is over, or our st
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The work that is in the snapshot of a round."""
+    """The work that is in the snapshot of a round; a trainer of which `life` took it."""
 
-    round: RoundId = INITIAL
-    leases: tuple[LeaseId, ...] = ()
-    num_steps: int = 0
-    mean_loss: float = 0.0
+    leases: tuple[LeaseId, ...]
+    num_steps: int
+    mean_loss: float
+    life: int | None
 
 
 class Local:
-    """`training` runs the trainer; `offered` is the work of the newest contribution."""
+    """`training` runs the trainer; `offers` is the work of contributions that are under way."""
 
     def __init__(
         self, home: Home, *, training: Training, state: PeerState, accounts: Accounts
     ) -> None:
         self.training = training
-        self.offered = Offered()
+        self.offers: dict[RoundId, Offered] = {}
         self._home = home
         self._config = home.config
         self._layout = layout_of(home.config)
@@ -66,20 +66,18 @@ class Local:
         """Note which leases are ours; return whether the local weights are still good."""
         return self.training.work.hold(leases)
 
-    def settle(self, leases: Collection[LeaseId] | None) -> bool:
+    def settle(self, round_id: RoundId, leases: Collection[LeaseId] | None) -> bool:
         """Note which leases of ours a round has committed; None: we are not in its roster.
 
         Returns whether the local weights are still good.
         """
-        work = self.training.work
         if leases is None:
-            work.withdraw()
+            self.training.withdraw(round_id)
             return True
-        if not any(lease.id in leases for lease in work.leases):
+        if not any(lease.id in leases for lease in self.training.work.leases):
             return True  # we have heard of it before
-        self.training.note_commit()
         # A trainer may have died with what was offered, and its heir does it again.
-        return work.settle(leases)
+        return self.training.settle(round_id, leases)
 
     # --- training -------------------------------------------------------------------------------
 
@@ -87,42 +85,54 @@ class Local:
         """Do the inner steps of a round; return whether they are done, and in the snapshot."""
         if self._overlaps:
             return await self._train_on(plan, over=over)
-        self.training.work.withdraw()  # a round that was over before its contribution was announced
-        done = await self.training.train(plan, until=over)
-        if done:
-            self._note_offer(plan, *self.training.offer())
-        return done
+        while await self.training.train(plan, until=over):
+            if self._offer(plan.round):
+                return True
+        return False
 
     async def _train_on(self, plan: wire.Plan, *, over: Over) -> bool:
         """Reach the end of a round's work; then go on with the next, beside the exchange."""
         training, work = self.training, self.training.work
-        if work.offered and self.offered.round == plan.round:
+        if plan.round in work.offers and plan.round not in work.lost:
             return True  # the contribution is under way already
-        work.withdraw()  # a round that was over before its contribution was announced
+        training.withdraw(plan.round)
         ending = asyncio.ensure_future(over())
         try:
             while not ending.done() and (target := work.round_target(plan.num_samples)):
-                training.go_on(plan.first_step, upto=target)
+                at = work.settled + work.num_offered
+                training.go_on(plan.first_step, at=at, upto=target)
                 if not await _comes_first(training.reach(target), ending):
                     return False
                 fragment = self._layout.fragment_of(plan.round)
                 seconds = await training.snapshot(fragment.start, fragment.stop)
-                if seconds is not None:  # else the trainer has died, and the work with it
+                # If the trainer has died, the work has died with it.
+                if seconds is not None and self._offer(plan.round):
                     self._accounts.emit(
                         PhaseTimed(round=plan.round, phase="snapshot", seconds=seconds)
                     )
-                    self._note_offer(plan, *training.offer())
-                    training.go_on(plan.first_step, upto=work.num_samples)
+                    training.go_on(plan.first_step, at=at, upto=work.num_samples)
                     return True
         finally:
             ending.cancel()
         return False
 
-    def _note_offer(self, plan: wire.Plan, leases: tuple[LeaseId, ...], mean_loss: float) -> None:
-        sizes = {lease.id: lease.stop - lease.start for lease in self.training.work.leases}
+    def _offer(self, round_id: RoundId) -> bool:
+        """Offer the work that is in the snapshot; return whether there is any."""
+        training = self.training
+        leases, mean_loss = training.offer(round_id)
+        if not leases:
+            training.withdraw(round_id)
+            return False
+        sizes = {lease.id: lease.stop - lease.start for lease in training.work.leases}
         num_samples = sum(sizes[lease_id] for lease_id in leases)
         num_steps = num_samples // self._config.inner.batch_sequences
-        self.offered = Offered(plan.round, leases, num_steps, mean_loss)
+        self.offers[round_id] = Offered(leases, num_steps, mean_loss, training.life)
+        return True
+
+    def _is_ours(self, round_id: RoundId) -> bool:
+        """Return whether the snapshot of the round is of the trainer that we have now."""
+        offered = self.offers.get(round_id)
+        return offered is not None and offered.life == self.training.life
 
     def vectors(self) -> Vectors:
         """Return what our pseudo-gradient is made of."""
@@ -144,11 +154,12 @@ class Local:
         The local weights keep what they have beyond the snapshot, if that is what was committed;
         else what they have beyond the old global weights (design, idea 3).
         """
-        training = self.training
-        if committed and training.made_snapshot:
+        training, is_ours = self.training, self._is_ours(round_id)
+        self.offers.pop(round_id, None)
+        if committed and is_ours:
             return self._config.sync.merge if self._overlaps else "replace"
         if not committed:
-            training.work.withdraw()
+            training.withdraw(round_id)
         fragment = self._layout.fragment_of(round_id)
         part = slice(fragment.start, fragment.stop)
         np.copyto(training.vectors.snapshot_N[part], self._state.params_N[part])
@@ -169,6 +180,7 @@ class Local:
     async def drop(self) -> None:
         """Let the trainer start over from the global weights."""
         self._inner_round = INITIAL
+        self.offers.clear()
         await self.training.merge("replace")
 
     async def forget_residual(self) -> None:
@@ -193,7 +205,7 @@ class Local:
             return True
         with self._accounts.timed("save_inner", round_id):
             await self.training.save(self._home.inner_path(round_id))
-        if not self.training.made_snapshot:
+        if not self._is_ours(round_id):
             return False
         self._inner_round = round_id
         return True

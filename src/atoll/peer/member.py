@@ -119,7 +119,8 @@ class Member:
 
     def _settle(self, commit: Committed) -> None:
         mine = self._entry_in(commit)
-        if self.local is not None and not self.local.settle(None if mine is None else mine.leases):
+        leases = None if mine is None else mine.leases
+        if self.local is not None and not self.local.settle(commit.round, leases):
             self.board.reset = True
 
     def _entry_in(self, commit: Committed) -> RosterEntry | None:
@@ -165,8 +166,7 @@ class Member:
         raise StateDiffers("the host has another state for us")
 
     def plan_of(self, round_id: RoundId) -> wire.Plan | None:
-        plan = self.board.plan
-        return plan if plan is not None and plan.round == round_id else None
+        return self.board.plans.get(round_id)
 
     def plan_key(self, round_id: RoundId) -> tuple[int, wire.Plan] | None:
         """Return the plan that holds now, and the connection that it came on."""
@@ -175,10 +175,8 @@ class Member:
 
     def closed_key(self, round_id: RoundId) -> tuple[int, wire.Plan, wire.Closed] | None:
         """Return the plan and the roster that hold now."""
-        key, closed = self.plan_key(round_id), self.board.closed
-        if key is None or closed is None or closed.round != round_id:
-            return None
-        return (*key, closed)
+        key, closed = self.plan_key(round_id), self.board.closed.get(round_id)
+        return None if key is None or closed is None else (*key, closed)
 
     def sources(self) -> list[wire.Address]:
         """Return who may have blobs, other than we."""
@@ -195,7 +193,7 @@ class Member:
 
     def announce(self, round_id: RoundId, digests: tuple[Digest, ...]) -> None:
         assert self.local is not None
-        offered = self.local.offered
+        offered = self.local.offers[round_id]
         self._link.send(
             wire.Contribution(
                 round=round_id,
@@ -266,7 +264,7 @@ class Member:
         self.accounts.close_round(commit.round)
         self.commits[commit.round] = commit
         self.blobs.turn()
-        self.board.forget_commits(through=commit.round)
+        self.board.forget(through=commit.round)
         if self.is_kept(commit.round):
             self._saving = asyncio.create_task(self._save())
         self.report_state()

@@ -11,7 +11,7 @@ Two ways to train. Where it waits for the exchange: `train`, then `merge`. Where
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
-from atoll.ids import LeaseId
+from atoll.ids import LeaseId, RoundId
 from atoll.net import wire
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
@@ -38,9 +38,24 @@ _Answer = TypeVar("_Answer")
 class Aim:
     """How far to train. Samples count from the first one that this peer ever leased."""
 
-    first_step: int = 0  # the inner step of the run for sample number `settled`
-    settled: int = 0
+    first_step: int = 0  # the inner step of the run for sample number `at`
+    at: int = 0
     stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The loss of some tokens, all together."""
+
+    sum: float = 0.0
+    num_tokens: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self.sum / max(1, self.num_tokens)
+
+    def __add__(self, other: "Loss") -> "Loss":
+        return Loss(self.sum + other.sum, self.num_tokens + other.num_tokens)
 
 
 class Training:
@@ -72,25 +87,19 @@ class Training:
         self._emit = emit
         self._dataset: Path | None = None
         self._trainer: Trainer | None = None
-        self._snapshot_of: Trainer | None = None
+        self._lives = 0  # of trainers that have started
         self._deaths = 0
         self._stepped_at = 0.0
         self._slowest_s = 0.0
         self._steps_s = 0.0
         self._has_stepped = False
-        self._loss_sum = 0.0
-        self._loss_tokens = 0
-        self._loss_offered: tuple[float, int] | None = None  # of what is offered
+        self._loss = Loss()  # of the work that is not offered
+        self._losses: dict[RoundId, Loss] = {}  # of what is, by its round
         self._background: asyncio.Task[None] | None = None
         self._last_step = 0  # the inner step of the run that the present round ends with
         self._resting = asyncio.Event()
         self._moved = asyncio.Event()  # set when work is done, or nobody is doing any
         self._aim = Aim()
-
-    @property
-    def mean_loss(self) -> float:
-        """The mean loss per token over the local work."""
-        return self._loss_sum / max(1, self._loss_tokens)
 
     async def start(self, dataset: Path) -> str:
         """Start the trainer from the global weights; return the device.
@@ -102,13 +111,16 @@ class Training:
         return (await self._alive()).started.device
 
     async def load(self, path: Path) -> None:
-        """Let the inner optimizer go on from what was saved; work in the background ends.
+        """Let the inner optimizer go on from what was saved; work in the background waits for it.
 
         Raises:
             DamagedError: the file is not what was saved.
         """
+        was_going = self._background is not None and not self._background.done()
         await self.rest()
         await self._load(path)
+        if was_going:
+            self._begin()
 
     async def _load(self, path: Path) -> None:
         try:
@@ -149,16 +161,17 @@ class Training:
         await self.rest()
         if how == "replace":
             self._forget_work()
-            self._snapshot_of = None  # what is in it is not in the local weights any more
+            self.work.forget_offers()
         await self.merge_part(how, 0, self.vectors.num_values)
 
     # --- while the exchange is under way --------------------------------------------------------
 
-    def go_on(self, first_step: int, *, upto: int) -> None:
+    def go_on(self, first_step: int, *, upto: int, at: int | None = None) -> None:
         """Train in the background on the first `upto` samples of the work, or all if it has fewer.
 
-        `first_step` is the inner step of the run for the first sample of the work. What is under
-        way goes on; the new limit holds from its end on.
+        `first_step` is the inner step of the run for sample number `at` of all that this peer ever
+        leased; without it, for the first sample of the work. What is under way goes on; the new
+        limit holds from its end on.
 
         Raises:
             RunError: the trainer has died three times in a row.
@@ -166,7 +179,11 @@ class Training:
         self._check_background()
         # What follows the work of a round is that of the next.
         self._last_step = first_step + 2 * self._config.steps_per_round - 1
-        self._aim = Aim(first_step, settled=self.work.settled, stop=self.work.settled + upto)
+        settled = self.work.settled
+        self._aim = Aim(first_step, at=settled if at is None else at, stop=settled + upto)
+        self._begin()
+
+    def _begin(self) -> None:
         self._resting.clear()
         if self._background is None or self._background.done():
             self._background = asyncio.create_task(self._go_on())
@@ -178,8 +195,8 @@ class Training:
             stop = min(self._aim.stop - settled, self.work.num_samples)
             if stop <= consumed:
                 return
-            position = settled - self._aim.settled + consumed
-            first_step = self._aim.first_step + position // self._batch_sequences
+            position = settled - self._aim.at + consumed
+            first_step = max(0, self._aim.first_step + position // self._batch_sequences)
             resting = asyncio.ensure_future(self._resting.wait())
             try:
                 await self._train_once(first_step, stop, resting)
@@ -214,10 +231,29 @@ class Training:
             self._moved.clear()
             await self._moved.wait()
 
-    def offer(self) -> tuple[tuple[LeaseId, ...], float]:
-        """Return the leases of the next contribution, and its mean loss; see `LocalWork.offer`."""
-        self._loss_offered = self._loss_sum, self._loss_tokens
-        return self.work.offer(), self.mean_loss
+    def offer(self, round_id: RoundId) -> tuple[tuple[LeaseId, ...], float]:
+        """Return the leases of the contribution to a round, and its mean loss per token.
+
+        See `LocalWork.offer`.
+        """
+        self.withdraw(round_id)
+        leases = self.work.offer(round_id)
+        self._losses[round_id], self._loss = self._loss, Loss()
+        return leases, self._losses[round_id].mean
+
+    def withdraw(self, round_id: RoundId) -> None:
+        """Note that the contribution was not committed; see `LocalWork.withdraw`."""
+        self.work.withdraw(round_id)
+        self._loss += self._losses.pop(round_id, Loss())
+
+    def settle(self, round_id: RoundId, leases: Collection[LeaseId]) -> bool:
+        """Note that work of ours is part of the model: whatever died before is forgiven.
+
+        Returns whether the local weights are still good; see `LocalWork.settle`.
+        """
+        self._deaths = 0
+        self._losses.pop(round_id, None)
+        return self.work.settle(round_id, leases)
 
     async def snapshot(self, start: int, stop: int) -> float | None:
         """Let the trainer copy that part of the local weights to snapshot_N.
@@ -227,13 +263,12 @@ class Training:
         Raises:
             RunError: the trainer died three times in a row. As in `merge_part`.
         """
-        self._snapshot_of = self._trainer
         return await self._ask(lambda trainer: trainer.snapshot(start, stop))
 
     @property
-    def made_snapshot(self) -> bool:
-        """Whether the trainer that we have now is the one that wrote the snapshot."""
-        return self._trainer is not None and self._trainer is self._snapshot_of
+    def life(self) -> int | None:
+        """Which trainer of this peer we have now: the how many-th; None: none."""
+        return self._lives if self._trainer is not None else None
 
     async def merge_part(self, how: How, start: int, stop: int, *, alpha: float = 0.0) -> None:
         """Let the trainer take over that part of the global weights, between two steps.
@@ -285,14 +320,6 @@ class Training:
         seconds, self._steps_s = self._steps_s, 0.0
         return seconds
 
-    def note_commit(self) -> None:
-        """Note that work of ours is part of the model: whatever died before is forgiven."""
-        self._deaths = 0
-        offered_sum, offered_tokens = self._loss_offered or (self._loss_sum, self._loss_tokens)
-        self._loss_sum -= offered_sum
-        self._loss_tokens -= offered_tokens
-        self._loss_offered = None
-
     async def save(self, path: Path) -> None:
         """Keep the inner optimizer's state.
 
@@ -330,6 +357,7 @@ class Training:
         while self._trainer is None:
             try:
                 self._trainer = await self._started()
+                self._lives += 1
             except TrainerDied as death:
                 self._note(death, None)
                 continue
@@ -392,8 +420,7 @@ class Training:
     def _note_step(self, step: Stepped) -> None:
         self.newest = step
         self.work.advance(step.num_samples)
-        self._loss_sum += step.loss * step.num_tokens
-        self._loss_tokens += step.num_tokens
+        self._loss += Loss(step.loss * step.num_tokens, step.num_tokens)
         self._moved.set()
         self._stepped_at = asyncio.get_running_loop().time()
         self._slowest_s = max(self._slowest_s, step.seconds)
@@ -404,4 +431,5 @@ class Training:
 
     def _forget_work(self) -> None:
         self.work.clear()
-        self._loss_sum, self._loss_tokens, self._loss_offered = 0.0, 0, None
+        self._loss = Loss()
+        self._losses.clear()

@@ -1,31 +1,33 @@
 """Which of its leased samples a peer's local weights contain. Pure bookkeeping.
 
-    leases, in order of ids:   | ==offered== | ==consumed, not offered== | --left-- |
+    leases, in order of ids:   | ==consumed, offered or not== | --left-- |
 
-A contribution consists of whole leases. Where training waits for the exchange, it names all of
-them; where it goes on meanwhile, those that are consumed by then, and more follow in the next one.
+A contribution consists of whole leases: those that are consumed by then and not offered yet. Where
+training goes on during the exchange, more follow in the next one.
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from atoll.ids import Lease, LeaseId
+from atoll.ids import Lease, LeaseId, RoundId
 
 
 @dataclass(slots=True)
 class LocalWork:
     """`consumed` samples, counted from the first lease on, are in the local weights.
 
-    `offered` of them are in the contribution that is under way; 0: none is. `in_flight` of those
-    after the consumed ones are being trained on; as they may be in the weights at any moment, their
-    leases count as touched. `settled` samples were committed, and are not counted any more.
+    `in_flight` of those after them are being trained on; as they may be in the weights at any
+    moment, their leases count as touched. `settled` samples were committed, and are not counted any
+    more. `offers` are the leases of each contribution that is under way; those of a `lost` one are
+    not consumed any more: the trainer died with that work, and begins anew.
     """
 
     leases: tuple[Lease, ...] = ()
     consumed: int = 0
-    offered: int = 0
     in_flight: int = 0
     settled: int = 0
+    offers: dict[RoundId, tuple[LeaseId, ...]] = field(default_factory=dict)
+    lost: set[RoundId] = field(default_factory=set)
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -42,24 +44,26 @@ class LocalWork:
         self.leases = kept
         return whole
 
-    def settle(self, lease_ids: Collection[LeaseId]) -> bool:
-        """Note that these leases of ours were committed: the new global weights contain them.
+    def settle(self, round_id: RoundId, lease_ids: Collection[LeaseId]) -> bool:
+        """Note that a round has committed these leases of ours: global weights contain them.
 
         Returns whether the local weights are still good for what is left in them. If what was
-        committed is not what is offered (a former life of ours did it), they are void.
+        committed is not what they offered (a former life of ours did it), they are void.
         """
         committed = tuple(lease for lease in self.leases if lease.id in lease_ids)
         if not committed:
             return True
-        as_offered = tuple(lease.id for lease in committed) == self._whole(self.offered)
+        as_offered = {lease.id for lease in committed} == set(self.offers.get(round_id, ()))
+        is_good = as_offered and round_id not in self.lost
+        self.withdraw(round_id)
         self.leases = tuple(lease for lease in self.leases if lease.id not in lease_ids)
-        self.settled += sum(_size(lease) for lease in committed)
-        if not as_offered:
+        num_samples = sum(_size(lease) for lease in committed)
+        self.settled += num_samples
+        if is_good:
+            self.consumed -= num_samples
+        else:
             self.clear()
-            return False
-        self.consumed -= self.offered
-        self.offered = 0
-        return True
+        return is_good
 
     # --- training -------------------------------------------------------------------------------
 
@@ -81,8 +85,12 @@ class LocalWork:
         self.in_flight = 0
 
     def clear(self) -> None:
-        """Note that the local weights are the global ones again, or are going to be."""
-        self.consumed = self.offered = self.in_flight = 0
+        """Note that the local weights are the global ones again, or are going to be.
+
+        Contributions that are under way are not ended by that, but their work is lost here.
+        """
+        self.consumed = self.in_flight = 0
+        self.lost = set(self.offers)
 
     # --- contributions --------------------------------------------------------------------------
 
@@ -90,32 +98,50 @@ class LocalWork:
         """Return how many samples, from the first lease on, the next contribution waits for.
 
         They are the fewest whole leases with so many samples that are not offered yet, and with all
-        that was begun; or all. So the snapshot contains no lease in part.
+        that was begun; or all. So the snapshot contains no lease in part. 0: all are offered.
         """
-        reached = 0
+        offered = self._offered()
+        reached = new = 0
         for lease in self.leases:
-            begun = self.consumed + self.in_flight
-            if reached >= max(self.offered + num_samples, begun):
+            if new >= num_samples and reached >= self.consumed + self.in_flight:
                 break
             reached += _size(lease)
-        return reached
+            new += 0 if lease.id in offered else _size(lease)
+        return reached if new else 0
 
-    def offer(self) -> tuple[LeaseId, ...]:
-        """Offer what is consumed of whole leases, and return these: they make a contribution."""
-        assert not self.offered, "a contribution is under way already"
-        offered = self._whole(self.consumed)
-        self.offered = sum(_size(lease) for lease in self.leases[: len(offered)])
-        return offered
+    def offer(self, round_id: RoundId) -> tuple[LeaseId, ...]:
+        """Offer what is consumed of whole leases, but for what other contributions offer.
 
-    def withdraw(self) -> None:
+        Returns these leases: they make the contribution to this round.
+        """
+        self.withdraw(round_id)
+        offered = self._offered()
+        new = tuple(lease_id for lease_id in self._whole() if lease_id not in offered)
+        if new:
+            self.offers[round_id] = new
+        return new
+
+    def withdraw(self, round_id: RoundId) -> None:
         """Note that the contribution was not committed: what is in it is part of the next one."""
-        self.offered = 0
+        self.offers.pop(round_id, None)
+        self.lost.discard(round_id)
+
+    def forget_offers(self) -> None:
+        """Note that no contribution is under way any more."""
+        self.offers.clear()
+        self.lost.clear()
 
     # --- what there is --------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
         return sum(_size(lease) for lease in self.leases)
+
+    @property
+    def num_offered(self) -> int:
+        """How many samples are in contributions that are under way."""
+        offered = self._offered()
+        return sum(_size(lease) for lease in self.leases if lease.id in offered)
 
     @property
     def is_whole(self) -> bool:
@@ -136,13 +162,16 @@ class LocalWork:
             start += _size(lease)
         return tuple(ids)
 
-    def _whole(self, num_samples: int) -> tuple[LeaseId, ...]:
-        """Return the leases of which the first `num_samples` contain every sample."""
+    def _offered(self) -> set[LeaseId]:
+        return {lease_id for leases in self.offers.values() for lease_id in leases}
+
+    def _whole(self) -> tuple[LeaseId, ...]:
+        """Return the leases of which every sample is consumed."""
         ids: list[LeaseId] = []
         stop = 0
         for lease in self.leases:
             stop += _size(lease)
-            if stop <= num_samples:
+            if stop <= self.consumed:
                 ids.append(lease.id)
         return tuple(ids)
 

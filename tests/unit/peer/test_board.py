@@ -31,25 +31,27 @@ async def a_moment():
 def test_who_waits_gets_the_first_thing_that_is_there():
     async def main():
         board = Board()
-        board.plan = plan(1)
-        assert await board.wait_for(lambda: board.plan) is board.plan
-        waiting = asyncio.create_task(board.wait_for(lambda: board.closed))
+        board.plans[1] = plan(1)
+        assert await board.wait_for(lambda: board.plans.get(1)) is board.plans[1]
+        waiting = asyncio.create_task(board.wait_for(lambda: board.closed.get(1)))
         await a_moment()
         board.notify()  # of something else
         await a_moment()
         assert not waiting.done()
-        board.closed = wire.Closed(round=1, roster_version=1, roster=())
+        board.closed[1] = wire.Closed(round=1, roster_version=1, roster=())
         board.notify()
-        assert await waiting is board.closed
+        assert await waiting is board.closed[1]
 
     run(main())
 
 
-def test_commits_that_the_state_contains_are_forgotten():
+def test_what_was_said_of_rounds_that_the_state_contains_is_forgotten():
     board = Board()
     board.commits = {1: "one", 2: "two", 3: "three"}
-    board.forget_commits(through=2)
+    board.plans, board.closed = {2: "planned", 4: "planned"}, {1: "closed", 3: "closed"}
+    board.forget(through=2)
     assert board.commits == {3: "three"}
+    assert (board.plans, board.closed) == ({4: "planned"}, {3: "closed"})
 
 
 class Acting:
@@ -62,7 +64,7 @@ class Acting:
         self.log = []
         self.following = asyncio.create_task(
             self.board.follow(
-                lambda: None if self.board.plan is None else self.board.plan.version, self.act
+                lambda: self.board.plans[1].version if 1 in self.board.plans else None, self.act
             )
         )
 
@@ -78,7 +80,7 @@ class Acting:
         self.log.append(("ends", version))
 
     def now_plan(self, version):
-        self.board.plan = plan(version) if version else None
+        self.board.plans = {1: plan(version)} if version else {}
         self.board.notify()
 
     async def stop(self):

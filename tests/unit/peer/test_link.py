@@ -138,7 +138,8 @@ def test_what_the_host_says_is_on_the_board(enrolled):
         assert board.base == (0, WELCOME.base_state)
         await link.host_says(PLAN)
         await link.host_says(CLOSED)
-        assert (board.plan, board.closed, board.sources) == (PLAN, CLOSED, PLAN.sources)
+        assert (board.plans, board.closed) == ({PLAN.round: PLAN}, {CLOSED.round: CLOSED})
+        assert board.sources == PLAN.sources
         commit = enrolled.commit(1, b"update")
         await link.host_says(commit)
         assert board.commits[RoundId(1)].updates[0].digest == digest_of(b"update")
@@ -162,7 +163,7 @@ def test_what_we_say_reaches_the_host_and_so_do_signs_of_life(enrolled):
 
 def test_who_is_waiting_is_woken_by_a_message(enrolled):
     async def story(link):
-        waiting = asyncio.create_task(link.board.wait_for(lambda: link.board.plan))
+        waiting = asyncio.create_task(link.board.wait_for(lambda: link.board.plans.get(PLAN.round)))
         await asyncio.sleep(1)
         assert not waiting.done()
         await link.host_says(PLAN)
@@ -178,7 +179,7 @@ def test_a_lost_connection_is_made_anew_and_the_plan_asked_for_again(enrolled):
         await asyncio.sleep(0)
         link.link.send(wire.Heartbeat())  # nobody hears it
         await until(lambda: link.board.session == 2)
-        assert link.board.plan is None
+        assert link.board.plans == {}
         assert now() == pytest.approx(RETRY_S[0], abs=0.05)
         (warned,) = link.reported
         assert isinstance(warned, Warned)

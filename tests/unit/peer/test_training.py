@@ -23,7 +23,7 @@ from atoll.config import (
 from atoll.data.prepare import prepare
 from atoll.errors import RunError
 from atoll.events import TrainerDied, TrainerStarted
-from atoll.ids import Lease, LeaseId
+from atoll.ids import Lease, LeaseId, RoundId
 from atoll.model.flat import store_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
@@ -106,13 +106,13 @@ def test_work_goes_on_in_the_background_as_if_nothing_were_exchanged(training, d
             await peer.reach(8)
             assert await peer.snapshot(0, LAYOUT.num_values) is not None
             first_N = peer.vectors.snapshot_N.copy()
-            offered, first_loss = peer.offer()
+            offered, first_loss = peer.offer(RoundId(1))
             peer.go_on(0, upto=peer.work.num_samples)
             # Committed as it is: the new global weights are the snapshot, and nothing moves.
             peer.vectors.global_N[:] = first_N
             for fragment in LAYOUT.fragments:
                 await peer.merge_part("carry", fragment.start, fragment.stop)
-            assert peer.work.settle(offered)
+            assert peer.settle(RoundId(1), offered)
             await peer.reach(16)
             await peer.snapshot(0, LAYOUT.num_values)
             assert (peer.work.consumed, peer.work.left()) == (16, ())

@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from atoll.ids import Lease, LeaseId
+from atoll.ids import Lease, LeaseId, RoundId
 from atoll.peer.work import LocalWork
 
 
@@ -8,6 +8,7 @@ def lease(id_, start, stop):
     return Lease(id=LeaseId(id_), start=start, stop=stop)
 
 
+ROUND = RoundId(1)
 ONE, TWO, THREE = lease(1, 0, 4), lease(2, 10, 14), lease(3, 20, 22)
 
 
@@ -121,7 +122,7 @@ def test_an_untouched_lease_may_go_without_a_loss():
 
 def test_after_the_commit_of_all_that_it_did_the_work_begins_anew():
     work = working(ONE, TWO, done=4)
-    assert not work.settle([1])
+    assert not work.settle(ROUND, [1])
     assert work.leases == (TWO,)
     assert work.left() == ((10, 14),)
     assert work.touched() == ()
@@ -130,7 +131,7 @@ def test_after_the_commit_of_all_that_it_did_the_work_begins_anew():
 
 def test_a_commit_without_us_leaves_the_work_alone():
     work = working(ONE, TWO, done=5)
-    assert work.settle([7, 8])
+    assert work.settle(ROUND, [7, 8])
     assert work.touched() == (1, 2)
     assert work.left() == ((11, 14),)
 
@@ -165,18 +166,18 @@ def test_the_next_contribution_waits_for_whole_leases_that_are_not_offered():
     work = working(ONE, TWO, THREE, done=5)
     # The second lease is begun, so no snapshot is taken before it is done.
     assert [work.round_target(size) for size in (1, 4, 5, 8, 9, 99)] == [8, 8, 8, 8, 10, 10]
-    assert work.offer() == (1,)
+    assert work.offer(ROUND) == (1,)
     assert [work.round_target(size) for size in (1, 4, 5, 99)] == [8, 8, 10, 10]
     assert working().round_target(4) == 0
 
 
 def test_what_is_committed_leaves_and_what_came_after_it_stays():
     work = working(ONE, TWO, THREE, done=5)
-    assert work.offer() == (1,)
+    assert work.offer(ROUND) == (1,)
     assert work.begin(9) == ((11, 14), (20, 21))
     work.advance(2)
-    assert work.settle([1])
-    assert (work.leases, work.consumed, work.offered) == ((TWO, THREE), 3, 0)
+    assert work.settle(ROUND, [1])
+    assert (work.leases, work.consumed, work.num_offered) == ((TWO, THREE), 3, 0)
     assert work.settled == 4
     work.advance(2)
     assert work.touched() == (2, 3)
@@ -185,36 +186,110 @@ def test_what_is_committed_leaves_and_what_came_after_it_stays():
 
 def test_what_is_not_committed_is_part_of_the_next_contribution():
     work = working(ONE, TWO, THREE, done=4)
-    assert work.offer() == (1,)
+    assert work.offer(ROUND) == (1,)
     train(work, 5)
-    work.withdraw()
-    assert work.offer() == (1, 2)
+    work.withdraw(ROUND)
+    assert work.offer(ROUND) == (1, 2)
 
 
 def test_after_a_commit_of_anything_else_than_is_offered_the_work_is_void():
     for committed in ([2], [1, 2], [2, 3]):
         work = working(ONE, TWO, THREE, done=5)
-        assert work.offer() == (1,)
-        assert not work.settle(committed)
-        assert (work.consumed, work.offered) == (0, 0)
+        assert work.offer(ROUND) == (1,)
+        assert not work.settle(ROUND, committed)
+        assert (work.consumed, work.num_offered) == (0, 0)
         assert work.settled == sum(
             le.stop - le.start for le in (ONE, TWO, THREE) if le.id in committed
         )
 
 
+# --- several contributions under way --------------------------------------------------------------
+
+R1, R2, R3 = RoundId(1), RoundId(2), RoundId(3)
+FOUR = lease(4, 30, 34)
+
+
+def test_each_contribution_offers_what_the_ones_before_it_do_not():
+    work = working(ONE, TWO, THREE, FOUR, done=4)
+    assert work.offer(R1) == (1,)
+    assert work.round_target(4) == 8
+    train(work, 5)
+    assert work.offer(R2) == (2,)
+    assert work.num_offered == 8
+    assert [work.round_target(size) for size in (1, 3, 99)] == [10, 14, 14]
+    assert work.settle(R1, [1])
+    assert work.settle(R2, [2])
+    assert (work.leases, work.consumed, work.num_offered) == ((THREE, FOUR), 1, 0)
+
+
+def test_what_one_round_has_not_committed_is_offered_after_those_that_are_under_way():
+    work = working(ONE, TWO, THREE, FOUR, done=8)
+    work.begin(8)
+    assert (work.offer(R1), work.offer(R2)) == ((1, 2), ())
+    work.withdraw(R1)
+    work = working(ONE, TWO, THREE, FOUR, done=4)
+    assert work.offer(R1) == (1,)
+    train(work, 4)
+    assert work.offer(R2) == (2,)
+    train(work, 1)
+    work.withdraw(R1)
+    assert work.round_target(4) == 10  # the first lease is enough, but the third is begun
+    train(work, 1)
+    assert work.offer(R3) == (1, 3)
+    assert work.settle(R2, [2])
+    assert (work.leases, work.consumed) == ((ONE, THREE, FOUR), 6)
+    assert work.settle(R3, [1, 3])
+    assert work.left() == ((30, 34),)
+
+
+def test_where_everything_is_offered_there_is_nothing_to_wait_for():
+    work = working(ONE, done=4)
+    assert work.offer(R1) == (1,)
+    assert work.round_target(4) == 0
+    assert work.offer(R2) == ()
+    assert R2 not in work.offers
+
+
+def test_a_contribution_whose_trainer_died_stays_offered_and_its_commit_voids_the_new_work():
+    work = working(ONE, TWO, THREE, done=8)
+    work.offers[R1], work.offers[R2] = (1,), (2,)
+    work.clear()
+    assert work.lost == {R1, R2}
+    train(work, 9)
+    assert work.offer(R3) == ()
+    train(work, 1)
+    assert work.offer(R3) == (3,)
+    work.withdraw(R1)
+    assert not work.settle(R2, [2])
+    assert (work.leases, work.consumed, work.lost) == ((ONE, THREE), 0, {R3})
+    work.forget_offers()
+    assert (work.offers, work.lost) == ({}, set())
+
+
+def test_a_contribution_is_made_anew_for_the_same_round():
+    work = working(ONE, TWO, done=4)
+    assert work.offer(R1) == (1,)
+    work.clear()
+    train(work, 8)
+    assert work.offer(R1) == (1, 2)
+    assert not work.lost
+    assert work.settle(R1, [1, 2])
+
+
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["grant", "train", "step", "offer", "commit", "withdraw"]),
+        st.sampled_from(["grant", "train", "step", "offer", "commit", "withdraw", "die"]),
         st.integers(1, 9),
     ),
-    max_size=40,
+    max_size=60,
 )
 
 
-@given(actions)
-def test_no_sample_is_committed_twice_and_none_is_lost(actions):
+@given(actions, st.integers(1, 3))
+def test_no_sample_is_committed_twice_and_none_is_lost(actions, in_flight):
+    """`trained` is what the local weights contain that is not committed, in any order."""
     work, granted, trained, committed = LocalWork(), [], [], []
-    flying, offered = [], ()
+    flying, open_rounds, round_id = [], [], 0
     for action, size in actions:
         match action:
             case "grant":
@@ -228,19 +303,35 @@ def test_no_sample_is_committed_twice_and_none_is_lost(actions):
                 step = flying[:size]
                 trained, flying = trained + step, flying[size:]
                 work.advance(len(step))
-            case "offer" if not offered:
-                offered = work.offer()
-            case "commit" if offered:
-                assert work.settle(offered)
+            case "offer" if len(open_rounds) < in_flight:
+                round_id += 1
+                if work.offer(RoundId(round_id)):
+                    open_rounds.append(RoundId(round_id))
+            case "commit" if open_rounds:
+                first = open_rounds.pop(0)
+                offered, was_lost = work.offers[first], first in work.lost
+                assert work.settle(first, offered) == (not was_lost)
                 committed.extend(offered)
-                offered = ()
-            case "withdraw":
-                work.withdraw()
-                offered = ()
-        everything = samples((le.start, le.stop) for le in granted)
-        assert trained == everything[: len(trained)], "in order, none twice, none left out"
-        assert work.settled + work.consumed == len(trained)
-        whole = [le.id for le in granted if set(range(le.start, le.stop)) <= set(trained)]
-        assert committed == whole[: len(committed)]
-        assert committed + list(offered) == whole[: len(committed) + len(offered)]
-        assert [le.id for le in granted] == committed + [le.id for le in work.leases]
+                new = samples((le.start, le.stop) for le in granted if le.id in offered)
+                trained = [] if was_lost else [s for s in trained if s not in new]
+                flying = [] if was_lost else flying
+                assert was_lost or not set(new) & set(flying)
+            case "withdraw" if open_rounds:
+                work.withdraw(open_rounds.pop(0))
+            case "die":
+                work.clear()
+                trained, flying = [], []
+        check(work, granted, trained, committed)
+        assert set(work.offers) == set(open_rounds) >= work.lost
+
+
+def check(work, granted, trained, committed):
+    held = [le for le in granted if le.id not in committed]
+    assert list(work.leases) == held
+    everything = samples((le.start, le.stop) for le in held)
+    assert trained == everything[: len(trained)], "in order, none twice, none left out"
+    assert work.consumed == len(trained)
+    assert len(set(committed)) == len(committed)
+    offers = [lease_id for ids in work.offers.values() for lease_id in ids]
+    assert len(set(offers)) == len(offers)
+    assert set(offers) <= {le.id for le in held}
