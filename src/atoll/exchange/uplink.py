@@ -45,15 +45,13 @@ class Uplink:
         if rate > UNPACED_BYTES_PER_S:
             rate = inf
         num_joining = sum(self._to_joiner.values())
+        # A member has one share, however many flows go there: slices and updates fit into it
+        # together, and neither has to find a new rate when the other begins or ends.
+        num_members = len({c.peer for c, to_joiner in self._to_joiner.items() if not to_joiner})
         # However many join, the round of those who train goes first.
-        weights = {
-            connection: JOINERS / num_joining if to_joiner else 1.0
-            for connection, to_joiner in self._to_joiner.items()
-        }
-        whole = sum(weights.values())
+        whole = num_members + (JOINERS if num_joining else 0.0)
         for connection, to_joiner in self._to_joiner.items():
-            share = weights[connection] / whole
             if to_joiner:
-                connection.pace(rate * min(share, JOINERS_ALONE / num_joining))
+                connection.pace(rate * min(JOINERS / whole, JOINERS_ALONE) / num_joining)
             else:
-                connection.pace(HEADROOM * rate * share)
+                connection.pace(HEADROOM * rate / whole)

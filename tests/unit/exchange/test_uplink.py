@@ -4,16 +4,30 @@ from contextlib import ExitStack
 from math import inf
 
 import pytest
-from tests.unit.exchange.cast import A, B
+from tests.unit.exchange.cast import A
 from tests.unit.memory import Network, pair
 
 from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, UNPACED_BYTES_PER_S, Uplink
+from atoll.ids import PeerId
 
 RATE = 1e6
 
 
 def connections(count):
-    return [pair(Network(), A, B)[0] for _ in range(count)]
+    """Return connections to as many members."""
+    return [pair(Network(), A, PeerId(f"member {number}"))[0] for number in range(count)]
+
+
+def test_flows_to_one_member_fit_into_its_share_together():
+    uplink = Uplink(lambda: RATE)
+    slices, elsewhere = connections(2)
+    (updates,) = connections(1)
+    with uplink.flow(slices), uplink.flow(elsewhere):
+        with uplink.flow(updates):
+            assert slices.paced == updates.paced == elsewhere.paced == HEADROOM * RATE / 2
+        assert slices.paced == HEADROOM * RATE / 2
+    with uplink.flow(updates):
+        assert updates.paced == HEADROOM * RATE
 
 
 def test_those_that_send_share_the_line_anew_when_one_begins_or_ends():
