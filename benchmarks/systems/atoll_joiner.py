@@ -31,7 +31,7 @@ class Joiner:
         folder = Path(hub["folder"])
         identity = Identity.load(folder / f"joiner{setup.rank}")
         transport = TcpTransport(identity, Limits(congestion=setup.congestion))
-        self.links = Links(transport, half_life_bytes=4 * setup.num_values)
+        self.links = Links(transport)
         self.sources = [
             wire.Address(
                 peer=Identity.load(folder / str(rank)).peer_id, host=host, port=hub["ports"][rank]

@@ -48,7 +48,7 @@ class Member:
         self.bounds = slice_bounds(setup.num_values)
         self.codec = CODECS[setup.codec]
         self.transport = TcpTransport(self.identity, Limits(congestion=setup.congestion))
-        self.links = Links(self.transport, half_life_bytes=4 * setup.num_values)
+        self.links = Links(self.transport)
         self.blobs = BlobStore(folder / "updates")
         self.states = BlobStore(folder / "states")
         self.states.put(digest_of(CHUNK), CHUNK)
@@ -115,6 +115,7 @@ class Member:
                 for reduction in plan.reductions:
                     gathering.create_task(self.gather(plan, roster, reduction, mean))
             await self.closed.acquire()
+        self.links.end_round()
         return mean
 
     async def contribute(self, plan: wire.Plan, vector: Vector) -> None:

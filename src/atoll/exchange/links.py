@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
-from atoll.exchange.rates import Busy, LinkRates
+from atoll.exchange.rates import LineRate
 from atoll.exchange.uplink import Uplink
 from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
@@ -25,20 +25,22 @@ SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 
 
 class Links:
-    """The connections of this member to others, by peer; what moves on them, and how fast.
+    """The connections of this member to others, by peer; what moves on them, and how fast."""
 
-    `half_life_bytes` is the memory of the rates: see `LinkRates`.
-    """
-
-    def __init__(self, transport: Transport, *, half_life_bytes: int) -> None:
+    def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.traffic = Traffic()
         self.buffers = Buffers()
-        self.rates = LinkRates(half_life_bytes=half_life_bytes)
-        self.up = Busy(self.rates.note_up)
-        self.down = Busy(self.rates.note_down)
-        self.uplink = Uplink(lambda: self.rates.up)
+        self.up = LineRate()
+        self.down = LineRate()
+        self.uplink = Uplink(lambda: self.up.estimate)
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
+
+    def end_round(self) -> None:
+        """Learn from what a round has moved how fast the line is."""
+        self.down.end_round()
+        if (rate := self.up.end_round()) is not None:
+            self.uplink.end_round(rate)
 
     @asynccontextmanager
     async def to(self, address: wire.Address) -> AsyncIterator[Connection]:
@@ -140,16 +142,16 @@ async def _payload(connection: Connection, blob: wire.Blob, *, at_most: int) -> 
 
 
 @contextmanager
-def measured(busy: Busy, num_bytes: int) -> Iterator[None]:
+def measured(line: LineRate, num_bytes: int) -> Iterator[None]:
     """Count the body as a transfer of so many bytes; if it fails, as one of none."""
     loop = asyncio.get_running_loop()
-    began_at = busy.begin(loop.time())
+    began_s = line.begin(loop.time())
     moved = 0
     try:
         yield
         moved = num_bytes
     finally:
-        busy.end(began_at, now=loop.time(), num_bytes=moved)
+        line.end(began_s, now=loop.time(), num_bytes=moved)
 
 
 @asynccontextmanager

@@ -1,134 +1,121 @@
 """How fast our own line is, from the transfers that a run makes anyway. No probing.
 
-    transfers   |--a--|     |---b---|                     each with its bytes
-                     |--c--|     |----d----|
-    stretches   |-------------------------|     |--e--|   bytes over busy seconds: Busy
-    estimate    a high quantile of the rates of recent stretches: LinkRates
+    transfers   |--a--|     |---b---|           each with its bytes
+                     |--c--|     |----d----|        |--e--|
+    busy time   |-------------------------|         |-----|     what is idle does not count
+    windows             |~~~~~~~~~|                             the fastest one is the round's rate
 
-A stretch can be slow because a receiver is slower than we are, and short ones can look fast because
-a buffer took the bytes. So the estimate is neither the mean nor the maximum.
+A receiver that is slower than we are can keep us busy for long after the others are done. That says
+nothing of our line, so neither the mean of a round counts nor any share of its time: only the best
+that the line has carried for a while.
 """
 
-from bisect import insort
-from collections.abc import Callable
-from math import inf
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from itertools import count
+from math import floor
 from typing import Final
 
 from atoll.units import KIB
 
-_LEAST_BYTES: Final = 64 * KIB  # below that, a measurement is one of latency and buffers
-_LEAST_S: Final = 0.25  # but what took so long was no buffer
-_QUANTILE: Final = 0.7  # faster ones that make up less than 0.3 of the weight are bursts
-_GRAIN: Final = 1 / 64  # half-lives: shorter stretches count together, so that they are few
-_PATIENCE: Final = 0.25  # half-lives: the most that one stretch counts for having taken long
-_FORGOTTEN: Final = 1e-6  # a weight that changes nothing any more
-_MARGIN: Final = 16  # bytes that a stretch holds for each one that it may miss at its ends
+_BINS_PER_S: Final = 16
+_LEAST_BINS: Final = 4  # of a window, a quarter of a second: queues hold 50 to 100 ms
+_LEAST_BYTES: Final = 512 * KIB  # of a window, however few flows there are
+_FLOW_BYTES: Final = 256 * KIB  # of a window, for each flow: four times what a buffer swallows
+_ROUNDS: Final = 2  # that count: a line that breaks down is noticed when they are over
 
 
-class _Rate:
-    """The rate of one direction, in bytes per second; None while nothing was measured."""
+def best_rate(bin_bytes: Mapping[int, float], *, least_bytes: float) -> float | None:
+    """Return the bytes per second of the fastest window; None: all together is too little for one.
 
-    def __init__(self, half_life_bytes: float) -> None:
-        self._half_life_bytes = half_life_bytes
-        self._bytes = 0  # of stretches that are too short to count by themselves
-        self._seconds = 0.0
-        self._measured: list[tuple[float, float]] = []  # rate, weight; by rate
-        self.estimate: float | None = None
-
-    def note(self, num_bytes: int, seconds: float) -> None:
-        is_short = num_bytes < _LEAST_BYTES and seconds < _LEAST_S
-        if is_short or not num_bytes or seconds <= 0:
-            return
-        self._bytes += num_bytes
-        self._seconds += seconds
-        due_bytes = _GRAIN * self._half_life_bytes
-        if max(self._bytes, self._seconds * (self.estimate or inf)) >= due_bytes:
-            self._learn(self._bytes, self._seconds)
-            self._bytes, self._seconds = 0, 0.0
-
-    def _learn(self, num_bytes: int, seconds: float) -> None:
-        # A line that has become slow moves few bytes, and still has to be noticed: what it could
-        # have moved in that time counts, within limits, for the receiver may have been frozen.
-        possible = seconds * (self.estimate or 0.0)
-        passed = max(num_bytes, min(possible, _PATIENCE * self._half_life_bytes))
-        fade = 0.5 ** (passed / self._half_life_bytes)
-        self._measured = [
-            (rate, weight * fade) for rate, weight in self._measured if weight * fade > _FORGOTTEN
-        ]
-        insort(self._measured, (num_bytes / seconds, 1 - fade))
-        self.estimate = self._quantile()
-
-    def _quantile(self) -> float:
-        left = _QUANTILE * sum(weight for _, weight in self._measured)
-        for rate, weight in self._measured:
-            left -= weight
-            if left <= 0:
-                return rate
-        return self._measured[-1][0]  # where rounding has left a little
-
-
-class LinkRates:
-    """The rates of this member's line, up and down, from what it moved over all connections.
-
-    The older half of the weight is that of the bytes before the last `half_life_bytes`. The bytes
-    of a contribution are a good value: a line that breaks down is noticed within two rounds, and
-    one slow receiver does not lower the estimate.
+    `bin_bytes` says what was moved in each bin of busy time. A window has so many bins that neither
+    queues nor buffers make much of what it holds. A longer one is no faster than its fastest part,
+    so for each end the shortest will do.
     """
-
-    def __init__(self, *, half_life_bytes: int) -> None:
-        self._up = _Rate(half_life_bytes)
-        self._down = _Rate(half_life_bytes)
-
-    @property
-    def up(self) -> float | None:
-        """Bytes per second that we can send, or None while nobody knows."""
-        return self._up.estimate
-
-    @property
-    def down(self) -> float | None:
-        return self._down.estimate
-
-    def note_up(self, num_bytes: int, seconds: float) -> None:
-        """Learn that we sent so many bytes in so many seconds; few in no time teach nothing."""
-        self._up.note(num_bytes, seconds)
-
-    def note_down(self, num_bytes: int, seconds: float) -> None:
-        self._down.note(num_bytes, seconds)
+    best: float | None = None
+    window: deque[float] = deque()
+    held_bytes = 0.0
+    for index in range(min(bin_bytes, default=0), max(bin_bytes, default=-1) + 1):
+        window.append(bin_bytes.get(index, 0.0))
+        held_bytes += window[-1]
+        while len(window) > _LEAST_BINS and held_bytes - window[0] >= least_bytes:
+            held_bytes -= window.popleft()
+        if len(window) >= _LEAST_BINS and held_bytes >= least_bytes:
+            best = max(best or 0.0, held_bytes * _BINS_PER_S / len(window))
+    return best
 
 
-class Busy:
-    """Joins transfers that overlap into stretches of busy time, and tells `note` of each.
+class LineRate:
+    """The rate of our line in one direction, over all connections: the best of the last rounds."""
 
-    A stretch ends when no transfer is under way, or else, so that one that hangs spoils no more,
-    when it is long enough. Only transfers that lie within it count: it is never too fast.
-    """
-
-    def __init__(self, note: Callable[[int, float], None]) -> None:
-        self._note = note
+    def __init__(self) -> None:
+        self._busy_s = 0.0  # up to `_since`, if something is under way, else up to now
+        self._since = 0.0
         self._under_way = 0
-        self._since = 0.0  # begin of the stretch, and what lies within it so far
-        self._num_bytes = 0
-        self._largest_bytes = 0
+        self._round_began_s = 0.0  # in busy time, as all that follows
+        self._most_flows = 1
+        self._moved_bytes = 0.0
+        self._bin_bytes: defaultdict[int, float] = defaultdict(float)
+        self._rates: deque[float] = deque(maxlen=_ROUNDS)
+
+    @property
+    def estimate(self) -> float | None:
+        """Bytes per second, or None while nobody knows."""
+        return max(self._rates, default=None)
 
     def begin(self, now: float) -> float:
-        """Count a transfer as under way from now on; return this moment, for its `end`."""
+        """Count a transfer as under way from now on; return its begin in busy time, for `end`."""
         if not self._under_way:
-            self._restart(now)
+            self._since = now
         self._under_way += 1
-        return now
+        self._most_flows = max(self._most_flows, self._under_way)
+        return self._busy_until(now)
 
-    def end(self, began_at: float, *, now: float, num_bytes: int) -> None:
+    def end(self, began_s: float, *, now: float, num_bytes: int) -> None:
         """Count the transfer as over, having moved so many bytes; 0 if it failed."""
+        ended_s = self._busy_until(now)
+        self._busy_s, self._since = ended_s, now
         self._under_way -= 1
-        if began_at >= self._since:
-            self._num_bytes += num_bytes
-            self._largest_bytes = max(self._largest_bytes, num_bytes)
-        missed_bytes = self._under_way * self._largest_bytes
-        if not self._under_way or 0 < _MARGIN * missed_bytes <= self._num_bytes:
-            self._note(self._num_bytes, now - self._since)
-            self._restart(now)
+        # What it moved before this round is none of it.
+        first_s = max(began_s, self._round_began_s)
+        share = (ended_s - first_s) / (ended_s - began_s) if ended_s > began_s else 1.0
+        self._spread(share * num_bytes, first_s, ended_s)
 
-    def _restart(self, now: float) -> None:
-        self._since = now
-        self._num_bytes = 0
-        self._largest_bytes = 0
+    def end_round(self) -> float | None:
+        """Begin a new round; return the rate of the one before.
+
+        None: it has moved too little to say anything. Then it goes on.
+        """
+        busy_s = self._busy_s - self._round_began_s  # up to the last end of a transfer
+        least_bytes = max(_LEAST_BYTES, self._most_flows * _FLOW_BYTES)
+        is_long = busy_s * _BINS_PER_S >= _LEAST_BINS
+        if busy_s <= 0 or not self._moved_bytes:
+            return None
+        if not is_long and self._moved_bytes < least_bytes:
+            return None
+        rate = best_rate(self._bin_bytes, least_bytes=least_bytes) if is_long else None
+        rate = rate or self._moved_bytes / busy_s
+        self._rates.append(rate)
+        self._round_began_s = self._busy_s
+        self._most_flows = max(1, self._under_way)
+        self._moved_bytes = 0.0
+        self._bin_bytes.clear()
+        return rate
+
+    def _busy_until(self, now: float) -> float:
+        return self._busy_s + (now - self._since if self._under_way else 0.0)
+
+    def _spread(self, num_bytes: float, first_s: float, last_s: float) -> None:
+        """Note what was moved, evenly over that time."""
+        self._moved_bytes += num_bytes
+        if not num_bytes:
+            return
+        begin, end = first_s * _BINS_PER_S, last_s * _BINS_PER_S
+        if floor(begin) == floor(end):
+            self._bin_bytes[floor(begin)] += num_bytes
+            return
+        for index in count(floor(begin)):
+            overlap = min(end, index + 1) - max(begin, index)
+            if overlap <= 0:
+                return
+            self._bin_bytes[index] += num_bytes * overlap / (end - begin)

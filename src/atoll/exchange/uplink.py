@@ -2,9 +2,14 @@
 
     rate of the line --by weight--> a rate for each flow    (set anew when a flow begins or ends)
 
+    unpaced round --its rate--> paced rounds, until one is slower or faster than it --> unpaced ...
+
 In a round all members send to all. Unpaced, each flow begins with the window that it had last, all
 of them at once; the queues before the receivers overflow, and everybody waits for what was lost.
 Paced, each receiver gets just what its line carries, and flows that start late lose nothing.
+
+A pace can also be wrong. A slow receiver does not use its part, the others may not have it, so the
+line looks slower than it is, and the next pace is lower still. Hence the rounds without one.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +22,8 @@ from atoll.net.transport import Connection
 JOINERS: Final = 0.1  # what all flows to joiners weigh together, where one of a round weighs 1
 JOINERS_ALONE: Final = 0.7  # of the line: no queue stands before it when a round's flows begin
 HEADROOM: Final = 1.1  # times the measured rate, for a line may have become faster
+SLOWER: Final = 0.8  # times the rate without a pace: then the pace may be why
+FASTER: Final = 1.05  # times that rate: then it was not all that the line can do
 UNPACED_BYTES_PER_S: Final = 250e6  # beyond, timers cost more than bursts
 
 
@@ -26,6 +33,16 @@ class Uplink:
     def __init__(self, rate: Callable[[], float | None]) -> None:
         self._rate = rate
         self._to_joiner: dict[Connection, bool] = {}  # of each flow
+        self._is_paced = False  # the round; joiners always are
+        self._unpaced_rate = 0.0  # of the last round that was not
+
+    def end_round(self, rate: float) -> None:
+        """Decide by the rate of a round, in bytes per second, whether the next one has a pace."""
+        if self._is_paced:
+            slowest, fastest = SLOWER * self._unpaced_rate, FASTER * self._unpaced_rate
+            self._is_paced = slowest <= rate <= fastest
+        else:
+            self._unpaced_rate, self._is_paced = rate, True
 
     @contextmanager
     def flow(self, connection: Connection, *, to_joiner: bool = False) -> Iterator[None]:
@@ -54,4 +71,4 @@ class Uplink:
             if to_joiner:
                 connection.pace(rate * min(JOINERS / whole, JOINERS_ALONE) / num_joining)
             else:
-                connection.pace(HEADROOM * rate / whole)
+                connection.pace(HEADROOM * rate / whole if self._is_paced else inf)

@@ -21,10 +21,8 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.serve import BlobServer
 from atoll.exchange.statesync import fetch_dataset
-from atoll.exchange.step import encoded_slices
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, RoundId
-from atoll.model.layout import layout_of
 from atoll.net import wire
 from atoll.net.transport import Transport
 from atoll.peer.home import KEEP_ROUNDS, Home
@@ -345,12 +343,11 @@ def _member(
         )
     else:
         params_N = np.zeros(size, dtype=np.float32)
-    contributions = encoded_slices(layout_of(home.config), CODECS[home.config.sync.codec])
     return Member(
         home,
         state=initial_state(home, params_N),
         training=training,
         link=link,
-        links=Links(transport, half_life_bytes=max(map(sum, contributions))),
+        links=Links(transport),
         emit=emit,
     )

@@ -131,14 +131,15 @@ class Member:
         if self.board.base == self.held_state:
             self.board.base = None
         if self.is_prepared and self.board.base is None:
+            self.links.end_round()
             round_id, digest = self.held_state
             report = wire.AtState(
                 round=round_id,
                 state=digest,
                 device=self.device,
                 traffic=self.accounts.untold,
-                up_bytes_per_s=self.links.rates.up or 0.0,
-                down_bytes_per_s=self.links.rates.down or 0.0,
+                up_bytes_per_s=self.links.up.estimate or 0.0,
+                down_bytes_per_s=self.links.down.estimate or 0.0,
                 samples_per_s=0.0
                 if self.local is None
                 else self.local.training.speed.samples_per_s,

@@ -14,7 +14,6 @@ from atoll.exchange.reduce import Means, Reducer, Reducers
 from atoll.exchange.serve import BlobServer, Locate
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
-from atoll.units import MIB
 
 A, B, C, D = (PeerId(letter * 32) for letter in "abcd")
 BOUNDS = ((0, 300), (300, 500))
@@ -89,7 +88,7 @@ def server(reducers: Reducers, links: Links, *, locate: Sequence[Locate] = ()) -
 
 async def serve(network: Network, peer: PeerId, reducers: Reducers, *, port: int = 1) -> Links:
     """Let this member serve its reducers on the network; return its links."""
-    links = Links(network.transport(peer), half_life_bytes=MIB)
+    links = Links(network.transport(peer))
     serving = server(reducers, links)
     await network.transport(peer).listen(serving.serve, host="h", port=port)
     return links

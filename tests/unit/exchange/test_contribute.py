@@ -35,7 +35,6 @@ from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
 from atoll.exchange.reduce import Means, Reducers
 from atoll.ids import digest_of
 from atoll.net import wire
-from atoll.units import MIB
 
 RNG = np.random.default_rng(0)
 GLOBAL_N, LOCAL_N = RNG.normal(size=(2, 500)).astype(np.float32)
@@ -159,7 +158,7 @@ class Reducing:
         self.contribution = contribution
         self.network = Network()
         self.ours, self.theirs = pair(self.network, A, B)
-        self.links = links or Links(self.network.transport(A), half_life_bytes=MIB)
+        self.links = links or Links(self.network.transport(A))
         self.delivered = []
         self.bringing = asyncio.create_task(self.bring(range(len(bounds))))
 
@@ -370,7 +369,7 @@ async def bring(network, contribution, *, delivered, indices=range(2)):
         connection,
         indices,
         contribution=contribution,
-        links=Links(network.transport(A), half_life_bytes=MIB),
+        links=Links(network.transport(A)),
         delivered=delivered,
     )
     await connection.close()

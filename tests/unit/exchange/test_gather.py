@@ -15,10 +15,8 @@ from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import CODECS
 from atoll.exchange.gather import UNCHECKED, WAIT_S, Wanted, gather_from
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
-from atoll.exchange.rates import Busy
 from atoll.ids import digest_of
 from atoll.net import wire
-from atoll.units import MIB
 
 WANTED = Wanted(round=ROUND, roster_version=7, codec=CODECS["int8"], sizes=SIZES)
 SLICES = [encoded(5, index) for index in range(len(SIZES))]  # digest and payload
@@ -37,9 +35,7 @@ class Gathering:
         self.network = Network()
         self.blobs = BlobStore(path)
         self.gathered = []
-        self.measured = []
-        links = Links(self.network.transport(B), half_life_bytes=MIB)
-        links.down = Busy(lambda *what: self.measured.append(what))
+        self.links = Links(self.network.transport(B))
         ours, self.theirs = pair(self.network, B, A)
         self.task = asyncio.create_task(
             gather_from(
@@ -47,7 +43,7 @@ class Gathering:
                 indices,
                 wanted=wanted,
                 blobs=self.blobs,
-                links=links,
+                links=self.links,
                 gathered=self.keep,
             )
         )
@@ -82,8 +78,6 @@ def test_updates_are_kept_in_the_store_as_they_come(tmp_path, indices):
             assert one.gathered == [(k, *SLICES[k]) for k in indices]
             for digest, payload in (SLICES[k] for k in indices):
                 assert one.blobs.get(digest) == payload
-            num_bytes = sum(len(payload) for *_, payload in one.gathered)
-            assert sum(measured for measured, _ in one.measured) == num_bytes
 
     run(main())
 
@@ -201,7 +195,8 @@ def test_a_reducer_that_falls_silent_is_lost(tmp_path, announces, seconds):
                 await one.theirs.send(update(0))
             with pytest.raises(ConnectionLost, match="does not answer"):
                 await one.task
-            assert one.measured in ([], [(0, pytest.approx(seconds))])
+            one.links.end_round()
+            assert one.links.down.estimate is None, "what did not come says nothing of the line"
             return now()
 
     assert run(main()) == pytest.approx(seconds)
@@ -256,7 +251,7 @@ def test_from_a_real_reducer_as_it_forms_them(tmp_path):
         all_, told = reducers(tmp_path / "source")
         source = reducer_of(all_, ROUND)
         theirs = await serve(network, A, all_)
-        ours = Links(network.transport(B), half_life_bytes=MIB)
+        ours = Links(network.transport(B))
         blobs = BlobStore(tmp_path / "ours")
         gathered = []
 

@@ -11,7 +11,6 @@ from atoll.exchange import links as blobs
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links, patience
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
-from atoll.units import MIB
 
 A, B, C = (PeerId(letter * 32) for letter in "abc")
 PAYLOAD = bytes(range(200))
@@ -41,7 +40,7 @@ def asking(ask, *answers, damaging=()):
     async def main():
         network = Network(damaging=set(damaging))
         listener = await network.transport(B).listen(answering(*answers), host="h", port=1)
-        links = Links(network.transport(A), half_life_bytes=MIB)
+        links = Links(network.transport(A))
         try:
             async with links.to(wire.Address(peer=B, host="h", port=1)) as connection:
                 return await ask(connection)
@@ -124,7 +123,7 @@ class Members:
 
     def __init__(self, network):
         self.network = network
-        self.links = Links(network.transport(A), half_life_bytes=MIB)
+        self.links = Links(network.transport(A))
         self.addresses = [
             wire.Address(peer=peer, host="h", port=port) for peer, port in ((B, 1), (C, 2))
         ]
@@ -188,7 +187,7 @@ def test_a_cancelled_request_closes_its_connection():
     async def main():
         network = Network()
         await network.transport(B).listen(answering(), host="h", port=1)
-        links = Links(network.transport(A), half_life_bytes=MIB)
+        links = Links(network.transport(A))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1), links.to(wire.Address(peer=B, host="h", port=1)) as link:
                 await fetch(link)

@@ -29,7 +29,6 @@ from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.traffic import Traffic
-from atoll.units import MIB
 
 DIGEST, PAYLOAD = encoded(1)
 SLICE = wire.Slice(round=ROUND, slice=0, digest=DIGEST, num_bytes=len(PAYLOAD))
@@ -48,7 +47,7 @@ class Served:
         self.file = tmp_path / "file"
         self.file.write_bytes(b"before" + PAYLOAD + b"after")
         self.places = {DIGEST: (self.file, 6, len(PAYLOAD))}
-        self.links = Links(self.network.transport(B), half_life_bytes=MIB)
+        self.links = Links(self.network.transport(B))
         self.blobs = BlobStore(tmp_path / "updates")
         self.server = BlobServer(
             reducers=self.reducers,
@@ -143,7 +142,8 @@ def test_who_finds_all_places_taken_is_told_to_come_again(tmp_path):
             assert await joiners[-1].receive() == wire.Missing(busy=True)
             await joiners[-1].send(wire.Fetch(digest=digest_of(b"?")))
             assert await joiners[-1].receive() == wire.Missing()
-            assert server.links.rates.up is None, "what joiners take teaches nothing of our line"
+            server.links.end_round()
+            assert server.links.up.estimate is None, "what joiners take teaches nothing of our line"
 
     run(main())
 
@@ -362,7 +362,9 @@ def test_a_request_for_updates_that_are_not_formed_yet_takes_nothing_of_the_line
     async def main():
         rate = 2**20
         async with served(tmp_path) as server:
-            server.links.rates.note_up(rate, 1.0)
+            began_s = server.links.up.begin(0.0)
+            server.links.up.end(began_s, now=1.0, num_bytes=rate)
+            server.links.end_round()
             joiner = server.dial(C)
             ends = [end for end in server.network.connections if end.owner == B]
             await server.connection.send(UPDATES)

@@ -25,7 +25,7 @@ from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import CHUNK_BYTES, manifest_of
 from atoll.outer.state import PeerState
-from atoll.units import GIB, MIB
+from atoll.units import GIB
 
 RUN = digest_of(b"run")
 SIZE = 3 * CHUNK_BYTES // 8 - 100  # values: three chunks
@@ -52,11 +52,11 @@ class Sources:
 
         unused, _ = reducers(tmp_path / f"blobs-{peer[:1]}")
         transport = self.network.transport(peer)
-        serving = server(unused, Links(transport, half_life_bytes=MIB), locate=[noted])
+        serving = server(unused, Links(transport), locate=[noted])
         await transport.listen(serving.serve, host="h", port=PORTS[peer])
 
     def links(self):
-        return Links(self.network.transport(A), half_life_bytes=MIB)
+        return Links(self.network.transport(A))
 
     def addresses(self, *peers):
         return [wire.Address(peer=peer, host="h", port=PORTS[peer]) for peer in peers or PORTS]
@@ -203,7 +203,7 @@ def test_of_many_joiners_some_wait_and_all_are_served(tmp_path, committed):
         joiners = [Joiner.at(tmp_path / f"joiner{number}") for number in range(2 * AT_ONCE + 1)]
 
         async def join(number, joiner):
-            links = Links(sources.network.transport(PeerId(f"{number:032x}")), half_life_bytes=MIB)
+            links = Links(sources.network.transport(PeerId(f"{number:032x}")))
             await fetch_state(
                 joiner.state,
                 manifest.digest,
@@ -310,7 +310,7 @@ async def with_moments(tmp_path, moments):
             reducers=unused,
             updates=lambda _: None,
             states=[places.get],
-            links=Links(transport, half_life_bytes=MIB),
+            links=Links(transport),
             inner=offer,
         )
         await transport.listen(serving.serve, host="h", port=PORTS[peer])

@@ -1,13 +1,15 @@
 """Which pace each connection has while flows begin and end."""
 
+from collections import deque
 from contextlib import ExitStack
 from math import inf
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from tests.unit.exchange.cast import A
 from tests.unit.memory import Network, pair
 
-from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, UNPACED_BYTES_PER_S, Uplink
+from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, SLOWER, UNPACED_BYTES_PER_S, Uplink
 from atoll.ids import PeerId
 
 RATE = 1e6
@@ -19,7 +21,7 @@ def connections(count):
 
 
 def test_flows_to_one_member_fit_into_its_share_together():
-    uplink = Uplink(lambda: RATE)
+    uplink = paced()
     slices, elsewhere = connections(2)
     (updates,) = connections(1)
     with uplink.flow(slices), uplink.flow(elsewhere):
@@ -30,8 +32,15 @@ def test_flows_to_one_member_fit_into_its_share_together():
         assert updates.paced == HEADROOM * RATE
 
 
+def paced(rate=lambda: RATE):
+    """Return an uplink after its first round, which had no pace."""
+    uplink = Uplink(rate)
+    uplink.end_round(RATE)
+    return uplink
+
+
 def test_those_that_send_share_the_line_anew_when_one_begins_or_ends():
-    uplink = Uplink(lambda: RATE)
+    uplink = paced()
     one, other = connections(2)
     with uplink.flow(one):
         assert one.paced == HEADROOM * RATE
@@ -44,7 +53,7 @@ def test_those_that_send_share_the_line_anew_when_one_begins_or_ends():
 
 @pytest.mark.parametrize("num_joiners", [1, 2, 7])
 def test_all_joiners_together_have_a_tenth_of_the_pace_of_one_flow(num_joiners):
-    uplink = Uplink(lambda: RATE)
+    uplink = paced()
     ours = connections(2 + num_joiners)
     with ExitStack() as flows:
         for number, connection in enumerate(ours):
@@ -56,14 +65,14 @@ def test_all_joiners_together_have_a_tenth_of_the_pace_of_one_flow(num_joiners):
 
 
 def test_while_nobody_exchanges_joiners_have_most_of_the_line():
-    uplink = Uplink(lambda: RATE)
+    uplink = paced()
     one, other = connections(2)
     with uplink.flow(one, to_joiner=True), uplink.flow(other, to_joiner=True):
         assert one.paced == other.paced == pytest.approx(JOINERS_ALONE * RATE / 2)
 
 
 def test_one_that_fails_gives_its_share_back():
-    uplink = Uplink(lambda: RATE)
+    uplink = paced()
     one, other = connections(2)
     with uplink.flow(one):
         with pytest.raises(OSError, match="gone"), uplink.flow(other):
@@ -81,7 +90,7 @@ def test_a_line_of_which_nothing_is_known_is_not_paced():
 
 def test_a_very_fast_line_is_not_paced_any_more():
     rate = RATE
-    uplink = Uplink(lambda: rate)
+    uplink = paced(lambda: rate)
     (one,) = connections(1)
     with uplink.flow(one):
         assert one.paced == HEADROOM * RATE
@@ -92,10 +101,63 @@ def test_a_very_fast_line_is_not_paced_any_more():
 
 def test_the_newest_rate_counts_for_those_that_send_already():
     rate = None
-    uplink = Uplink(lambda: rate)
+    uplink = paced(lambda: rate)
     one, other = connections(2)
     with uplink.flow(one):
         assert one.paced is None
         rate = RATE
         with uplink.flow(other):
             assert one.paced == other.paced == HEADROOM * RATE / 2
+
+
+def pace_of(uplink):
+    (one,) = connections(1)
+    with uplink.flow(one):
+        return one.paced
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.08])
+def test_a_round_that_is_slower_or_faster_than_without_a_pace_is_followed_by_one_without(factor):
+    uplink = paced()
+    assert pace_of(uplink) == HEADROOM * RATE
+    uplink.end_round(0.9 * RATE)
+    assert pace_of(uplink) == HEADROOM * RATE
+    uplink.end_round(factor * RATE)
+    assert pace_of(uplink) == inf
+    uplink.end_round(factor * RATE)
+    assert pace_of(uplink) == HEADROOM * RATE, "now that is what the line can do"
+
+
+def test_the_joiners_of_a_round_without_a_pace_have_one():
+    uplink = Uplink(lambda: RATE)
+    one, joiner = connections(2)
+    with uplink.flow(one), uplink.flow(joiner, to_joiner=True):
+        assert one.paced == inf
+        assert joiner.paced == pytest.approx(RATE * 0.1 / 1.1)
+
+
+@settings(deadline=None)
+@given(
+    num_fast=st.integers(1, 12),
+    num_slow=st.integers(0, 6),
+    slow=st.floats(1e-4, 1),
+    rounds=st.integers(1, 40),
+)
+def test_receivers_that_do_not_use_their_part_do_not_slow_the_others_down_for_long(
+    num_fast, num_slow, slow, rounds
+):
+    """A line of rate 1: each flow has its pace, or if there is none, what the slow ones leave."""
+    rates = deque(maxlen=2)
+    uplink = Uplink(lambda: max(rates, default=None))
+    flows = connections(num_fast + num_slow)
+    part = 1 / len(flows)
+    for _ in range(rounds):
+        with ExitStack() as stack:
+            for flow in flows:
+                stack.enter_context(uplink.flow(flow))
+            paces = [inf if flow.paced is None else flow.paced for flow in flows]
+        fast = sum(paces[:num_fast])
+        rate = min(1.0, fast + sum(min(slow * part, pace) for pace in paces[num_fast:]))
+        rates.append(rate)
+        uplink.end_round(rate)
+        assert max(rates) >= SLOWER

@@ -10,7 +10,6 @@ from atoll.exchange.links import Links
 from atoll.ids import RoundId
 from atoll.peer.accounts import Accounts
 from atoll.traffic import Traffic
-from atoll.units import MIB
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Counters:
 
 def test_a_payload_that_is_half_sent_at_an_outer_step_counts_once():
     counters, told = Counters(), []
-    links = Links(counters, half_life_bytes=MIB)
+    links = Links(counters)
     accounts = Accounts(CONFIG, links, emit=told.append)
 
     counters.num_sent += 1000 + 20  # half of a payload, and a message
@@ -42,7 +41,7 @@ def test_a_payload_that_is_half_sent_at_an_outer_step_counts_once():
 
 def test_at_the_end_all_is_told_that_the_host_does_not_know():
     counters, told = Counters(), []
-    links = Links(counters, half_life_bytes=MIB)
+    links = Links(counters)
     accounts = Accounts(CONFIG, links, emit=told.append)
     counters.num_sent += 10
     accounts.close_round(RoundId(1))
@@ -57,7 +56,7 @@ def test_at_the_end_all_is_told_that_the_host_does_not_know():
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), max_size=20))
 def test_what_is_told_is_never_less_than_nothing(rounds):
     counters = Counters()
-    links = Links(counters, half_life_bytes=MIB)
+    links = Links(counters)
     accounts = Accounts(CONFIG, links, emit=lambda _: None)
     on_its_way = 0
     for number, (sent, finished) in enumerate(rounds, start=1):

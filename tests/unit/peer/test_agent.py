@@ -34,7 +34,6 @@ from atoll.outer.saved import read_saved
 from atoll.outer.state import PeerState
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, RunFile, write_run_file
-from atoll.units import MIB
 
 ROUNDS = 3
 SHORT = replace(CONFIG, sync=replace(SYNC, rounds=ROUNDS))
@@ -49,7 +48,7 @@ class Contributor(Player):
         params_N = np.empty(BOUNDS[-1][1], np.float32)
         fill_initial_(params_N, layout_of(CONFIG), seed=CONFIG.seed)
         self.state = PeerState.initial(params_N)
-        self.links = Links(self.transport, half_life_bytes=MIB)
+        self.links = Links(self.transport)
         self.plans = 0
 
     @property
