@@ -46,11 +46,11 @@ def judged(case: Case) -> tuple[list[str], float, int, int]:
         return wrong, seconds, len(outcome.happened), len(outcome.commits)
 
 
-def judge_seeds(seeds: list[int]) -> list[Verdict]:
+def judge_seeds(seeds: list[int], in_flight: int) -> list[Verdict]:
     verdicts = []
     for seed in seeds:
         began_at = time.process_time()
-        wrong, virtual_s, num_faults, num_rounds = judged(random_case(seed))
+        wrong, virtual_s, num_faults, num_rounds = judged(random_case(seed, in_flight=in_flight))
         cpu_s = time.process_time() - began_at
         verdicts.append(Verdict(seed, wrong, virtual_s, cpu_s, num_faults, num_rounds))
     return verdicts
@@ -84,10 +84,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--case", help="play this JSON instead")
+    parser.add_argument("--in-flight", type=int, default=1, help="rounds that may be open at once")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     if given.case or given.seed is not None:
-        case = msgspec.json.decode(given.case, type=Case) if given.case else random_case(given.seed)
+        case = (
+            msgspec.json.decode(given.case, type=Case)
+            if given.case
+            else random_case(given.seed, in_flight=given.in_flight)
+        )
         wrong, *_ = judged(case)
         print(case, *(wrong or ["it ended well"]), sep="\n")
         return int(bool(wrong))
@@ -95,11 +100,13 @@ def main() -> int:
     batches = [list(seeds[at : at + BATCH]) for at in range(0, len(seeds), BATCH)]
     began_at, verdicts = time.monotonic(), []
     with ProcessPoolExecutor(given.processes) as pool:
-        for done in as_completed([pool.submit(judge_seeds, batch) for batch in batches]):
+        for done in as_completed(
+            [pool.submit(judge_seeds, batch, given.in_flight) for batch in batches]
+        ):
             for verdict in done.result():
                 verdicts.append(verdict)
                 if verdict.wrong:
-                    show(verdict, random_case(verdict.seed))
+                    show(verdict, random_case(verdict.seed, in_flight=given.in_flight))
                 if len(verdicts) % EVERY == 0:
                     print(f"{len(verdicts)} seeds, {time.monotonic() - began_at:.0f} s", flush=True)
     return summary(verdicts, seconds=time.monotonic() - began_at)

@@ -144,6 +144,9 @@ class SyncConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fragment_pattern: Annotated[
         Literal["strided", "sequential"], about("how transformer blocks are dealt to them")
     ] = "strided"
+    in_flight: Annotated[
+        Positive, about("rounds that may be open at once, each of another fragment")
+    ] = 1
     merge: Annotated[
         Literal["carry", "blend"], about("how an overlapped peer takes over the global weights")
     ] = "carry"
@@ -319,6 +322,10 @@ def _impossible_sync(config: RunConfig) -> Iterator[tuple[str, str]]:
             "sync.inner_steps",
             f"{sync.inner_steps} is not a multiple of fragments = {sync.fragments}",
         )
+    if sync.in_flight > sync.fragments:
+        yield "sync.in_flight", f"{sync.in_flight} is more than fragments = {sync.fragments}"
+    if sync.in_flight > 1 and sync.mode != "overlap":
+        yield "sync.in_flight", f'{sync.in_flight} has no use without mode = "overlap"'
     if sync.merge == "blend" and sync.mode != "overlap":
         yield "sync.merge", 'blend has no use without mode = "overlap"'
     if sync.silent_s <= sync.heartbeat_s:

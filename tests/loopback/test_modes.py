@@ -14,7 +14,15 @@ from tests.loopback.cluster import Process, with_sync
 from tests.loopback.proof import assert_all_leave, assert_contributes, assert_finished
 
 from atoll.config import RunConfig
-from atoll.events import PeerLeft, PhaseTimed, RoundCommitted, TrainerDied, Training
+from atoll.events import (
+    HostStarted,
+    PeerLeft,
+    PhaseTimed,
+    RoundCommitted,
+    RoundPlanned,
+    TrainerDied,
+    Training,
+)
 from atoll.host.audit import audit
 
 pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
@@ -38,6 +46,9 @@ class Way:
 WAYS = {
     "overlap-1-int8": Way("1.6", {"mode": "overlap", "codec": "int8"}),
     "overlap-2-int4": Way("0.4", {"mode": "overlap", "fragments": 2, "codec": "int4"}),
+    "in-flight-2-int8": Way(
+        "1.6", {"mode": "overlap", "fragments": 2, "in_flight": 2, "codec": "int8"}
+    ),
     "blocking-2-sparse": Way(
         "0.05", {"fragments": 2, "codec": "sparse", "update_codec": "sparse8"}
     ),
@@ -86,4 +97,24 @@ def test_the_others_train_on_while_a_peer_is_frozen_and_it_comes_back(cluster, c
     carl.thaw()
     assert_contributes(cluster, host, "carl")
     assert_all_leave(cluster, config, host, [anna, ben, carl])
+    assert list(audit(cluster.run)), "as `atoll verify` proves it"
+
+
+def test_the_host_dies_with_several_rounds_in_flight(cluster, config):
+    """Open rounds are not in the journal: the next host plans them again, the first one first."""
+    way = WAYS["in-flight-2-int8"]
+    config = way.of(config, rounds=10, min_peers=3, grace_floor_s=5.0, reconnect_s=60.0)
+    slow = ("--max-upload", way.upload)
+    host, anna, ben, carl = cluster.start(config, anna=(), ben=(), carl=slow)
+
+    port = host.port
+    for _ in range(2):
+        first = host.wait_for(RoundPlanned).round
+        host.wait_for(RoundPlanned, lambda event, first=first: event.round > first)
+        host.kill()
+        host = cluster.launch_host(port=port)
+        host.wait_for(HostStarted)
+
+    assert not host.find(PeerLeft)
+    assert_finished(cluster, config, [anna, ben, carl, host], names=PEERS)
     assert list(audit(cluster.run)), "as `atoll verify` proves it"

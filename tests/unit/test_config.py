@@ -297,6 +297,14 @@ def with_tokenizer(**changes: object) -> RunConfig:
         ),
         (with_sync(fragments=5), "sync.fragments: 5 is more than model.num_layers = 4"),
         (with_sync(fragments=3, inner_steps=10), "sync.inner_steps: 10 is not a multiple of frag"),
+        (
+            with_sync(mode="overlap", fragments=2, inner_steps=8, in_flight=3),
+            "sync.in_flight: 3 is more than fragments = 2",
+        ),
+        (
+            with_sync(fragments=2, inner_steps=8, in_flight=2),
+            'sync.in_flight: 2 has no use without mode = "overlap"',
+        ),
         (with_sync(merge="blend"), 'sync.merge: blend has no use without mode = "overlap"'),
     ],
 )
@@ -310,6 +318,7 @@ def test_values_that_just_go_together():
     check(with_inner(warmup_steps=25, cooldown_steps=25))
     check(with_tokenizer(kind="file", path="a.json", vocab_size=10**6))
     check(with_sync(fragments=4, inner_steps=8, mode="overlap", merge="blend"))
+    check(with_sync(fragments=4, inner_steps=8, mode="overlap", in_flight=4))
     check(with_tokenizer(vocab_size=4096))
 
 
@@ -334,7 +343,7 @@ def test_canonical_bytes_do_not_change_by_accident():
     """A changed digest is another run: every peer with the older version is turned away."""
     encoded = canonical(RUN)
     assert encoded.startswith(b'{"data":{"sequence_length":128,"sources":[{"kind":"preset","name"')
-    assert run_digest(RUN) == "79e233b90a232ec07680f615044911c348ff7d050c987c534a521d890abb0463"
+    assert run_digest(RUN) == "fdb8b6e078e5404cb5aa830c9cd8f13459e637f5d049108197ec9753cf2b94f8"
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,14 @@ from atoll.ids import Buffer, Digest, digest_of
 
 
 class BlobStore:
-    """A directory of blobs, of one process; its methods may run in several threads at once."""
+    """A directory of blobs, of one process; its methods may run in several threads at once.
 
-    def __init__(self, directory: Path) -> None:
+    A blob is young for `young_turns` turns after the one in which it was put.
+    """
+
+    def __init__(self, directory: Path, *, young_turns: int = 1) -> None:
         self._directory = directory
+        self._young_turns = young_turns
         self._turn = 0
         self._put_in: dict[Digest, int] = {}  # the turn; what was there before counts as turn 0
         self._unsynced: list[Digest] = []
@@ -103,13 +107,13 @@ class BlobStore:
         self._turn += 1
 
     def sweep(self, named: Collection[Digest]) -> None:
-        """Remove the blobs that nobody names and that were put before the previous turn.
+        """Remove the blobs that nobody names and that are not young any more.
 
         Turns and not times decide: a clock may be wrong.
         """
         for path in list(self._directory.iterdir()):
             digest = Digest(path.name)
-            is_old = self._put_in.get(digest, 0) < self._turn - 1
+            is_old = self._put_in.get(digest, 0) < self._turn - self._young_turns
             if is_old and digest not in named and not path.name.startswith(TEMPORARY):
                 remove(path)
                 self._put_in.pop(digest, None)

@@ -8,11 +8,11 @@ from atoll.ids import PeerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
-    """Who could do what, now.
+    """Who could do what for a round, now.
 
-    `away` may come back. `able` are connected and at the newest committed state, so they can put
-    updates on disk; `can_reduce` are those of them that others can reach. `keeper` is the host's
-    built-in member: if it is able, its disk is one of those that a commit needs.
+    `away` may come back. `able` are connected and hold a state that the round can start from, so
+    they can put updates on disk; `can_reduce` are those of them that others can reach. `keeper` is
+    the host's built-in member: if it is able, its disk is one of those that a commit needs.
     """
 
     connected: frozenset[PeerId]

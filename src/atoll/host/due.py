@@ -9,15 +9,16 @@ from atoll import events
 from atoll.data import leases
 from atoll.exchange import plan
 from atoll.host import rounds
-from atoll.host.decision import Close, Commit, Expect, Reopen, Replace
+from atoll.host.decision import Close, Commit, Decision, Expect, Reopen, Replace
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.rounds import NOBODY, Round
 from atoll.host.state import (
     Run,
     closed_message,
     is_ready,
-    num_samples,
+    leases_of,
     num_tokens,
+    num_unclaimed,
     plan_for,
     plan_report,
     present,
@@ -113,20 +114,20 @@ def _may_commit(rnd: Round, peer: PeerId) -> bool:
 
 def _open(run: Run, *, now: float) -> list[Effect]:
     """Open the next round once those who may be ready in a moment are, or that moment is over."""
-    policy = run.config.sync
-    ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer)]
-    round_id = run.next_to_open
-    if run.open_rounds or round_id > policy.rounds or len(ready) < policy.min_peers:
+    policy, round_id = run.config.sync, run.next_to_open
+    ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer, round_id)]
+    if not _may_open(run, round_id) or len(ready) < policy.min_peers:
         run.ready_at = None
         return []
     if run.ready_at is None:
         run.ready_at = now
-    soon = {m.peer for m in run.membership.connected() if m.trains and m.round >= run.committed - 1}
+    nearly = round_id - policy.in_flight - 1  # one step is missing
+    soon = {m.peer for m in run.membership.connected() if m.trains and m.round >= nearly}
     if now < run.started_at + policy.reconnect_s:  # after a restart all have to find us again
         soon |= {peer for peer, held in run.book.held.items() if held and peer in run.membership}
     if not soon.issubset(ready) and now < run.ready_at + policy.grace_floor_s:
         return []
-    chosen = reducers(run)
+    chosen = reducers(run, round_id)
     if not chosen:
         return []
     run.ready_at = None
@@ -147,9 +148,18 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     )
     planned = records.Planned(round=round_id, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
-    for peer in sorted(present(run).able):
+    for peer in sorted(present(run, round_id).able):
         effects += invite(run, rnd, peer)
     return effects
+
+
+def _may_open(run: Run, round_id: RoundId) -> bool:
+    """Return whether there is room in flight, and somebody is at work for this round already."""
+    before = run.open_rounds.get(RoundId(round_id - 1))
+    has_room = round_id - run.committed <= run.config.sync.in_flight
+    return (
+        has_room and round_id <= run.config.sync.rounds and (before is None or bool(before.claims))
+    )
 
 
 def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
@@ -166,13 +176,15 @@ def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
 
 
 def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
-    """Give the peer what it lacks of the work for this round; overlapped, and for the next one.
+    """Give the peer what it lacks of the work for all rounds in flight; overlapped, and one more.
 
     A grant fills up the work of one round, so a contribution can end where a lease does.
     """
     sync, per_round = run.config.sync, rnd.work.setdefault(peer, samples_of_round(run, peer))
-    num_rounds = min(2, sync.rounds - rnd.id + 1) if sync.mode == "overlap" else 1
-    lacking = num_rounds * per_round - num_samples(run, peer)
+    ahead = sync.in_flight if sync.mode == "overlap" else 0
+    num_rounds = min(1 + ahead, sync.rounds - run.committed)
+    num_rounds -= sum(peer in other.claims for other in run.open_rounds.values())
+    lacking = num_rounds * per_round - num_unclaimed(run, peer)
     granted_now = []
     while lacking > 0:
         size = (lacking - 1) % per_round + 1
@@ -186,7 +198,8 @@ def relieve(run: Run, *, now: float) -> list[Effect]:
     """Give the slices of reducers that are too slow to others. Only passing time makes them so."""
     effects: list[Effect] = []
     for rnd in run.open_rounds.values():
-        due = rounds.relieve(rnd, now=now, present=present(run), policy=run.config.sync)
+        able = present(run, rnd.id)
+        due = rounds.relieve(rnd, now=now, present=able, policy=run.config.sync)
         if isinstance(due, Replace):
             effects += _replace(run, rnd, due.reducers, due.reason, now=now)
     return effects
@@ -194,7 +207,10 @@ def relieve(run: Run, *, now: float) -> list[Effect]:
 
 def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     """Carry out what `rounds.decide` finds due; nothing due, nothing done."""
-    decision = rounds.decide(rnd, now=now, present=present(run), policy=run.config.sync)
+    able = present(run, rnd.id)
+    decision = rounds.decide(rnd, now=now, present=able, policy=run.config.sync)
+    if not _is_in_order(run, rnd, decision):
+        return []
     match decision:
         case Expect(peers=peers):
             rounds.announce(rnd, _roster(run, rnd, peers), now=now)
@@ -205,11 +221,29 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
             return _replace(run, rnd, lost, reason, now=now)
         case Reopen():
             rounds.reopen(rnd)
+            # What they close with depends on this one: they are planned anew when it goes on.
+            for later in [round_id for round_id in run.open_rounds if round_id > rnd.id]:
+                del run.open_rounds[later]
             return [plan_report(rnd, decision.reason)]
         case Commit():
             return _commit(run, rnd, now=now)
         case _:
             return []
+
+
+def _is_in_order(run: Run, rnd: Round, decision: Decision) -> bool:
+    """Return whether all is done that must come before: rounds close, and end, in their order.
+
+    The weights of a roster count the work in the rosters of the rounds before it.
+    """
+    match decision:
+        case Close() | Expect():
+            before = run.open_rounds.get(RoundId(rnd.id - 1))
+            return before is None or before.phase is rounds.Phase.REDUCE
+        case Commit():
+            return rnd.id == run.next_round and run.committed in run.agreed
+        case _:
+            return True
 
 
 def _close(
@@ -218,16 +252,28 @@ def _close(
     if rnd.phase is rounds.Phase.COLLECT:
         run.note_wait(rounds.middle_wait_s(rnd))
     is_new = rounds.close(rnd, _roster(run, rnd, peers), now=now)
+    for later in run.open_rounds.values():
+        if later.id > rnd.id:
+            _follow(run, later)
     missing = tuple(sorted(rnd.waited - set(peers)))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
     return [Report(closed), *(_announced(run, rnd) if is_new else [])]
+
+
+def _follow(run: Run, rnd: Round) -> None:
+    """Let a round collect whose leases and weights depend on a roster before it, a new one now."""
+    if rnd.phase is rounds.Phase.REDUCE:
+        rounds.reopen(rnd)
+    for peer, claim in list(rnd.claims.items()):
+        if not leases_of(run, rnd.id, peer, claim):
+            rounds.forget_claim(rnd, peer)  # of a former life: the roster has all that is in it
 
 
 def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[wire.Share, ...]:
     return rounds.roster_of(
         rnd,
         peers,
-        num_tokens={peer: num_tokens(run, peer, rnd.claims[peer]) for peer in peers},
+        num_tokens={peer: num_tokens(run, rnd, peer) for peer in peers},
         fresh_tokens={peer: run.fresh_tokens(peer, rnd.id) for peer in peers},
         policy=run.config.sync,
     )
@@ -245,21 +291,26 @@ def _replace(
     """Give the slices of these reducers to others; to nobody, if there is none for now."""
     rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
     # Rather one that was no good before than none at all.
-    chosen = reducers(run, without=lost | rnd.excluded) or reducers(run, without=lost) or [NOBODY]
+    chosen = (
+        reducers(run, rnd.id, without=lost | rnd.excluded)
+        or reducers(run, rnd.id, without=lost)
+        or [NOBODY]
+    )
     shares = shares_of_work(run, rnd.id, chosen)
     assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen, shares=shares)
     if assignment == rnd.assignment:
         return []
     moved = rounds.reassign(rnd, assignment, now=now)
     effects: list[Effect] = [plan_report(rnd, reason)]
-    effects += [Send(peer, plan_for(run, rnd, peer)) for peer in sorted(present(run).able)]
+    able = present(run, rnd.id).able
+    effects += [Send(peer, plan_for(run, rnd, peer)) for peer in sorted(able)]
     if rnd.announced:
         effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
     return effects
 
 
 def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
-    entries = tuple(_roster_entry(rnd, share) for share in rnd.roster)
+    entries = tuple(_roster_entry(run, rnd, share) for share in rnd.roster)
     updates = tuple(
         records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=num_bytes)
         for k, num_bytes in enumerate(run.slice_bytes[run.fragment_of(rnd.id)])
@@ -290,14 +341,15 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     return [*effects, Report(report)]
 
 
-def _roster_entry(rnd: Round, share: wire.Share) -> records.RosterEntry:
-    claim = rnd.claims[share.peer]
+def _roster_entry(run: Run, rnd: Round, share: wire.Share) -> records.RosterEntry:
+    claim, config = rnd.claims[share.peer], run.config
+    tokens_per_step = config.inner.batch_sequences * config.data.sequence_length
     return records.RosterEntry(
         peer=share.peer,
         share=share.share,
         num_tokens=share.num_tokens,
-        num_steps=claim.num_steps,
+        num_steps=share.num_tokens // tokens_per_step,
         mean_loss=claim.mean_loss,
-        leases=claim.leases,
+        leases=leases_of(run, rnd.id, share.peer, claim),
         contribution=records.contribution_digest(claim.digests),
     )

@@ -150,6 +150,7 @@ def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
 def forget_claim(rnd: Round, peer: PeerId) -> None:
     """Forget what a peer outside the roster said that it delivers, and what was expected of it."""
     rnd.claims.pop(peer, None)
+    rnd.completed_at.pop(peer, None)
     if any(share.peer == peer for share in rnd.announced):
         rnd.announced = ()
 

@@ -19,8 +19,8 @@ from atoll.host.due import advance, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.rounds import Round
-from atoll.host.state import Run, base_for, has_newest, sources
-from atoll.ids import PeerId
+from atoll.host.state import Run, base_for, is_able, leases_of, num_unclaimed, sources
+from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
 
@@ -152,6 +152,7 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
             effects = _on_leaving(run, peer, message)
         case _ if isinstance(message, OfRound) and message.round in run.open_rounds:
             _note(run, run.open_rounds[message.round], peer, message, now=now)
+            effects = _supply(run, peer)
         case _:
             pass
     return effects + advance(run, now=now)
@@ -179,10 +180,7 @@ def on_tick(run: Run, *, now: float) -> list[Effect]:
 def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -> None:
     match message:
         case wire.Contribution():
-            held = {lease.id for lease in leases.held_by(run.book, peer)}
-            named = set(message.leases)
-            if named and held >= named and len(named) == len(message.leases):
-                rounds.claim(rnd, peer, message, now=now)
+            _claim(run, rnd, peer, message, now=now)
         case wire.Delivered():
             rounds.deliver(rnd, peer, message, now=now)
         case wire.Reduced():
@@ -192,8 +190,33 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -
         case wire.Fetched():
             rounds.fetch(rnd, peer, message, now=now)
         case wire.Unreachable():
-            if has_newest(run, peer):
+            if is_able(run, peer, rnd.id):
                 rounds.complain(rnd, peer, message.reducer)
+
+
+def _supply(run: Run, peer: PeerId) -> list[Effect]:
+    """Give the peer more work if it has offered all of it, and an open round waits for more."""
+    if num_unclaimed(run, peer):
+        return []
+    waiting = [
+        rnd
+        for rnd in run.open_rounds.values()
+        if peer in rnd.invited and peer not in rnd.claims and is_able(run, peer, rnd.id)
+    ]
+    has_claimed = any(peer in rnd.claims for rnd in run.open_rounds.values())
+    return invite(run, waiting[0], peer) if waiting and has_claimed else []
+
+
+def _claim(run: Run, rnd: Round, peer: PeerId, message: wire.Contribution, *, now: float) -> None:
+    """Note what the peer offers to a round: leases that it holds, also for other open rounds.
+
+    The commits of some it may not have heard of yet.
+    """
+    held = {lease.id for lease in run.held_at(peer, INITIAL)}
+    named = set(message.leases)
+    is_sane = held >= named and len(named) == len(message.leases)
+    if is_sane and leases_of(run, rnd.id, peer, message):
+        rounds.claim(rnd, peer, message, now=now)
 
 
 def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
@@ -228,7 +251,9 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
         return resync(run, peer, round_id, state)
     if before is not None and before.state is None and before.probed:
         return _welcome_in(run, peer)
-    return _invite_if_ready(run, peer)
+    # It has the plans of the rounds that it could start already, unless it has begun anew.
+    goes_on = before is not None and before.state is not None and before.round < round_id
+    return _invite(run, peer, after=before.round if before is not None and goes_on else None)
 
 
 def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
@@ -240,13 +265,21 @@ def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
         device=member.device,
         reachable=member.address is not None,
     )
-    return [Report(joined), *_invite_if_ready(run, peer)]
+    return [Report(joined), *_invite(run, peer)]
 
 
-def _invite_if_ready(run: Run, peer: PeerId) -> list[Effect]:
-    if not has_newest(run, peer):
-        return []
-    return [effect for rnd in run.open_rounds.values() for effect in invite(run, rnd, peer)]
+def _invite(run: Run, peer: PeerId, *, after: RoundId | None = None) -> list[Effect]:
+    """Send the plans of the open rounds that the peer can start; not those that it could before.
+
+    That is, from its state of the round `after`.
+    """
+    in_flight = run.config.sync.in_flight
+    effects: list[Effect] = []
+    for rnd in run.open_rounds.values():
+        is_new = after is None or rnd.id > after + in_flight
+        if is_new and is_able(run, peer, rnd.id):
+            effects += invite(run, rnd, peer)
+    return effects
 
 
 def _note_traffic(run: Run, peer: PeerId, moved: Traffic) -> None:

@@ -17,7 +17,7 @@ from atoll.host.decision import Present
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Membership
 from atoll.host.rounds import NOBODY, Round
-from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
+from atoll.ids import INITIAL, Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
 
@@ -90,10 +90,17 @@ class Run:
     def fresh_tokens(self, peer: PeerId, round_id: RoundId) -> int:
         """Return what the peer trained on since its contribution to this fragment before this one.
 
-        Not counting the leases that it names now: those are in no commit yet.
+        Not counting the leases that it names now. Those that it named for open rounds before this
+        one are in no commit yet, but in its local weights.
         """
-        held = self.fresh.get(peer)
-        return 0 if held is None else held[self.fragment_of(round_id)]
+        committed = self.fresh.get(peer, (0,) * len(self.slice_bytes))
+        under_way = sum(
+            share.num_tokens
+            for rnd in self.open_rounds.values()
+            for share in rnd.roster
+            if rnd.id < round_id and share.peer == peer
+        )
+        return committed[self.fragment_of(round_id)] + under_way
 
     def note_committed(self, record: records.Committed) -> None:
         """Make the leases of a round's roster committed.
@@ -132,25 +139,33 @@ class Run:
         return max(r for r in self.agreed if r % every == 0 or r == self.config.sync.rounds)
 
 
-def is_ready(run: Run, peer: PeerId) -> bool:
-    """Return whether the peer can train on the next round now."""
+def is_ready(run: Run, peer: PeerId, round_id: RoundId) -> bool:
+    """Return whether the peer can train on the round now."""
     member = run.membership.get(peer)
-    return member is not None and member.trains and has_newest(run, peer)
+    return member is not None and member.trains and is_able(run, peer, round_id)
 
 
-def has_newest(run: Run, peer: PeerId) -> bool:
-    """Return whether the member holds the agreed state, and the host knows who can reach it."""
+def is_able(run: Run, peer: PeerId, round_id: RoundId) -> bool:
+    """Return whether the member holds a state that the round can start from.
+
+    That is an agreed one, which has all but the rounds that may be open before this one: with one
+    round in flight, the newest. And the host knows who can reach the member. A state that is newer
+    than it must be need not be agreed on yet.
+    """
     m = run.membership.get(peer)
-    if m is None or not (m.connected and m.probed):
+    if m is None or not (m.connected and m.probed) or m.state is None:
         return False
-    return m.round == run.committed and m.state == run.agreed.get(run.committed, "")
+    oldest = round_id - run.config.sync.in_flight
+    if m.round not in run.agreed:
+        return m.round > oldest
+    return m.round >= oldest and m.state == run.agreed[m.round]
 
 
-def present(run: Run) -> Present:
-    """Return who could do what for a round, now."""
+def present(run: Run, round_id: RoundId) -> Present:
+    """Return who could do what for the round, now."""
     members = run.membership.members
     connected = frozenset(m.peer for m in run.membership.connected())
-    able = frozenset(peer for peer in connected if has_newest(run, peer))
+    able = frozenset(peer for peer in connected if is_able(run, peer, round_id))
     return Present(
         connected=connected,
         away=frozenset(members) - connected,
@@ -176,9 +191,9 @@ def sources(run: Run) -> tuple[wire.Address, ...]:
     return tuple(m.address for m in members if m.address is not None)
 
 
-def reducers(run: Run, *, without: Collection[PeerId] = ()) -> list[PeerId]:
+def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
     """Return who reduces: the peers that others can reach; with none, the built-in member."""
-    can_reduce = present(run).can_reduce - frozenset(without)
+    can_reduce = present(run, round_id).can_reduce - frozenset(without)
     return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
 
 
@@ -194,7 +209,7 @@ def shares_of_work(run: Run, round_id: RoundId, chosen: Collection[PeerId]) -> d
             reduces=m.peer in chosen,
         )
         for m in run.membership.connected()
-        if m.peer in chosen or is_ready(run, m.peer)
+        if m.peer in chosen or is_ready(run, m.peer, round_id)
     ]
     return plan.shares_of_work(
         lines,
@@ -254,14 +269,36 @@ def reduce_job(rnd: Round, k: int) -> Effect:
     return Send(rnd.assignment[k], job)
 
 
-def num_samples(run: Run, peer: PeerId) -> int:
-    """Return how many samples the peer leases."""
-    return sum(lease.stop - lease.start for lease in leases.held_by(run.book, peer))
+def num_unclaimed(run: Run, peer: PeerId) -> int:
+    """Return how many samples the peer leases that it has not offered to an open round."""
+    claims = [rnd.claims[peer] for rnd in run.open_rounds.values() if peer in rnd.claims]
+    claimed = {lease_id for claim in claims for lease_id in claim.leases}
+    held = leases.held_by(run.book, peer)
+    return sum(lease.stop - lease.start for lease in held if lease.id not in claimed)
 
 
-def num_tokens(run: Run, peer: PeerId, claim: wire.Contribution) -> int:
+def leases_of(
+    run: Run, round_id: RoundId, peer: PeerId, claim: wire.Contribution
+) -> tuple[LeaseId, ...]:
+    """Return which of the leases that a contribution has in it the round would commit.
+
+    Those that the peer holds, but for what the rosters of open rounds before this one have of it.
+    """
+    taken = {
+        lease_id
+        for rnd in run.open_rounds.values()
+        if rnd.id < round_id and any(share.peer == peer for share in rnd.roster)
+        for lease_id in rnd.claims[peer].leases
+    }
+    free = {lease.id for lease in leases.held_by(run.book, peer)} - taken
+    return tuple(lease_id for lease_id in claim.leases if lease_id in free)
+
+
+def num_tokens(run: Run, rnd: Round, peer: PeerId) -> int:
+    """Return how many tokens the leases have that the round would commit of the peer."""
     sizes = {lease.id: lease.stop - lease.start for lease in leases.held_by(run.book, peer)}
-    return sum(sizes[lease_id] for lease_id in claim.leases) * run.config.data.sequence_length
+    named = leases_of(run, rnd.id, peer, rnd.claims[peer])
+    return sum(sizes[lease_id] for lease_id in named) * run.config.data.sequence_length
 
 
 def plan_report(rnd: Round, reason: str) -> Report:

@@ -30,7 +30,7 @@ from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
-from atoll.peer.round import finish_round, run_round
+from atoll.peer.round import finish_round, run_rounds
 from atoll.peer.trainer import StartTrainer
 from atoll.peer.training import Training
 from atoll.train.shared import SharedVectors, vectors_path
@@ -169,8 +169,8 @@ class Agent:
             await self._link.reconnect()  # the host then names a newer state: that is quicker
         elif following in board.commits:
             await finish_round(board.commits[following], member)  # of a round that we missed
-        elif member.plan_of(following) is not None:
-            await run_round(following, member)
+        elif member.may_begin(following):
+            await run_rounds(following, member)
 
     async def _prepare(self) -> None:
         """Get the dataset and start the trainer, if we train."""

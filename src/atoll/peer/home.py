@@ -58,7 +58,9 @@ class Home:
         self.run: Digest = run_digest(self.run_file.config)
         self.host_key = public_key_of(self.identity.authority)
         self.states = StateStore(directory / "states", keep=keep_states)
-        self.blobs = BlobStore(directory / "blobs")
+        # A turn is an outer step: as many as there are rounds open may come before the commit.
+        in_flight = self.config.sync.in_flight
+        self.blobs = BlobStore(directory / "blobs", young_turns=in_flight)
         self._commits = directory / "commits"
         self._commits.mkdir(exist_ok=True)
         (directory / "inner").mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ class Local:
 
     def hold(self, leases: tuple[Lease, ...]) -> bool:
         """Note which leases are ours; return whether the local weights are still good."""
-        return self.training.work.hold(leases)
+        return self.training.hold(leases)
 
     def settle(self, round_id: RoundId, leases: Collection[LeaseId] | None) -> bool:
         """Note which leases of ours a round has committed; None: we are not in its roster.
@@ -98,7 +98,10 @@ class Local:
         training.withdraw(plan.round)
         ending = asyncio.ensure_future(over())
         try:
-            while not ending.done() and (target := work.round_target(plan.num_samples)):
+            while not ending.done():
+                if not (target := work.round_target(plan.num_samples)):
+                    await _comes_first(training.change(), ending)  # all is offered already
+                    continue
                 at = work.settled + work.num_offered
                 training.go_on(plan.first_step, at=at, upto=target)
                 if not await _comes_first(training.reach(target), ending):

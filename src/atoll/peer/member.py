@@ -71,7 +71,8 @@ class Member:
         self.board = link.board
         self.blobs = home.blobs
         self.links = links
-        self.reducers = Reducers(Means(home.blobs, link.send, links.buffers))
+        means = Means(home.blobs, link.send, links.buffers)
+        self.reducers = Reducers(means, in_flight=home.config.sync.in_flight)
         self.commits = home.commits()
         self.is_prepared = training is None
         self.device = ""  # what the trainer runs on, once it does
@@ -168,6 +169,14 @@ class Member:
 
     def plan_of(self, round_id: RoundId) -> wire.Plan | None:
         return self.board.plans.get(round_id)
+
+    def may_begin(self, round_id: RoundId) -> bool:
+        """Return whether the round is open for us, though others before it may not be over.
+
+        Then our state contains the round before which its fragment had its last turn.
+        """
+        is_near = round_id - self.config.sync.in_flight <= self.state.round
+        return is_near and self.plan_of(round_id) is not None and not self._is_over(round_id)
 
     def plan_key(self, round_id: RoundId) -> tuple[int, wire.Plan] | None:
         """Return the plan that holds now, and the connection that it came on."""
@@ -328,6 +337,7 @@ class Member:
         contribution = contribution_digest(digests)
         if not await self.local.save(round_id, contribution, inner=self.is_kept(round_id)):
             self.board.reset = True
+            self.board.notify()
             raise StateDiffers("the trainer died with the work of this round")
 
     async def sync(self) -> None:

@@ -3,6 +3,9 @@
     H inner steps -> pseudo-gradient -> encode, deliver, and fetch the mean meanwhile
     -> (the host closes, and commits) -> outer step -> merge
 
+Where training does not wait, the next round's steps begin when the snapshot of this one is taken;
+where several rounds may be open, so does the next round as a whole (`run_rounds`).
+
 Nothing here decides anything: the plan, the roster and the commit come from the host, and whatever
 of them changes on the way (a reducer is replaced, the host restarts) starts the part again that it
 concerns.
@@ -10,20 +13,21 @@ concerns.
 
 import asyncio
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TypeAlias
 
-from atoll.errors import BadBlobError, ConnectionLost, PeerError
+from atoll.errors import BadBlobError, BadUpdateError, ConnectionLost, PeerError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_to_self
 from atoll.exchange.gather import Wanted, gather_from
 from atoll.exchange.links import fetch_from_any
 from atoll.exchange.plan import send_order
-from atoll.exchange.tasks import running, together
+from atoll.exchange.tasks import first_error, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Committed
-from atoll.peer.member import Member
+from atoll.peer.member import Member, StateDiffers
 
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
 PARALLEL_FETCHES = 4
@@ -31,19 +35,65 @@ Place: TypeAlias = tuple[int, int, PeerId]
 TRIES = 10  # to fetch a blob that members should have: they may just be starting
 
 
-async def run_round(round_id: RoundId, member: Member) -> None:
-    """Train, contribute, and take the outer step of one round.
+async def run_rounds(first: RoundId, member: Member) -> None:
+    """Live this round, and those after it that open before the one before them is over.
 
     Raises:
         StateDiffers: the host has another state for us; nothing has changed but the local weights.
         BadUpdateError: our own parameters are not fit to be shared.
     """
-    async with running(gather_updates(round_id, member)):
-        if await member.train(until=round_id):
-            async with running(contribute(round_id, member)):
-                await member.commit_of(round_id)
-        commit = await member.commit_of(round_id)
-    await finish_round(commit, member)
+    before = asyncio.ensure_future(asyncio.sleep(0))
+    try:
+        async with asyncio.TaskGroup() as rounds:
+            round_id, goes_on = first, True
+            while goes_on:
+                trained = asyncio.Event()
+                live = run_round(round_id, member, before=before, trained=trained)
+                before = rounds.create_task(live)
+                await trained.wait()
+                round_id = RoundId(round_id + 1)
+                goes_on = await _opens_before(before, round_id, member)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+async def run_round(
+    round_id: RoundId, member: Member, *, before: "asyncio.Future[None]", trained: asyncio.Event
+) -> None:
+    """Train, contribute, and take the outer step of one round.
+
+    `before` is the round before this one, which need not be over; `trained` is set once the trainer
+    is free for the next. Raises as `run_rounds`.
+    """
+    async with _after(before):
+        async with running(gather_updates(round_id, member)):
+            is_whole = await member.train(until=round_id)
+            trained.set()
+            async with running(contribute(round_id, member)) if is_whole else nullcontext():
+                await asyncio.shield(before)
+                commit = await member.commit_of(round_id)
+        await finish_round(commit, member)
+
+
+@asynccontextmanager
+async def _after(before: "asyncio.Future[None]") -> AsyncIterator[None]:
+    """Hold back a failure until the round before is over: its outer step is not cut in two."""
+    try:
+        yield
+    except (StateDiffers, BadUpdateError, PeerError):
+        await asyncio.wait((before,))
+        raise
+
+
+async def _opens_before(end: "asyncio.Future[None]", round_id: RoundId, member: Member) -> bool:
+    """Return whether the round opens for us before the other one, that before it, has ended."""
+    opening = member.board.wait_for(lambda: member.may_begin(round_id) or None)
+    waiting = asyncio.ensure_future(opening)
+    try:
+        await asyncio.wait((waiting, end), return_when=asyncio.FIRST_COMPLETED)
+        return not end.done()
+    finally:
+        waiting.cancel()
 
 
 async def finish_round(commit: Committed, member: Member) -> None:

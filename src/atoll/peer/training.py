@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
-from atoll.ids import LeaseId, RoundId
+from atoll.ids import Lease, LeaseId, RoundId
 from atoll.net import wire
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
@@ -177,8 +177,9 @@ class Training:
             RunError: the trainer has died three times in a row.
         """
         self._check_background()
-        # What follows the work of a round is that of the next.
-        self._last_step = first_step + 2 * self._config.steps_per_round - 1
+        # What follows the work of a round is that of the next ones, while it is in flight.
+        num_rounds = 1 + self._config.sync.in_flight
+        self._last_step = first_step + num_rounds * self._config.steps_per_round - 1
         settled = self.work.settled
         self._aim = Aim(first_step, at=settled if at is None else at, stop=settled + upto)
         self._begin()
@@ -192,7 +193,7 @@ class Training:
     async def _go_on(self) -> None:
         while not self._resting.is_set():
             settled, consumed = self.work.settled, self.work.consumed
-            stop = min(self._aim.stop - settled, self.work.num_samples)
+            stop = min(self._aim.stop - settled, self.work.next_stop())
             if stop <= consumed:
                 return
             position = settled - self._aim.at + consumed
@@ -214,6 +215,17 @@ class Training:
             await asyncio.wait([self._background])
         self._check_background()
 
+    def hold(self, leases: tuple[Lease, ...]) -> bool:
+        """Note which leases are ours now; see `LocalWork.hold`."""
+        self._moved.set()
+        return self.work.hold(leases)
+
+    async def change(self) -> None:
+        """Return when work is done from now on, or leases are other ones, or nobody works."""
+        self._check_background()
+        self._moved.clear()
+        await self._moved.wait()
+
     async def reach(self, num_samples: int) -> None:
         """Return when so many samples of the work are in the local weights.
 
@@ -228,8 +240,7 @@ class Training:
             self._check_background()
             if self.work.settled + self.work.consumed >= goal:
                 return
-            self._moved.clear()
-            await self._moved.wait()
+            await self.change()
 
     def offer(self, round_id: RoundId) -> tuple[tuple[LeaseId, ...], float]:
         """Return the leases of the contribution to a round, and its mean loss per token.

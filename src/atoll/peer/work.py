@@ -53,7 +53,8 @@ class LocalWork:
         committed = tuple(lease for lease in self.leases if lease.id in lease_ids)
         if not committed:
             return True
-        as_offered = {lease.id for lease in committed} == set(self.offers.get(round_id, ()))
+        left = {lease.id for lease in self.leases}.intersection(self.offers.get(round_id, ()))
+        as_offered = {lease.id for lease in committed} == left
         is_good = as_offered and round_id not in self.lost
         self.withdraw(round_id)
         self.leases = tuple(lease for lease in self.leases if lease.id not in lease_ids)
@@ -92,6 +93,18 @@ class LocalWork:
         self.consumed = self.in_flight = 0
         self.lost = set(self.offers)
 
+    def next_stop(self) -> int:
+        """Return where the lease that is to be worked on next ends, from the first lease on.
+
+        What is begun is part of the next contribution, so nobody should begin two at a time.
+        """
+        stop = 0
+        for lease in self.leases:
+            stop += _size(lease)
+            if stop > self.consumed:
+                break
+        return stop
+
     # --- contributions --------------------------------------------------------------------------
 
     def round_target(self, num_samples: int) -> int:
@@ -110,16 +123,17 @@ class LocalWork:
         return reached if new else 0
 
     def offer(self, round_id: RoundId) -> tuple[LeaseId, ...]:
-        """Offer what is consumed of whole leases, but for what other contributions offer.
+        """Offer what is consumed of whole leases, if other contributions do not offer all of it.
 
-        Returns these leases: they make the contribution to this round.
+        Returns these leases: they make the contribution to this round. Those that rounds before it
+        do not commit, it may.
         """
         self.withdraw(round_id)
-        offered = self._offered()
-        new = tuple(lease_id for lease_id in self._whole() if lease_id not in offered)
-        if new:
-            self.offers[round_id] = new
-        return new
+        whole = self._whole()
+        if self._offered().issuperset(whole):
+            return ()
+        self.offers[round_id] = whole
+        return whole
 
     def withdraw(self, round_id: RoundId) -> None:
         """Note that the contribution was not committed: what is in it is part of the next one."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from random import Random
 
+from msgspec.structs import replace
+
 from atoll.sim.faults import (
     AtTime,
     ClockSkew,
@@ -37,8 +39,8 @@ SECONDS = (0.1, 0.3, 1.0, 3.0, 8.0, 15.0, 40.0, 80.0)
 APPENDS = 40  # about as many as a short run writes
 
 
-def random_case(seed: int) -> Case:
-    """Return the case of this seed."""
+def random_case(seed: int, *, in_flight: int = 1) -> Case:
+    """Return the case of this seed; with so many rounds in flight, where they are more than one."""
     rng = Random(f"case {seed}")
     names = NAMES[: rng.randint(2, len(NAMES))]
     mode = rng.choice(("blocking", "overlap"))
@@ -50,6 +52,12 @@ def random_case(seed: int) -> Case:
         quorum=rng.choice((0.5, 0.6, 1.0)),
         vocab_size=rng.choice((512, 1024, 2048)),
     )
+    if in_flight > 1:
+        fragments = max(run.fragments, in_flight)
+        inner_steps = 2 * fragments
+        run = replace(
+            run, mode="overlap", fragments=fragments, inner_steps=inner_steps, in_flight=in_flight
+        )
     peers = tuple(
         PeerSpec(
             name=name,

@@ -51,6 +51,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
     inner_steps: int = 4
     mode: Literal["blocking", "overlap"] = "blocking"
     fragments: int = 1
+    in_flight: int = 1
     codec: Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse"] = "fp64"
     update_codec: Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse8"] = "fp64"
     min_peers: int = 1
@@ -81,6 +82,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
                 inner_steps=self.inner_steps,
                 mode=self.mode,
                 fragments=self.fragments,
+                in_flight=self.in_flight,
                 codec=self.codec,
                 update_codec=self.update_codec,
                 min_peers=self.min_peers,

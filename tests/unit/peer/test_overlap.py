@@ -40,7 +40,10 @@ STREAMING = replace(
 )
 
 
-in_both_ways = pytest.mark.parametrize("config", [OVERLAP, STREAMING], ids=["whole", "halves"])
+IN_FLIGHT = replace(STREAMING, sync=replace(STREAMING.sync, in_flight=2))
+in_all_ways = pytest.mark.parametrize(
+    "config", [OVERLAP, STREAMING, IN_FLIGHT], ids=["whole", "halves", "in flight"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +142,7 @@ def entry_of(serving, peer, round_id):
     return next(entry for entry in commit.roster if entry.peer == peer.peer)
 
 
-@in_both_ways
+@in_all_ways
 def test_each_sample_is_in_the_model_once(tmp_path, config):
     async def main():
         async with a_run(tmp_path, config, "anna", "ben") as scene:
@@ -152,7 +155,7 @@ def test_each_sample_is_in_the_model_once(tmp_path, config):
     run(main())
 
 
-@in_both_ways
+@in_all_ways
 def test_the_journal_tells_what_was_sent_and_received(tmp_path, config):
     async def main():
         async with a_run(tmp_path, config, "anna", "ben") as scene:
@@ -195,7 +198,7 @@ def test_the_journal_tells_what_was_sent_and_received(tmp_path, config):
     run(main())
 
 
-@in_both_ways
+@in_all_ways
 def test_a_slower_peer_carries_its_work(tmp_path, config):
     """However the grace times fall: it has all its leases done at the latest in some rounds."""
     ScriptedTrainer.pace["carl"] = 3.0
@@ -251,7 +254,7 @@ def test_by_time_a_slower_peer_makes_fewer_steps_and_is_in_every_round(tmp_path,
     run(main())
 
 
-@in_both_ways
+@in_all_ways
 def test_what_was_offered_and_not_committed_is_offered_again_with_the_next(tmp_path, config):
     """Carl has trained in time, but cannot reach the reducers in round 1."""
 
@@ -272,7 +275,7 @@ def test_what_was_offered_and_not_committed_is_offered_again_with_the_next(tmp_p
     run(main())
 
 
-@in_both_ways
+@in_all_ways
 def test_a_trainer_that_dies_while_its_contribution_is_under_way_is_reset(tmp_path, config):
     """Ben is slower, so that Anna waits for him; what she contributed counts, and only once."""
     ScriptedTrainer.pace["ben"] = 1.9

@@ -5,7 +5,7 @@ from tests.unit.peer.test_overlap import (
     a_run,
     check_model,
     ended,
-    in_both_ways,
+    in_all_ways,
     run,
     scripted,  # noqa: F401 - a fixture of all tests here
     until,
@@ -14,7 +14,7 @@ from tests.unit.peer.test_overlap import (
 from atoll.net import records, wire
 
 
-@in_both_ways
+@in_all_ways
 def test_a_commit_that_comes_while_the_snapshot_is_taken_leaves_nothing_of_it(
     tmp_path, config, monkeypatch
 ):
@@ -40,7 +40,7 @@ def test_a_commit_that_comes_while_the_snapshot_is_taken_leaves_nothing_of_it(
     run(main())
 
 
-@in_both_ways
+@in_all_ways
 def test_a_line_that_breaks_just_as_ones_own_work_is_committed_costs_no_work(
     tmp_path, config, monkeypatch
 ):

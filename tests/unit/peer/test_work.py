@@ -209,12 +209,12 @@ R1, R2, R3 = RoundId(1), RoundId(2), RoundId(3)
 FOUR = lease(4, 30, 34)
 
 
-def test_each_contribution_offers_what_the_ones_before_it_do_not():
+def test_a_contribution_names_all_that_is_in_it_also_what_rounds_before_it_may_commit():
     work = working(ONE, TWO, THREE, FOUR, done=4)
     assert work.offer(R1) == (1,)
     assert work.round_target(4) == 8
     train(work, 5)
-    assert work.offer(R2) == (2,)
+    assert work.offer(R2) == (1, 2)
     assert work.num_offered == 8
     assert [work.round_target(size) for size in (1, 3, 99)] == [10, 14, 14]
     assert work.settle(R1, [1])
@@ -222,24 +222,37 @@ def test_each_contribution_offers_what_the_ones_before_it_do_not():
     assert (work.leases, work.consumed, work.num_offered) == ((THREE, FOUR), 1, 0)
 
 
-def test_what_one_round_has_not_committed_is_offered_after_those_that_are_under_way():
-    work = working(ONE, TWO, THREE, FOUR, done=8)
-    work.begin(8)
-    assert (work.offer(R1), work.offer(R2)) == ((1, 2), ())
-    work.withdraw(R1)
+def test_one_lease_is_worked_on_at_a_time():
+    work = working(ONE, TWO, THREE)
+    for stop in (4, 8, 10):
+        assert work.next_stop() == stop
+        work.begin(stop)
+        work.end(stop - work.consumed)
+    assert work.next_stop() == 10, "there is no more"
+    assert LocalWork().next_stop() == 0
+
+
+def test_what_one_round_has_not_committed_the_next_one_may():
     work = working(ONE, TWO, THREE, FOUR, done=4)
     assert work.offer(R1) == (1,)
     train(work, 4)
-    assert work.offer(R2) == (2,)
+    assert work.offer(R2) == (1, 2)
     train(work, 1)
     work.withdraw(R1)
-    assert work.round_target(4) == 10  # the first lease is enough, but the third is begun
+    assert work.num_offered == 8
+    assert work.settle(R2, [1, 2])
+    assert (work.leases, work.consumed) == ((THREE, FOUR), 1)
     train(work, 1)
-    assert work.offer(R3) == (1, 3)
-    assert work.settle(R2, [2])
-    assert (work.leases, work.consumed) == ((ONE, THREE, FOUR), 6)
-    assert work.settle(R3, [1, 3])
-    assert work.left() == ((30, 34),)
+    assert work.offer(R3) == (3,)
+
+
+def test_a_commit_of_less_than_is_left_of_a_contribution_voids_the_work():
+    work = working(ONE, TWO, THREE, done=8)
+    work.offer(R1)
+    work.withdraw(R1)
+    assert work.offer(R2) == (1, 2)
+    assert not work.settle(R2, [2])
+    assert (work.leases, work.consumed) == ((ONE, THREE), 0)
 
 
 def test_where_everything_is_offered_there_is_nothing_to_wait_for():
@@ -258,7 +271,7 @@ def test_a_contribution_whose_trainer_died_stays_offered_and_its_commit_voids_th
     train(work, 9)
     assert work.offer(R3) == ()
     train(work, 1)
-    assert work.offer(R3) == (3,)
+    assert work.offer(R3) == (1, 2, 3)
     work.withdraw(R1)
     assert not work.settle(R2, [2])
     assert (work.leases, work.consumed, work.lost) == ((ONE, THREE), 0, {R3})
