@@ -1,6 +1,6 @@
 """Our uplink, shared out: every flow is paced, so that no burst of ours fills a queue on the way.
 
-    rate of the line --by weight--> a rate for each flow    (set anew when a flow begins or ends)
+    rate of the line --by member--> a rate for each flow    (set anew when a flow begins or ends)
 
     unpaced round --its rate--> paced rounds, until one is slower or faster than it --> unpaced ...
 
@@ -19,7 +19,7 @@ from typing import Final
 
 from atoll.net.transport import Connection
 
-JOINERS: Final = 0.1  # what all flows to joiners weigh together, where one of a round weighs 1
+JOINERS: Final = 0.1  # of the share of a member of the round, for all joiners together
 JOINERS_ALONE: Final = 0.7  # of the line: no queue stands before it when a round's flows begin
 HEADROOM: Final = 1.1  # times the measured rate, for a line may have become faster
 SLOWER: Final = 0.8  # times the rate without a pace: then the pace may be why

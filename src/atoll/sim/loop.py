@@ -106,11 +106,6 @@ EPOCH_S = 1_700_000_000.0  # what wall clocks show when the loop's clock is at 0
 _current: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
-def current_process() -> Process | None:
-    """Return the process that runs this; None: it is the simulation itself."""
-    return _current.get()
-
-
 class _Task(asyncio.Task[T]):
     """A task whose place in a set is the same in each run of the same program."""
 

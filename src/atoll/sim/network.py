@@ -125,10 +125,6 @@ class Network:
         self._cut.discard(frozenset((one, other)))
         self.changed()
 
-    def heal_all(self) -> None:
-        self._cut.clear()
-        self.changed()
-
     def changed(self) -> None:
         """Look again at what can move: lines, machines or their processes have changed."""
         self._news.set()
