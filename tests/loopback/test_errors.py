@@ -17,7 +17,7 @@ from tests.loopback.cluster import SLOW, Cluster, Process, wait_until, with_sync
 from tests.loopback.proof import assert_all_leave, assert_contributes, assert_run_is_sound
 
 from atoll.config import RunConfig, run_digest
-from atoll.events import PhaseTimed, RoundClosed, RoundCommitted, read_events
+from atoll.events import PeerJoined, PhaseTimed, RoundClosed, RoundCommitted, Warned, read_events
 from atoll.net import records, wire
 from atoll.net.enrol import enrol
 from atoll.net.identity import Identity
@@ -77,6 +77,16 @@ def test_host_unreachable(cluster):
     nowhere = Invite(host="127.0.0.1", port=port, authority="00" * 32, token=new_token())
     anna = cluster.join_by(nowhere.format(), "anna")
     assert_fails(anna, code=1, error=f"nothing listens on 127.0.0.1:{port}", hint="running")
+
+
+def test_the_port_of_the_built_in_member_is_taken(config, cluster):
+    cluster.write_run(endless(config))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        host = cluster.start_host("--reducer-port", str(port))
+        told = host.wait_for(Warned, lambda event: "built-in" in event.text)
+        assert re.search(rf"ended with code 1: .*\b{port}\b.*; starting it again", told.text)
+    host.wait_for(PeerJoined, lambda event: event.name == "built-in")  # the port is free now
 
 
 def test_an_invite_that_was_cut_off(hosted, cluster):

@@ -61,7 +61,7 @@ class Stage:
         return homes | {BUILT_IN: self.directory / BUILT_IN}
 
     def host_arguments(self) -> list[str]:
-        arguments = ["host", str(self.directory), "--port", str(self.port)]
+        arguments = ["host", str(self.directory), "--port", str(self.port), "--reducer-port", "0"]
         return [*arguments, "--listen", LOOPBACK, "--advertise", LOOPBACK, *self.cache_option()]
 
     def join_arguments(self, name: str, *, invite: str = "") -> list[str]:

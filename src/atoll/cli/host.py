@@ -1,6 +1,7 @@
 """`atoll host`: serve a run, with its built-in member beside."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -59,7 +60,9 @@ def host(
     reducer_port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, help="Port of the built-in member, which averages if no peer can."
+            min=0,
+            max=65535,
+            help="Port of the built-in member, which averages if no peer can; 0: any free one.",
         ),
     ] = 7778,
     advertise: Annotated[
@@ -90,7 +93,7 @@ def host(
     )
     opened = open_run(directory, config, dataset=dataset.digest, url=journal)
     try:
-        place = Place(listen, port, reducer_port if port else 0, advertise or own_address())
+        place = Place(listen, port, reducer_port, advertise or own_address())
         lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
         service = _Service(opened, config, dataset, place, lead)
         asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
@@ -203,8 +206,10 @@ class _Service:
             if code == 0:
                 return
             log = self._opened.path / "built-in" / "built-in.log"
-            text = f"the built-in member ended with code {code} (see {log}); starting it again"
-            self._log.emit(Warned(text=text))
+            text = (
+                f"the built-in member ended with code {code}{_last_words(log)}; starting it again"
+            )
+            self._log.emit(Warned(text=f"{text} (its log: {log})"))
             await asyncio.sleep(RESTART_S)
 
     async def _start_built_in(self) -> Process:
@@ -219,6 +224,18 @@ class _Service:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the host
             )
+
+
+def _last_words(log: Path) -> str:
+    """Return what a process wrote last about why it ended, or nothing."""
+    errors = [line for line in _tail(log).splitlines() if line.startswith("error: ")]
+    return f": {errors[-1].removeprefix('error: ')}" if errors else ""
+
+
+def _tail(log: Path, *, num_bytes: int = 4096) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return file.read().decode(errors="replace")
 
 
 async def _end(process: Process) -> None:
