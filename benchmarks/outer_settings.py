@@ -56,6 +56,7 @@ def main() -> None:
             "peers": arguments.peers,
             "rounds": config.sync.rounds,
             "inner_steps": config.sync.inner_steps,
+            "optimizer": config.inner.optimizer,
             "inner_lr": config.inner.lr,
             "batch": config.inner.batch_sequences,
             "warmup": config.inner.warmup_steps,
@@ -74,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--inner-steps", type=int, default=10)
     parser.add_argument("--inner-lr", type=float, default=2e-3)
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--batch", type=int, default=8, help="sequences of an inner step")
     parser.add_argument("--warmup", type=float, default=0.125, help="share of the inner steps")
     parser.add_argument("--cooldown", type=float, default=0.2, help="share of the inner steps")
@@ -88,6 +90,7 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
     num_steps = arguments.rounds * arguments.inner_steps
     inner = msgspec.structs.replace(
         demo.inner,
+        optimizer=arguments.optimizer,
         lr=arguments.inner_lr,
         batch_sequences=arguments.batch,
         warmup_steps=round(arguments.warmup * num_steps),

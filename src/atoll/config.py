@@ -94,17 +94,30 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class InnerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW on one peer, between two rounds."""
+    """The optimizer of one peer, between two rounds."""
 
+    optimizer: Annotated[
+        Literal["adamw", "muon"], about("muon: for the matrices of the blocks; AdamW for the rest")
+    ] = "adamw"
     lr: Annotated[PositiveFloat, about("learning rate, after warm-up and before cool-down")]
     batch_sequences: Annotated[Positive, about("samples of one inner step of one peer")]
     beta1: Annotated[Decay, about("decay of the mean of the gradients")] = 0.9
     beta2: Annotated[Decay, about("decay of the mean of their squares")] = 0.95
     eps: Annotated[PositiveFloat, about("added to the root of that mean")] = 1e-8
+    muon_momentum: Annotated[Decay, about("decay of Muon's mean of the gradients")] = 0.95
     weight_decay: Annotated[NotNegativeFloat, about("of matrices, times the learning rate")] = 0.1
     clip_norm: Annotated[PositiveFloat, about("largest norm of a gradient")] = 1.0
+    schedule: Annotated[
+        Literal["stable", "cosine", "constant"],
+        about("lr after warm-up: stable, then cool-down; or falling all the way; or as it is"),
+    ] = "stable"
     warmup_steps: Annotated[NotNegative, about("first steps of the run, lr rising from 0")] = 0
-    cooldown_steps: Annotated[NotNegative, about("last ones, lr falling as 1 - sqrt")] = 0
+    cooldown_steps: Annotated[
+        NotNegative, about("last ones, lr falling as 1 - sqrt; schedule stable only")
+    ] = 0
+    final_share: Annotated[
+        float, Meta(ge=0, le=1), about("share of lr that is left at the end of the run")
+    ] = 0.0
     z_loss: Annotated[NotNegativeFloat, about("weight of the squared largest logit; 0: off")] = 0.0
     fresh_warmup_steps: Annotated[
         NotNegative, about("lr rises over so many on a peer that comes later")
@@ -343,6 +356,10 @@ def _impossible_run(config: RunConfig) -> Iterator[tuple[str, str]]:
             "data.tokenizer.vocab_size",
             f"{tokenizer.vocab_size} is more than model.vocab_size = {config.model.vocab_size}",
         )
+    if inner.cooldown_steps and inner.schedule != "stable":
+        yield "inner.cooldown_steps", f'has no use with schedule = "{inner.schedule}": set it to 0'
+    if inner.final_share and inner.schedule == "constant":
+        yield "inner.final_share", 'has no use with schedule = "constant": set it to 0'
     if inner.warmup_steps + inner.cooldown_steps > config.total_steps:
         yield (
             "inner.warmup_steps",

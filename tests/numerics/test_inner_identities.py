@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from atoll.config import (
     DataConfig,
@@ -59,10 +60,10 @@ def batches(tmp_path_factory):
     return Batches(dataset, seed=CONFIG.seed)
 
 
-def fresh_loop(batches, *, micro_batch=0):
+def fresh_loop(batches, *, micro_batch=0, config=CONFIG):
     torch.set_num_threads(2)
-    model = initial_model(CONFIG, device=torch.device("cpu"))
-    return InnerLoop(model, batches, CONFIG, micro_batch=micro_batch)
+    model = initial_model(config, device=torch.device("cpu"))
+    return InnerLoop(model, batches, config, micro_batch=micro_batch)
 
 
 def train(loop, *, first_step, num_steps):
@@ -96,14 +97,17 @@ def test_merging_the_unchanged_weights_changes_nothing(batches):
     assert weights(whole).tobytes() == weights(halves).tobytes()
 
 
-def test_interrupted_and_resumed_is_never_interrupted(batches, tmp_path):
-    whole, first = fresh_loop(batches), fresh_loop(batches)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_interrupted_and_resumed_is_never_interrupted(batches, tmp_path, optimizer):
+    config = replace(CONFIG, inner=replace(CONFIG.inner, optimizer=optimizer))
+    whole, first = fresh_loop(batches, config=config), fresh_loop(batches, config=config)
     expected = train(whole, first_step=0, num_steps=2 * H)
     train(first, first_step=0, num_steps=H)
     path = tmp_path / "optimizer.safetensors"
     moments = copy_moments(first.optimizer, model=first.model)
     save_optimizer(path, moments, num_steps=first.steps_since_fresh)
-    second = fresh_loop(batches)
+    check_moments(path, config)
+    second = fresh_loop(batches, config=config)
     load_flat_(second.model, weights(first), LAYOUT)
     second.steps_since_fresh = load_optimizer_(path, second.optimizer, model=second.model)
     assert train(second, first_step=H, num_steps=H) == expected[H:]

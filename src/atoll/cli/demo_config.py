@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from atoll.cli.recipes import run_config
+from atoll.cli.recipes import Peers, run_config
 from atoll.config import RunConfig, SourceConfig
 
 ROUNDS: Final = 32
@@ -26,7 +26,7 @@ def demo_config(*, peers: int, rounds: int) -> RunConfig:
         source=SourceConfig(kind="preset", name="sotu"),
         rounds=rounds,
         inner_steps=INNER_STEPS,
-        min_peers=max(1, peers - 1),
+        peers=Peers(least=max(1, peers - 1)),
     )
     # Nobody is further away than the loopback: who is silent for seconds is gone.
     sync = replace(config.sync, grace_floor_s=1.0, heartbeat_s=0.5, silent_s=5.0, reconnect_s=15.0)

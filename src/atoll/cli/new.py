@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from atoll import tables
-from atoll.cli.recipes import RECIPES, run_config
+from atoll.cli.recipes import RECIPES, Peers, run_config
 from atoll.cli.show import console
 from atoll.config import RunConfig, SourceConfig, check, template
 from atoll.data.corpus import PRESETS as CORPORA, documents
@@ -32,6 +32,9 @@ def new(
         int, typer.Option(min=0, help="Steps of a peer in a round; 0: by the model.")
     ] = 0,
     peers: Annotated[int, typer.Option(min=1, help="A round waits for so many.")] = 1,
+    peers_expected: Annotated[
+        int, typer.Option(min=0, help="In most rounds: sets the outer lr; 0: nobody knows.")
+    ] = 0,
 ) -> None:
     """Begin a run: write its run.toml, every key explained. Change there what you like."""
     if model not in RECIPES:
@@ -47,7 +50,7 @@ def new(
         source=_as_seen_from(run, source),
         rounds=rounds,
         inner_steps=inner_steps,
-        min_peers=peers,
+        peers=Peers(least=peers, expected=peers_expected),
     )
     text = template(config)
     _check(text)

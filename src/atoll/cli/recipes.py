@@ -37,6 +37,13 @@ RECIPES: Final = {
 }
 
 
+class Peers(NamedTuple):
+    """How many there will be."""
+
+    least: int = 1  # that a round waits for
+    expected: int = 0  # in most rounds; 0: nobody knows
+
+
 def run_config(
     *,
     name: str,
@@ -44,7 +51,7 @@ def run_config(
     source: SourceConfig,
     rounds: int,
     inner_steps: int,
-    min_peers: int,
+    peers: Peers,
 ) -> RunConfig:
     """Return a run of this model preset; 0 rounds or inner steps: as many as its recipe says."""
     recipe = RECIPES[model]
@@ -60,8 +67,8 @@ def run_config(
             validation_share=recipe.validation_share,
         ),
         inner=inner_config(recipe, num_steps=rounds * inner_steps),
-        outer=outer_config(rounds),
-        sync=sync_config(rounds=rounds, inner_steps=inner_steps, min_peers=min_peers),
+        outer=outer_config(rounds, inner_steps=inner_steps, peers_expected=peers.expected),
+        sync=sync_config(rounds=rounds, inner_steps=inner_steps, min_peers=peers.least),
     )
 
 
@@ -76,17 +83,35 @@ def inner_config(recipe: Recipe, *, num_steps: int) -> InnerConfig:
     )
 
 
-def outer_config(rounds: int) -> OuterConfig:
+def outer_config(rounds: int, *, inner_steps: int, peers_expected: int) -> OuterConfig:
     """Return DiLoCo's own settings for a long run; for a shorter one less momentum, warmed up.
 
     Measured at 16 and 48 rounds, where 0.9 overshoots; in between interpolated
-    (docs/experiments.md, 2026-11-22).
+    (docs/experiments.md, 2026-11-22). The lr follows from the number of peers, where it is known;
+    rounds with fewer contributors then take a smaller one.
     """
+    lr = outer_lr(peers_expected, inner_steps=inner_steps) if peers_expected else 0.7
     if rounds >= LONG_RUN_ROUNDS:
-        return OuterConfig(lr=0.7, momentum=0.9)
+        return OuterConfig(lr=lr, contributors=peers_expected, momentum=0.9)
+    momentum, warmup_rounds = 0.6, min(rounds // 2, 12)
     if rounds >= MEDIUM_RUN_ROUNDS:
-        return OuterConfig(lr=0.7, momentum=0.8, momentum_warmup_rounds=rounds // 4)
-    return OuterConfig(lr=0.7, momentum=0.6, momentum_warmup_rounds=min(rounds // 2, 12))
+        momentum, warmup_rounds = 0.8, rounds // 4
+    return OuterConfig(
+        lr=lr,
+        contributors=peers_expected,
+        momentum=momentum,
+        momentum_warmup_rounds=warmup_rounds,
+    )
+
+
+def outer_lr(num_peers: int, *, inner_steps: int) -> float:
+    """Return the outer lr for so many peers (arXiv 2503.09799, found at H = 30 and momentum 0.9).
+
+    Many contributions differ in what is noise, so their mean is shorter. The paper found more for
+    larger H, without a formula: here it is 0.1 more from H = 100 on, and as much less below 10.
+    """
+    lr = 0.4 if num_peers == 1 else 0.6 if num_peers <= 4 else 0.8
+    return round(lr + 0.1 * ((inner_steps >= 100) - (inner_steps < 10)), 1)
 
 
 def sync_config(*, rounds: int, inner_steps: int, min_peers: int) -> SyncConfig:

@@ -15,7 +15,7 @@ from atoll.exchange.codec import CODECS
 from atoll.forecast.fleet import GroupConfig, micro_batch_of
 from atoll.model.accounting import FP32_BYTES
 from atoll.model.layout import layout_of
-from atoll.model.memory import TrainerBytes, Training, trainer_bytes
+from atoll.model.memory import TrainerBytes, Training, moment_bytes, trainer_bytes
 from atoll.units import GIB, MIB
 
 # Resident sets of the processes with next to no model (docs/benchmarks/planner.md): Python, numpy,
@@ -131,13 +131,12 @@ def _with(config: RunConfig, group: GroupConfig, agent: AgentBytes, micro_batch:
     hardware = group.hardware
     how = Training(micro_batch, hardware.computes_in_bf16, group.devices, group.recomputes)
     trainer = trainer_bytes(config, how)
-    vector = FP32_BYTES * layout_of(config).num_values
     reserved = 0 if hardware.memory_bytes is None else CUDA_BYTES
     return PeerMemory(
         micro_batch=micro_batch,
         agent=agent,
         # While the moments are written to disk, they are there once more.
-        trainer_host=2 * vector + group.devices * TRAINER_PROCESS_BYTES,
+        trainer_host=moment_bytes(config) + group.devices * TRAINER_PROCESS_BYTES,
         trainer=trainer,
         device=trainer.total + reserved,
         host_has=round(group.memory_gib * GIB),

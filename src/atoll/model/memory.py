@@ -1,6 +1,6 @@
 """The bytes that training takes on a device, before anything is built.
 
-    weights, gradients, Adam's moments     fp32, follow from the parameters
+    weights, gradients, moments            fp32, follow from the parameters
     casts                                  the matrices in bf16, where products are taken in it
     activations, masks, loss               what one micro-batch leaves for its backward pass
 
@@ -63,12 +63,22 @@ def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
     return TrainerBytes(
         weights=vector,
         gradients=vector,
-        moments=2 * vector,
+        moments=-(-moment_bytes(config) // how.devices),
         casts=_cast_bytes(config, how),
         activations=tokens * (per_token + kept),
         masks=mask_bytes(config, how),
         loss=loss_bytes(config, how),
     )
+
+
+def moment_bytes(config: RunConfig) -> int:
+    """Return what the inner optimizer remembers: Adam two values for a parameter, Muon one."""
+    specs = parameter_specs(config.model)
+    by_muon = config.inner.optimizer == "muon"
+    num_values = sum(
+        spec.num_values * (1 if by_muon and spec.is_block_matrix else 2) for spec in specs
+    )
+    return FP32_BYTES * num_values
 
 
 def activation_bytes_per_token(config: RunConfig, *, bf16: bool) -> tuple[int, int]:
@@ -121,8 +131,7 @@ def _cast_bytes(config: RunConfig, how: Training) -> int:
     if not how.bf16:
         return 0
     specs = parameter_specs(config.model)
-    matrices = [spec for spec in specs if spec.layer is not None and len(spec.shape) == 2]
-    num_values = sum(spec.num_values for spec in matrices)
+    num_values = sum(spec.num_values for spec in specs if spec.is_block_matrix)
     if how.devices > 1:
         num_values = 2 * num_values // config.model.num_layers
     return BF16_BYTES * num_values

@@ -26,6 +26,11 @@ class ParameterSpec(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def is_block_matrix(self) -> bool:
+        """Whether it is a matrix of a transformer block: no embedding, head, or gain of a norm."""
+        return self.layer is not None and len(self.shape) == 2
+
+    @property
     def num_rows(self) -> int:
         return self.shape[0]
 

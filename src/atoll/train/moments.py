@@ -1,6 +1,7 @@
 """The state of the inner optimizer as a file, for whoever has no torch: an agent, and its joiners.
 
-    safetensors; "exp_avg.NAME" and "exp_avg_sq.NAME" for each parameter, fp32
+    safetensors, fp32: "exp_avg.NAME" and "exp_avg_sq.NAME" for each parameter that is AdamW's,
+                       "momentum_buffer.NAME" for each that is Muon's
     metadata: the number of steps, and the digest of all of it
 
 A file from another peer is checked before it is used. Names and shapes are those of our model.
@@ -9,7 +10,9 @@ And no history of gradients leads to a mean that is large beside its mean square
     m = (1 - b1) sum of b1^i g_i,   v = (1 - b2) sum of b2^i g_i^2    =>    |m| <= bound sqrt(v)
     bound^2 = (1 - b1)^2 / ((1 - b2) (1 - b1^2 / b2))                 (Cauchy-Schwarz; b1^2 < b2)
 
-So whoever made these moments up cannot make a step of Adam longer than true ones might.
+So whoever made these moments up cannot make a step of Adam longer than true ones might. A step of
+Muon is as long as lr says, whatever the mean of the gradients is; of gradients that were clipped,
+it is no longer than they were, and so it is forgotten at the pace of true ones.
 """
 
 from math import inf, sqrt
@@ -23,9 +26,11 @@ from safetensors import SafetensorError, safe_open
 
 from atoll.config import InnerConfig, RunConfig
 from atoll.errors import BadBlobError, DamagedError
-from atoll.model.shapes import parameter_specs
+from atoll.model.shapes import ParameterSpec, parameter_specs
 
-MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # torch's names for the means of g and g^2
+# torch's names for the means of g and g^2, and for Muon's mean of g
+ADAM: Final = ("exp_avg", "exp_avg_sq")
+MUON: Final = ("momentum_buffer",)
 Tensors = dict[str, NDArray[np.float32]]
 _MARGIN: Final = 1.001  # for rounding, over any number of steps
 _NOTHING: Final = 1e-18  # so small a mean moves no weight: the square of it is 0 in fp32
@@ -60,19 +65,42 @@ def check_moments(path: Path, config: RunConfig) -> None:
     except DamagedError as error:
         raise BadBlobError(str(error)) from error
     specs = parameter_specs(config.model)
-    expected = {f"{moment}.{spec.name}": spec.shape for spec in specs for moment in MOMENTS}
+    expected = {
+        f"{moment}.{spec.name}": spec.shape
+        for spec in specs
+        for moment in moments_of(spec, config.inner)
+    }
     found = {name: tensor.shape for name, tensor in tensors.items() if tensor.dtype == np.float32}
     if num_steps <= 0 or found != expected or len(tensors) != len(expected):
         raise BadBlobError("the inner optimizer of another model")
-    bound = largest_mean(config.inner)
     for spec in specs:
-        mean, square = (tensors[f"{moment}.{spec.name}"] for moment in MOMENTS)
-        # Written so that a NaN fails; what is too large for fp32 is infinite, and fails as well.
-        if not (square >= 0).all() or not np.isfinite(square).all():
-            raise BadBlobError(f"mean squares of {spec.name} that are none")
-        limit = bound * np.sqrt(square) + _NOTHING if bound < inf else np.finfo(np.float32).max
-        if not (np.abs(mean) <= limit).all():
-            raise BadBlobError(f"means of {spec.name} that no gradients have")
+        if moments_of(spec, config.inner) == MUON:
+            _check_muon(tensors, spec, config.inner)
+        else:
+            _check_adam(tensors, spec, config.inner)
+
+
+def moments_of(spec: ParameterSpec, inner: InnerConfig) -> tuple[str, ...]:
+    """Return what the inner optimizer remembers of a parameter."""
+    return MUON if inner.optimizer == "muon" and spec.is_block_matrix else ADAM
+
+
+def _check_adam(tensors: Tensors, spec: ParameterSpec, inner: InnerConfig) -> None:
+    bound = largest_mean(inner)
+    mean, square = (tensors[f"{moment}.{spec.name}"] for moment in ADAM)
+    # Written so that a NaN fails; what is too large for fp32 is infinite, and fails as well.
+    if not (square >= 0).all() or not np.isfinite(square).all():
+        raise BadBlobError(f"mean squares of {spec.name} that are none")
+    limit = bound * np.sqrt(square) + _NOTHING if bound < inf else np.finfo(np.float32).max
+    if not (np.abs(mean) <= limit).all():
+        raise BadBlobError(f"means of {spec.name} that no gradients have")
+
+
+def _check_muon(tensors: Tensors, spec: ParameterSpec, inner: InnerConfig) -> None:
+    mean = tensors[f"{MUON[0]}.{spec.name}"]
+    # In doubles: the square of no fp32 value is infinite in them.
+    if not np.linalg.norm(mean.astype(np.float64)) <= _MARGIN * inner.clip_norm:
+        raise BadBlobError(f"means of {spec.name} that no clipped gradients have")
 
 
 def largest_mean(inner: InnerConfig) -> float:

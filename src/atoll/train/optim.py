@@ -1,30 +1,75 @@
-"""AdamW, and its state to the disk and back (see `moments`).
+"""The inner optimizer, and its state to the disk and back (see `moments`).
 
-Adam's moments are worth keeping: a fresh state has to warm up again (see `schedule`). The weights
+Moments are worth keeping: a fresh state has to warm up again (see `schedule`). The weights
 are not in the file; the agent has them.
 """
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from atoll.config import InnerConfig
 from atoll.durable import publish, sync
 from atoll.errors import RunError
-from atoll.train.moments import MOMENTS, Tensors, damaged, digest_of_moments, read_moments
+from atoll.train.moments import ADAM, MUON, Tensors, damaged, digest_of_moments, read_moments
+
+InnerOptimizer: TypeAlias = "torch.optim.Optimizer | MuonAndAdamW"
 
 
-def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.AdamW:
-    """Return an AdamW with a fresh state; its learning rate is set anew at every step.
+class MuonAndAdamW:
+    """Muon for the matrices of the blocks, AdamW for embedding, head and norms, as one optimizer.
+
+    Muon (Keller Jordan, kellerjordan.github.io/posts/muon; inside DiLoCo: arXiv 2505.23725) steps
+    along the mean gradient with all its singular values made nearly 1. Its steps are scaled by
+    0.2 sqrt(larger side): they then are as long as Adam's (arXiv 2502.16982, section 2.2), and one
+    lr does for both.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self._parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
+        self.param_groups = [*muon.param_groups, *adamw.param_groups]
+        self.state = adamw.state
+        muon.state = self.state  # one book for both; no parameter is in two groups
+
+    def zero_grad(self) -> None:
+        for part in self._parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+
+def make_optimizer(model: nn.Module, config: InnerConfig) -> InnerOptimizer:
+    """Return an optimizer with a fresh state; its learning rate is set anew at every step.
 
     Matrices decay, the embedding among them: where it is tied it is the output matrix as well, and
     decay bounds the logits. The gains of norms do not: their natural value is one, not zero.
     """
-    parameters = list(model.parameters())
+    if config.optimizer == "adamw":
+        return _adamw(list(model.parameters()), config)
+    of_blocks = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
+    others = [p for name, p in model.named_parameters() if not _is_block_matrix(name, p)]
+    muon = torch.optim.Muon(
+        of_blocks,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonAndAdamW(muon, _adamw(others, config))
+
+
+def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+    return name.startswith("layers.") and parameter.ndim == 2
+
+
+def _adamw(parameters: list[nn.Parameter], config: InnerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -37,13 +82,23 @@ def make_optimizer(model: nn.Module, config: InnerConfig) -> torch.optim.AdamW:
     )
 
 
-def copy_moments(optimizer: torch.optim.AdamW, *, model: nn.Module) -> Tensors:
+def copy_moments(optimizer: InnerOptimizer, *, model: nn.Module) -> Tensors:
     """Return a copy of the state, to be saved while the next steps are taken."""
+    moments = _moments_of(optimizer)
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment].to("cpu", copy=True).numpy()
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for moment in MOMENTS
+        for moment in moments[parameter]
+    }
+
+
+def _moments_of(optimizer: InnerOptimizer) -> dict[Tensor, tuple[str, ...]]:
+    """Return which moments the optimizer keeps of each parameter: only Muon iterates."""
+    return {
+        parameter: MUON if "ns_steps" in group else ADAM
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     }
 
 
@@ -68,25 +123,31 @@ def save_optimizer(path: Path, moments: Tensors, *, num_steps: int) -> None:
         ) from error
 
 
-def load_optimizer_(path: Path, optimizer: torch.optim.AdamW, *, model: nn.Module) -> int:
+def load_optimizer_(path: Path, optimizer: InnerOptimizer, *, model: nn.Module) -> int:
     """Give the optimizer the state in the file, and return after how many steps it was saved.
 
     Raises:
-        DamagedError: the file is not what `save_optimizer` wrote for such a model. The optimizer is
-            as it was before.
+        DamagedError: the file is not what `save_optimizer` wrote for such a model and optimizer.
+            The optimizer is as it was before.
     """
     tensors, num_steps = read_moments(path)
-    parameters = dict(model.named_parameters())
-    expected = {f"{m}.{name}": tuple(p.shape) for name, p in parameters.items() for m in MOMENTS}
+    parameters, moments = dict(model.named_parameters()), _moments_of(optimizer)
+    expected = {
+        f"{moment}.{name}": tuple(p.shape)
+        for name, p in parameters.items()
+        for moment in moments[p]
+    }
     if num_steps > 0 and {name: t.shape for name, t in tensors.items()} != expected:
         raise damaged(path, "it belongs to another model")
     optimizer.state.clear()
     if num_steps == 0:
         return 0
     for name, parameter in parameters.items():
-        moments = {
-            m: torch.from_numpy(tensors[f"{m}.{name}"]).to(parameter.device) for m in MOMENTS
+        state = {
+            moment: torch.from_numpy(tensors[f"{moment}.{name}"]).to(parameter.device)
+            for moment in moments[parameter]
         }
-        step = torch.tensor(float(num_steps), device=parameter.device)
-        optimizer.state[parameter] = {"step": step, **moments}
+        if moments[parameter] == ADAM:
+            state["step"] = torch.tensor(float(num_steps), device=parameter.device)
+        optimizer.state[parameter] = state
     return num_steps

@@ -1,14 +1,23 @@
 """The inner learning rate: a function of the step, so that every peer that is at it takes the same.
 
-       ______________________
-      /                      |            warm-up: linear, over `warmup_steps`
-     /                        '.          then constant
-    /                            ' - .__  cool-down: 1 - sqrt(progress), the last `cooldown_steps`
+                warm-up: linear, over `warmup_steps`; then
 
-A square-root cool-down ends lower than a linear one (arXiv 2405.18392); INTELLECT-1 used it, too.
+    stable      ______________________
+               /                      '.            constant, then 1 - sqrt(progress) over the
+              /                         ' - .__     last `cooldown_steps`
+
+    cosine      _______
+               /        ' - .                       (1 + cos(pi progress)) / 2 to the end
+              /               ' - .______
+
+    constant    ______________________________
+               /
+
+Both that fall end at `final_share` of lr. A square-root cool-down ends lower than a linear one
+(arXiv 2405.18392); INTELLECT-1 used it, too.
 """
 
-from math import sqrt
+from math import cos, pi, sqrt
 
 from atoll.config import RunConfig
 
@@ -24,10 +33,23 @@ def learning_rate(config: RunConfig, step: int, *, steps_since_fresh: int) -> fl
     factor = 1.0
     if step < inner.warmup_steps:
         factor *= (step + 1) / inner.warmup_steps
-    cooling = step - (config.total_steps - inner.cooldown_steps)
-    if cooling > 0 and inner.cooldown_steps > 0:
-        factor *= 1 - sqrt(min(1.0, cooling / inner.cooldown_steps))
+    factor *= inner.final_share + (1 - inner.final_share) * _share_left(config, step)
     began_late = step > steps_since_fresh
     if began_late and steps_since_fresh < inner.fresh_warmup_steps:
         factor *= (steps_since_fresh + 1) / inner.fresh_warmup_steps
     return inner.lr * factor
+
+
+def _share_left(config: RunConfig, step: int) -> float:
+    """Return how much of the fall of the schedule is still to come: 1 at first, 0 at the end."""
+    inner = config.inner
+    num_falling = {
+        "stable": inner.cooldown_steps,
+        "cosine": config.total_steps - inner.warmup_steps,
+        "constant": 0,
+    }[inner.schedule]
+    falling = step - (config.total_steps - num_falling)
+    if falling <= 0 or num_falling == 0:
+        return 1.0
+    progress = min(1.0, falling / num_falling)
+    return 1 - sqrt(progress) if inner.schedule == "stable" else (1 + cos(pi * progress)) / 2

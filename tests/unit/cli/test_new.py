@@ -24,6 +24,12 @@ def test_it_writes_a_run_that_loads_and_says_what_to_do_next(atoll, text, tmp_pa
     assert (tmp_path / "my-run" / "run.toml").read_text() == template(config)
 
 
+def test_the_peers_that_are_expected_set_the_outer_lr(atoll, text, tmp_path):
+    assert atoll("new", "x", "--data", "texts", "--peers-expected", 8).code == 0
+    config = load_run_config(tmp_path / "x" / "run.toml")
+    assert (config.outer.lr, config.outer.contributors, config.sync.min_peers) == (0.8, 8, 1)
+
+
 @pytest.mark.parametrize("data", ["texts/one.txt", "texts", "./texts/../texts", "{absolute}"])
 @pytest.mark.parametrize("run", ["my-run", "deep/er/my-run"])
 def test_the_data_is_found_from_the_directory_of_the_run(

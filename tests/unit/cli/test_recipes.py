@@ -3,7 +3,7 @@ import tomllib
 import pytest
 from msgspec import convert
 
-from atoll.cli.recipes import LONG_RUN_ROUNDS, RECIPES, outer_config, run_config
+from atoll.cli.recipes import LONG_RUN_ROUNDS, RECIPES, Peers, outer_config, run_config
 from atoll.config import RunConfig, SourceConfig, check, template
 from atoll.model.presets import PRESETS
 
@@ -12,7 +12,12 @@ SOURCE = SourceConfig(kind="preset", name="sotu")
 
 def config_of(model: str, *, rounds: int = 0, inner_steps: int = 0) -> RunConfig:
     return run_config(
-        name="x", model=model, source=SOURCE, rounds=rounds, inner_steps=inner_steps, min_peers=2
+        name="x",
+        model=model,
+        source=SOURCE,
+        rounds=rounds,
+        inner_steps=inner_steps,
+        peers=Peers(least=2),
     )
 
 
@@ -33,7 +38,7 @@ def test_a_run_of_any_length_is_possible(model, rounds, inner_steps):
 
 
 def test_a_long_run_has_the_outer_settings_of_diloco():
-    outer = outer_config(LONG_RUN_ROUNDS)
+    outer = outer_config(LONG_RUN_ROUNDS, inner_steps=100, peers_expected=0)
     assert (outer.lr, outer.momentum, outer.momentum_warmup_rounds) == (0.7, 0.9, 0)
 
 
@@ -42,5 +47,17 @@ def test_a_long_run_has_the_outer_settings_of_diloco():
     [(1, 0.6, 0), (16, 0.6, 8), (49, 0.6, 12), (50, 0.8, 12), (LONG_RUN_ROUNDS - 1, 0.8, 49)],
 )
 def test_a_shorter_run_has_less_momentum_that_warms_up(rounds, momentum, warmup):
-    outer = outer_config(rounds)
+    outer = outer_config(rounds, inner_steps=20, peers_expected=0)
     assert (outer.lr, outer.momentum, outer.momentum_warmup_rounds) == (0.7, momentum, warmup)
+
+
+@pytest.mark.parametrize("rounds", [16, 60, LONG_RUN_ROUNDS])
+@pytest.mark.parametrize(
+    ("peers", "inner_steps", "lr"),
+    [(1, 30, 0.4), (2, 30, 0.6), (4, 30, 0.6), (8, 30, 0.8), (8, 100, 0.9), (4, 1, 0.5)],
+)
+def test_the_outer_lr_follows_from_the_peers_that_are_expected(rounds, peers, inner_steps, lr):
+    outer = outer_config(rounds, inner_steps=inner_steps, peers_expected=peers)
+    assert (outer.lr, outer.contributors) == (lr, peers)
+    unknown = outer_config(rounds, inner_steps=inner_steps, peers_expected=0)
+    assert (unknown.momentum, unknown.contributors) == (outer.momentum, 0)

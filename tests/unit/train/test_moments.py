@@ -93,3 +93,44 @@ def test_what_belongs_to_another_model_is_refused(config, tmp_path):
     for name in ("plain", "garbage"):
         with pytest.raises(BadBlobError, match="not a state of the optimizer"):
             check_moments(tmp_path / name, config)
+
+
+@pytest.fixture(scope="module")
+def muons(config):
+    return replace(config, inner=replace(config.inner, optimizer="muon"))
+
+
+def of_muon(config, scale):
+    """Return the moments after two steps with gradients of this scale, clipped as a step does."""
+    torch.manual_seed(0)
+    model = Llama(config.model)
+    optimizer = make_optimizer(model, config.inner)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = scale * torch.randn_like(parameter)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.inner.clip_norm)
+        optimizer.step()
+    return copy_moments(optimizer, model=model)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 1e6])
+def test_true_moments_of_muon_pass(muons, tmp_path, scale):
+    save_optimizer(tmp_path / "muon", of_muon(muons, scale), num_steps=2)
+    check_moments(tmp_path / "muon", muons)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38, 1.01])
+def test_means_that_no_clipped_gradients_have_are_refused(muons, tmp_path, value):
+    moments = of_muon(muons, 1.0)
+    mean = moments["momentum_buffer.layers.0.ffn.up.weight"]
+    mean[:] = 0.0
+    mean[0, 0] = value
+    save_optimizer(tmp_path / "lie", moments, num_steps=2)
+    with pytest.raises(BadBlobError, match="no clipped gradients"):
+        check_moments(tmp_path / "lie", muons)
+
+
+def test_moments_of_the_other_optimizer_are_refused(config, muons, tmp_path):
+    save_optimizer(tmp_path / "muon", of_muon(muons, 1.0), num_steps=2)
+    with pytest.raises(BadBlobError, match="another model"):
+        check_moments(tmp_path / "muon", config)

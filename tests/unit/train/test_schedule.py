@@ -1,10 +1,11 @@
-from math import sqrt
+from math import cos, pi, sqrt
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from atoll.config import InnerConfig, SyncConfig
+from atoll.config import InnerConfig, SyncConfig, check
+from atoll.errors import ConfigError
 from atoll.train.schedule import learning_rate
 
 
@@ -49,3 +50,35 @@ def test_no_warm_up_no_cool_down_and_no_ramp_is_constant(config):
 def test_never_leaves_its_bounds(config, step, steps_since_fresh):
     lr = learning_rate(config, step, steps_since_fresh=steps_since_fresh)
     assert 0 <= lr <= config.inner.lr
+
+
+def with_inner(config, **changes):
+    return msgspec.structs.replace(config, inner=msgspec.structs.replace(config.inner, **changes))
+
+
+@pytest.mark.parametrize("final_share", [0.0, 0.1])
+def test_cosine_falls_from_the_warm_up_to_the_end(shaped, final_share):
+    falling = with_inner(shaped, schedule="cosine", cooldown_steps=0, final_share=final_share)
+    for step in range(4, 100):
+        expected = final_share + (1 - final_share) * (1 + cos(pi * (step - 4) / 96)) / 2
+        assert learning_rate(falling, step, steps_since_fresh=step) == pytest.approx(expected)
+    assert learning_rate(falling, 1, steps_since_fresh=1) == 0.5
+    assert learning_rate(falling, 500, steps_since_fresh=500) == pytest.approx(final_share)
+
+
+def test_constant_is_constant_after_the_warm_up(shaped):
+    constant = with_inner(shaped, schedule="constant", cooldown_steps=0)
+    assert {learning_rate(constant, s, steps_since_fresh=s) for s in range(3, 500)} == {1.0}
+    assert learning_rate(constant, 0, steps_since_fresh=0) == 0.25
+
+
+def test_a_cool_down_ends_at_the_final_share(shaped):
+    lr = learning_rate(with_inner(shaped, final_share=0.2), 99, steps_since_fresh=99)
+    assert lr == pytest.approx(0.2 + 0.8 * (1 - sqrt(0.9)))
+
+
+@pytest.mark.parametrize("changes", [{"cooldown_steps": 1}, {"final_share": 0.1}])
+def test_what_a_constant_lr_would_ignore_is_refused(config, changes):
+    constant = with_inner(config, schedule="constant", **changes)
+    with pytest.raises(ConfigError, match=f"inner.{next(iter(changes))}: has no use with schedule"):
+        check(constant)
