@@ -13,7 +13,7 @@ contributor that is lost with a slice still missing is left out by closing again
 aborted: without contributors it stays open until some come.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -73,8 +73,8 @@ class Round:
     claimed_at: dict[PeerId, float] = field(default_factory=dict)
     began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
     moved_at: dict[int, float] = field(default_factory=dict)  # slices, to their present reducers
-    # When contributions came to the reducer of a slice, and when members had its update.
-    collected_at: dict[int, list[float]] = field(default_factory=dict)
+    # When whose contributions came to the reducer of a slice, and when members had its update.
+    collected_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
     fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
 
 
@@ -104,8 +104,7 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     if arrived.get(message.slice) != message and (in_roster or rnd.phase is Phase.COLLECT):
         rnd.progress_at = now
     rnd.began_at.setdefault(contributor, now)
-    if message.slice not in arrived:
-        rnd.collected_at.setdefault(message.slice, []).append(now)
+    rnd.collected_at.setdefault(message.slice, {}).setdefault(contributor, now)
     arrived[message.slice] = message
     _note_completion(rnd, contributor, now=now)
 
@@ -417,16 +416,18 @@ def _collected(rnd: Round, quorum: int) -> list[Arrivals]:
         if len(times) >= quorum
     ]
     began_at = min(begun_at, default=inf)
+    collected = [rnd.collected_at.get(k, {}) for k in range(len(rnd.assignment))]
+    needed = _needed(collected, enough=quorum)
     result = []
-    for k in range(len(rnd.assignment)):
-        times, since = rnd.collected_at.get(k, []), rnd.moved_at.get(k, began_at)
+    for k, of_slice in enumerate(collected):
+        times, since = list(of_slice.values()), rnd.moved_at.get(k, began_at)
         result.append(
             Arrivals(
                 since=since,
-                needed=quorum,
+                needed=needed,
                 arrived=len(times),
                 last_at=times[-1] if times else since,
-                done_at=times[quorum - 1] if len(times) >= quorum else None,
+                done_at=times[needed - 1] if len(times) >= needed else None,
             )
         )
     return result
@@ -439,10 +440,11 @@ def _is_served(rnd: Round) -> bool:
 
 def _fetched(rnd: Round, present: Present) -> list[Arrivals]:
     """Return how far the updates are on their way to those whose disks a commit needs."""
-    needed = max(1, min(MIN_HOLDERS, len(present.able)))
+    fetched = [rnd.fetched_at.get(k, {}) for k in range(len(rnd.assignment))]
+    needed = _needed(fetched, enough=max(1, min(MIN_HOLDERS, len(present.able))))
     result = []
-    for k in range(len(rnd.assignment)):
-        times, since = rnd.fetched_at.get(k, {}), max(rnd.announced_at, rnd.moved_at.get(k, 0.0))
+    for k, times in enumerate(fetched):
+        since = max(rnd.announced_at, rnd.moved_at.get(k, 0.0))
         first = list(islice(times.values(), needed))
         kept_at = times.get(present.keeper) if present.keeper in present.able else since
         result.append(
@@ -455,6 +457,18 @@ def _fetched(rnd: Round, present: Present) -> list[Arrivals]:
             )
         )
     return result
+
+
+def _needed(members: Sequence[Collection[PeerId]], *, enough: int) -> int:
+    """Return with how many members each slice has to be through, before its reducer is done.
+
+    `members` are those with which each slice is. The round waits for `enough` that are through with
+    all slices. If every slice has as many, but of different members, each of these lacks something
+    of another reducer: then the reducers that are behind the others keep the round waiting.
+    """
+    fewest = min(map(len, members))
+    through = set(members[0]).intersection(*members[1:])
+    return enough if fewest < enough or len(through) >= enough else fewest + 1
 
 
 def _shunned(rnd: Round, unfinished: set[PeerId], present: Present) -> frozenset[PeerId]:

@@ -1,8 +1,10 @@
 """One round as a value, and time as a number. Slices 0 and 1 are reduced by C and D."""
 
+from itertools import product
 from math import inf, nan
 
 import pytest
+from hypothesis import given, strategies as st
 from msgspec.structs import replace
 from tests.unit.host.scene import (
     BUILT_IN,
@@ -587,6 +589,21 @@ def test_a_late_contributor_is_no_fault_of_the_reducers():
     assert decide(rnd, at=20.0) == Close((A, B), "the grace time is over, 1 missing")
 
 
+def test_reducers_that_lack_each_others_contribution_are_both_replaced():
+    """One of two has a slow line, but nobody knows which: all else was quick enough."""
+    rnd = opened(A, C, D)
+    rnd.usual_s = 1.0
+    for peer in (A, C, D):
+        rounds.claim(rnd, peer, contribution(peer), now=10)
+    for reducer, peer, k in [(C, A, 0), (C, C, 0), (D, A, 1), (D, D, 1)]:
+        rounds.deliver(rnd, reducer, delivered(peer, k), now=11)
+    assert decide(rnd, at=1e6) == Expect((A, C, D))  # and no quorum
+    assert isinstance(relieve(rnd, at=18.4), Wait)
+    assert relieve(rnd, at=18.5) == Replace(frozenset({C, D}), SLOWER)  # 11, 2, and half of 11
+    rounds.deliver(rnd, D, delivered(C, 1), now=18)  # a quorum: D is the contributor that is late
+    assert isinstance(relieve(rnd, at=18.5), Wait)
+
+
 def test_a_slow_reducer_that_nobody_else_could_replace_stays():
     assert isinstance(relieve(collecting(), at=1e6, can_reduce=(D,)), Wait)
     rnd = collecting()
@@ -624,6 +641,44 @@ def test_a_reducer_whose_updates_reach_nobody_is_replaced():
     assert relieve(rnd, at=20.0) == Replace(frozenset({D}), SLOWER)
     rounds.fetch(rnd, E, fetched(1, 2), now=19)
     assert isinstance(relieve(rnd, at=20.0), Wait)
+
+
+def test_a_reducer_that_was_quick_enough_for_one_but_not_for_a_second_is_replaced():
+    """The first updates of D came to the host just before its line broke down; D lacks those of C.
+
+    So each update is at two members, but none of these but the host's own has all of them.
+    """
+    rnd = closed(A, C, D, at=10)
+    reduce_all(rnd, at=11)
+    for peer, start in [(C, 0), (D, 1), (E, 0), (E, 1), (A, 0)]:
+        rounds.fetch(rnd, peer, fetched(start, start + 1), now=12)
+    able = (A, C, D, E)
+    assert isinstance(relieve(rnd, at=19.9, able=able), Wait)
+    assert relieve(rnd, at=20.0, able=able) == Replace(frozenset({D}), SLOWER)
+    rounds.fetch(rnd, A, fetched(1, 2), now=19)
+    assert isinstance(relieve(rnd, at=20.0, able=able), Wait)
+
+
+edges = st.sets(st.tuples(st.sampled_from((A, C, D, E)), st.sampled_from((C, D))))
+
+
+@given(edges, st.sampled_from((C, D)), st.booleans())
+def test_whose_line_breaks_down_after_the_close_does_not_hold_up_the_round(lucky, slow, has_anna):
+    """What went over it before, by luck, is there; all that does not touch it is there, too."""
+    able = (A, C, D, E) if has_anna else (C, D, E)
+    rnd = closed(*able[:-1], at=10)
+    version = reduce_all(rnd, at=11)
+    has = {peer: set[int]() for peer in able}
+    for peer, (k, reducer) in product(able, enumerate((C, D))):
+        if slow not in (peer, reducer) or peer == reducer or (peer, reducer) in lucky:
+            rounds.fetch(rnd, peer, fetched(k, k + 1), now=12)
+            has[peer].add(k)
+    for peer in (peer for peer in able if has[peer] == {0, 1}):
+        rounds.hold(rnd, peer, held(version=version), now=12)
+    due = decide(rnd, at=100, able=able)
+    assert isinstance(due, Commit) or slow in (
+        due.reducers if isinstance(due, Replace) else relieve(rnd, at=100, able=able).reducers
+    )
 
 
 def test_a_member_that_receives_slowly_is_no_fault_of_the_reducers():
