@@ -3,8 +3,10 @@
     peer x --dials--> 127.0.0.2:port of y  (relay)  --dials--> 127.0.0.1:port of y
 
 Every peer advertises the address of its relay, and dials the host through one, so all that it says
-and hears passes here. Who has dialled is found by its socket in /proc. A connection has two ends,
-and what goes from one to the other takes the up of the one's line and the down of the other's.
+and hears passes here, but for what it fetches from the host's built-in member. Who has dialled is
+found by its socket in /proc. A connection has two ends, and what goes from one to the other takes
+the up of the one's line and the down of the other's. Words with the host have no weight: they pass
+a line that is slow or held, and only a cut one stops them.
 
     with Lines() as lines:
         invite, *options = lines.add("carl", cluster.invite)
@@ -30,6 +32,7 @@ from atoll.net.invite import Invite
 HERE, REAL = "127.0.0.2", "127.0.0.1"
 CHUNK_BYTES = 4096
 POLL_S = 0.01
+TRICKLE_S = 0.2  # between two pieces on a slow line
 HOST = "host"  # whoever is no peer: its line is perfect
 
 
@@ -42,10 +45,11 @@ class Line:
     # How many more bytes it may send before it stands still; None: as many as it likes.
     left_up: int | None = None
     sent: Counter[str] = field(default_factory=Counter)  # bytes, by who received them
+    heals: int = 0
     _free_at: float = 0.0
 
     def hold_after(self, num_bytes: int) -> None:
-        """Let it send so many bytes more to other peers, and then stand still."""
+        """Let it send so many bytes more to other members, and then stand still."""
         self.left_up = num_bytes
 
     @property
@@ -56,12 +60,20 @@ class Line:
         self.is_cut = True
 
     def heal(self) -> None:
+        """Make the line perfect, for what is on it already, too."""
         self.bytes_per_s, self.is_cut, self.left_up = inf, False, None
+        self._free_at = 0.0
+        self.heals += 1
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How much passes at a time: a slow line trickles, it does not fall silent."""
+        return int(max(1.0, min(CHUNK_BYTES, TRICKLE_S * self.bytes_per_s)))
 
     def reserve(self, num_bytes: int, now: float) -> float:
-        """Return in how many seconds so many bytes have passed, after those before them."""
+        """Return when so many bytes have passed, after those before them."""
         self._free_at = max(self._free_at, now) + num_bytes / self.bytes_per_s
-        return self._free_at - now
+        return self._free_at
 
 
 class Lines:
@@ -129,8 +141,10 @@ class Lines:
         ends = writer, back
         try:
             with suppress(OSError):
+                has_weight = to != HOST
                 await asyncio.gather(
-                    self._pump(reader, back, by, to), self._pump(there, writer, to, by)
+                    self._pump(reader, back, (by, to), has_weight=has_weight),
+                    self._pump(there, writer, (to, by), has_weight=has_weight),
                 )
             for end in ends:
                 end.close()
@@ -139,24 +153,39 @@ class Lines:
                 end.transport.abort()
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, by: str, to: str
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        ends: tuple[str, str],
+        *,
+        has_weight: bool,
     ) -> None:
+        by, to = ends
         out, into = self._lines[by], self._lines[to]
         while True:
-            data = await source.read(CHUNK_BYTES)
-            among_peers = by != HOST and to != HOST
-            await self._until_it_moves(out, into, may_hold=among_peers)
+            data = await source.read(min(out.chunk_bytes, into.chunk_bytes))
+            await self._until_it_moves(out, into, may_hold=has_weight)
             if not data:
                 sink.close()  # not before what is cut is whole again: that is a word, too
                 return
-            if among_peers:
+            if has_weight:
                 if out.left_up is not None:
                     out.left_up -= len(data)
                 out.sent[to] += len(data)
-                now = self._loop.time()
-                await asyncio.sleep(max(line.reserve(len(data), now) for line in (out, into)))
+                await self._pass(len(data), (out, into))
             sink.write(data)
             await sink.drain()
+
+    async def _pass(self, num_bytes: int, lines: tuple[Line, Line]) -> None:
+        """Return when so many bytes have passed on both lines; what is healed has no queue."""
+        now = self._loop.time()
+        waits = [(line, line.heals, line.reserve(num_bytes, now)) for line in lines]
+        for line, heals, passed_at in waits:
+            while True:
+                left_s = passed_at - self._loop.time()
+                if left_s <= 0 or line.heals != heals:
+                    break
+                await asyncio.sleep(min(left_s, POLL_S))
 
     async def _until_it_moves(self, out: Line, into: Line, *, may_hold: bool) -> None:
         while True:
