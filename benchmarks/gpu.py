@@ -38,7 +38,7 @@ from atoll.model.presets import PRESETS
 from atoll.train.channel import Merge, Snapshot
 from atoll.train.device import device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
-from atoll.train.inner import InnerLoop
+from atoll.train.inner import Computing, InnerLoop
 from atoll.train.shared import SharedVectors
 
 WARM_UP_STEPS = 3
@@ -110,7 +110,7 @@ def inner_loop(config: RunConfig, device: torch.device, *, micro_batch: int) -> 
         Llama(config.model).to(device),
         batches,  # type: ignore[arg-type]
         config,
-        micro_batch=micro_batch,
+        how=Computing(micro_batch=micro_batch),
     )
 
 

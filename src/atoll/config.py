@@ -26,6 +26,7 @@ PositiveFloat = Annotated[float, Meta(gt=0)]
 NotNegativeFloat = Annotated[float, Meta(ge=0)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
 Codec = Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse"]
+Recompute = Literal["nothing", "selective", "layers"]
 UpdateCodec = Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse8"]
 
 
@@ -218,7 +219,7 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one machine gives to a run. Nothing here changes a result beyond the order of sums."""
+    """What one machine gives to a run. It changes a result by no more than rounding."""
 
     directory: Annotated[str, about("for keys, states and blobs; empty: one for each run")] = ""
     name: Annotated[str, about("how the others see it; empty: this machine's name")] = ""
@@ -226,7 +227,25 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["auto", "cpu", "cuda", "mps"], about("where it trains; auto: the fastest there is")
     ] = "auto"
     threads: Annotated[NotNegative, about("0: as many as torch takes by itself")] = 0
-    micro_batch: Annotated[NotNegative, about("samples at once; 0: the whole batch")] = 0
+    devices: Annotated[
+        NotNegative,
+        about("GPUs, or processes on a CPU; 0: all the GPUs of its kind, or one process"),
+    ] = 0
+    micro_batch: Annotated[
+        NotNegative, about("samples at once on each device; 0: the whole batch")
+    ] = 0
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        about("of matrix products; auto: bf16 where the device is made for it"),
+    ] = "auto"
+    recompute: Annotated[
+        Recompute,
+        about("what the backward pass forms again to save memory: selective: all but products"),
+    ] = "nothing"
+    accumulate: Annotated[
+        Literal["shards", "whole"],
+        about("gradients on several devices: exchanged with each micro-batch, or once a step"),
+    ] = "shards"
     listen_host: Annotated[str, about("where it listens; 0.0.0.0: on every network")] = "0.0.0.0"
     listen_port: Annotated[int, Meta(ge=0, le=65535), about("0: any free one")] = 0
     advertise_host: Annotated[str, about("empty: the address that the host sees us come from")] = ""

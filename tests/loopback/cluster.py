@@ -126,6 +126,16 @@ class Process:
         return [pid for pid in children_of(self.pid) if b"atoll.train.trainer" in command_of(pid)]
 
     @property
+    def other_ranks(self) -> list[int]:
+        """The process ids of the ranks that follow this peer's trainer."""
+        return [
+            pid
+            for trainer in self.trainers
+            for pid in children_of(trainer)
+            if b"atoll.train.follower" in command_of(pid)
+        ]
+
+    @property
     def port(self) -> int:
         """The port of this host."""
         return int(self.wait_for(HostStarted).address.rpartition(":")[2])

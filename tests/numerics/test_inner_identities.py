@@ -20,7 +20,7 @@ from atoll.model.flat import load_flat_, store_flat_
 from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.train.baseline import initial_model
-from atoll.train.inner import InnerLoop
+from atoll.train.inner import Computing, InnerLoop
 from atoll.train.moments import check_moments
 from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 from atoll.train.work import cut_into_steps
@@ -63,7 +63,7 @@ def batches(tmp_path_factory):
 def fresh_loop(batches, *, micro_batch=0, config=CONFIG):
     torch.set_num_threads(2)
     model = initial_model(config, device=torch.device("cpu"))
-    return InnerLoop(model, batches, config, micro_batch=micro_batch)
+    return InnerLoop(model, batches, config, how=Computing(micro_batch=micro_batch))
 
 
 def train(loop, *, first_step, num_steps):

@@ -43,12 +43,14 @@ def join(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
     ] = None,
+    devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
     ] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(help="Sequences at once on the device.", show_default="the whole batch"),
+        typer.Option(help="Sequences at once on each device.", show_default="the whole batch"),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port for other peers.", show_default="any free one")
@@ -72,6 +74,8 @@ def join(
         "directory": None if directory is None else str(directory),
         "name": name,
         "device": device,
+        "devices": devices,
+        "precision": precision,
         "threads": threads,
         "micro_batch": micro_batch,
         "listen_port": port,

@@ -4,6 +4,7 @@ Shapes: N all values of the model, P those of one view.
 """
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import torch
@@ -36,15 +37,31 @@ def views(
 ) -> Iterator[tuple[Tensor, slice]]:
     """Yield views of the parameters that together are the values `start` to `stop - 1`, in order.
 
-    With each comes its place in the flat vector. Whoever writes to it changes the model.
+    With each comes its place in the flat vector. Whoever writes to it changes the model. Of a model
+    that is sharded, they are those values that this rank holds.
     """
     parameters = dict(model.named_parameters())
     for entry in layout.entries:
-        place = slice(max(start, entry.start), min(stop, entry.stop))
+        held_P, first = _held(parameters[entry.spec.name])
+        # Value 0 of what is held stands here in the flat vector.
+        at = entry.start + first - entry.row_start * entry.spec.row_values
+        place = slice(max(start, entry.start, at), min(stop, entry.stop, at + len(held_P)))
         if place.start < place.stop:
-            offset = entry.row_start * entry.spec.row_values - entry.start
-            flat = parameters[entry.spec.name].detach().view(-1)
-            yield flat[place.start + offset : place.stop + offset], place
+            yield held_P[place.start - at : place.stop - at], place
+
+
+def _held(parameter: nn.Parameter) -> tuple[Tensor, int]:
+    """Return a view of the values that this rank holds, and which one of all is the first."""
+    if type(parameter) is nn.Parameter:
+        return parameter.detach().view(-1), 0
+    # Only where a model is sharded: whoever has a whole one need not wait for this import.
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    num_rows, mesh = parameter.shape[0], parameter.device_mesh
+    rows_per_rank = -(-num_rows // mesh.size())  # as torch.chunk cuts: the last ones may hold less
+    first_row = min(num_rows, mesh.get_local_rank() * rows_per_rank)
+    return parameter.to_local().detach().view(-1), first_row * prod(parameter.shape[1:])
 
 
 def _require_flat(flat_N: NDArray[np.float32], layout: Layout) -> None:

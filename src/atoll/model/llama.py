@@ -10,7 +10,7 @@ H heads, G key-value heads, E width of a head, V vocabulary, L layers.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,11 @@ class Layer(nn.Module):
         return y_BTD
 
 
+def call(layer: nn.Module, *inputs: Any) -> Tensor:
+    x_BTD: Tensor = layer(*inputs)
+    return x_BTD
+
+
 class Llama(nn.Module):
     """The model. Its first weights are torch's own: `load_flat_` gives it those of the run.
 
@@ -126,6 +131,7 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.run_layer = call  # a trainer may have something else done around it
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
             Layer(config, layer=layer) for layer in range(config.num_layers)
@@ -171,7 +177,7 @@ class Llama(nn.Module):
             mask = None  # plainly causal, or one token that sees everything: the fast paths
         x_BTD: Tensor = self.embedding(tokens_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotary, mask, cache)
+            x_BTD = self.run_layer(layer, x_BTD, rotary, mask, cache)
         if cache is not None:
             cache.num_tokens += num_tokens
         normed_BTD: Tensor = self.norm(x_BTD)

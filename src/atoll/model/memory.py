@@ -7,8 +7,9 @@
 The formulas are those of `llama.py` as autograd keeps its tensors (`tests/numerics/test_memory.py`
 counts them). `devices` shards what follows from the parameters evenly (ZeRO-3, arXiv 1910.02054,
 section 5.3), and gathers one layer at a time, the next one beside it; `recomputes` keeps only what
-enters each layer (arXiv 1604.06174). Both are what a trainer could do: today's has one device and
-keeps everything.
+enters each layer (arXiv 1604.06174). A trainer does both where `PeerConfig` says so. Not counted:
+over several devices, embedding and head stay gathered while a micro-batch is under way, and with
+`accumulate = "whole"` all gradients are held on each.
 
 Per token: D model width, G width of keys, F inner width of the feed-forward, H heads, V vocabulary.
 """

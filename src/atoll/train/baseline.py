@@ -18,7 +18,7 @@ from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.train.inner import InnerLoop, StepResult
+from atoll.train.inner import Computing, InnerLoop, StepResult
 
 OnStep: TypeAlias = Callable[[int, StepResult], None]
 
@@ -46,7 +46,8 @@ def train_alone(
         NotFinite: training has diverged.
     """
     model = initial_model(config, device=device)
-    loop = InnerLoop(model, Batches(dataset, seed=config.seed), config, micro_batch=micro_batch)
+    how = Computing(micro_batch=micro_batch)
+    loop = InnerLoop(model, Batches(dataset, seed=config.seed), config, how=how)
     batch_sequences = config.inner.batch_sequences
     losses = []
     for step in range(num_steps):

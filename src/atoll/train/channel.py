@@ -23,7 +23,7 @@ import asyncio
 import select
 import socket
 from threading import Lock
-from typing import Annotated, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct, json, msgpack
 
@@ -48,11 +48,20 @@ class Address(Struct, frozen=True, kw_only=True):
 # --- agent to trainer ----------------------------------------------------------------------------
 
 
+class Seat(Struct, frozen=True, kw_only=True):
+    """Which of the ranks of a peer a process is; all of them meet at the file `store`."""
+
+    rank: NotNegative
+    num_ranks: NotNegative
+    store: str
+
+
 class Setup(Struct, frozen=True, kw_only=True, tag_field="t", tag="setup"):
     config: RunConfig
     peer: PeerConfig
     vectors: str  # the file of SharedVectors
     dataset: str  # the directory of the dataset
+    seat: Seat | None = None  # None: it is the agent who says so; the trainer starts other ranks
 
 
 class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
@@ -172,6 +181,8 @@ FromTrainer: TypeAlias = Attach | Stepped | Answer | Failed
 _to_trainer: msgpack.Decoder[ToTrainer] = msgpack.Decoder(ToTrainer)
 _from_trainer: msgpack.Decoder[FromTrainer] = msgpack.Decoder(FromTrainer)
 _Message = TypeVar("_Message")
+_Said = TypeVar("_Said", bound=ToTrainer | FromTrainer)
+_Heard = TypeVar("_Heard", bound=ToTrainer | FromTrainer)
 
 
 def frame(message: ToTrainer | FromTrainer) -> bytes:
@@ -197,46 +208,39 @@ async def receive(reader: asyncio.StreamReader) -> FromTrainer:
     return _decoded(payload, _from_trainer)
 
 
-class Channel:
-    """The trainer's end, blocking: one thread receives, any may send."""
+class Line(Generic[_Said, _Heard]):
+    """One end of a connection, blocking: one thread receives, any may send."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(
+        self, connection: socket.socket, decoder: "msgpack.Decoder[_Heard]", *, other: str
+    ) -> None:
+        """`other`: who is at the other end."""
         self._connection = connection
+        self._decoder = decoder
+        self._other = other
         self._sending = Lock()
 
-    @classmethod
-    def connect(cls, address: Address) -> "Channel":
-        try:
-            connection = socket.create_connection(("127.0.0.1", address.port))
-            # A small answer goes out at once (Nagle would hold it back for an earlier one).
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            raise ConnectionLost("the agent is gone") from error
-        channel = cls(connection)
-        channel.send(Attach(token=address.token))
-        return channel
-
-    def send(self, message: FromTrainer) -> None:
+    def send(self, message: _Said) -> None:
         """Send a message.
 
         Raises:
-            ConnectionLost: the agent is gone.
+            ConnectionLost: the other end is gone.
         """
         try:
             with self._sending:
                 self._connection.sendall(frame(message))
         except OSError as error:
-            raise ConnectionLost("the agent is gone") from error
+            raise ConnectionLost(f"{self._other} is gone") from error
 
-    def receive(self) -> ToTrainer:
-        """Wait for the agent's next message.
+    def receive(self) -> _Heard:
+        """Wait for the next message.
 
         Raises:
-            ConnectionLost: the agent is gone.
+            ConnectionLost: the other end is gone.
             ProtocolError: it is none of this channel.
         """
         num_bytes = _checked(int.from_bytes(self._read(4)))
-        return _decoded(self._read(num_bytes), _to_trainer)
+        return _decoded(self._read(num_bytes), self._decoder)
 
     def has_news(self) -> bool:
         """Return whether a message, or the end of the connection, is there to be received."""
@@ -252,11 +256,37 @@ class Channel:
             try:
                 part = self._connection.recv(num_bytes - len(parts))
             except OSError as error:
-                raise ConnectionLost("the agent is gone") from error
+                raise ConnectionLost(f"{self._other} is gone") from error
             if not part:
-                raise ConnectionLost("the agent is gone")
+                raise ConnectionLost(f"{self._other} is gone")
             parts += part
         return bytes(parts)
+
+
+class Channel(Line[FromTrainer, ToTrainer]):
+    """The trainer's end."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, _to_trainer, other="the agent")
+
+    @classmethod
+    def connect(cls, address: Address) -> "Channel":
+        try:
+            connection = socket.create_connection(("127.0.0.1", address.port))
+            # A small answer goes out at once (Nagle would hold it back for an earlier one).
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            raise ConnectionLost("the agent is gone") from error
+        channel = cls(connection)
+        channel.send(Attach(token=address.token))
+        return channel
+
+
+class FollowerLine(Line[ToTrainer, FromTrainer]):
+    """The end of a trainer that leads another rank: to that one, it is the agent."""
+
+    def __init__(self, connection: socket.socket, *, rank: int) -> None:
+        super().__init__(connection, _from_trainer, other=f"rank {rank}")
 
 
 def write_address(address: Address) -> bytes:

@@ -1,7 +1,10 @@
 """The device that trains, and what it can do."""
 
+from collections.abc import Sequence
+
 import torch
 
+from atoll.config import PeerConfig
 from atoll.errors import ConfigError
 
 
@@ -26,11 +29,36 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_devices(peer: PeerConfig) -> list[torch.device]:
+    """Return the device of each rank of a peer.
+
+    Raises:
+        ConfigError: this machine has not so many.
+    """
+    device = pick_device(peer.device)
+    num_here = torch.cuda.device_count() if device.type == "cuda" else 1
+    num_ranks = peer.devices or num_here
+    if device.type == "cpu":
+        return [device] * num_ranks
+    if num_ranks > num_here:
+        raise ConfigError(
+            f"no {num_ranks} devices of this kind on this machine: {device_name(device)}",
+            hint=f"it has {num_here}",
+        )
+    return [device] if num_ranks == 1 else [torch.device("cuda", rank) for rank in range(num_ranks)]
+
+
 def device_name(device: torch.device) -> str:
     """Return what a person calls the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"mps": "Apple GPU", "cpu": "CPU"}[device.type]
+
+
+def name_of(devices: Sequence[torch.device]) -> str:
+    """Return what a person calls all devices of a peer."""
+    name = device_name(devices[0])
+    return name if len(devices) == 1 else f"{len(devices)} x {name}"
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -43,11 +71,14 @@ def computes_in_bf16(device: torch.device) -> bool:
     return device.type == "mps"
 
 
-def set_threads(num_threads: int) -> int:
+def set_threads(num_threads: int, *, num_ranks: int = 1) -> int:
     """Let torch use this many threads (0: as many as it takes by itself); return how many it uses.
 
-    The last bits of a sum depend on the number, so it stays the same while a process lives.
+    Several ranks share them out. The last bits of a sum depend on the number, so it stays the same
+    while a process lives.
     """
+    if num_ranks > 1:
+        num_threads = max(1, (num_threads or torch.get_num_threads()) // num_ranks)
     if num_threads > 0:
         torch.set_num_threads(num_threads)
     return torch.get_num_threads()

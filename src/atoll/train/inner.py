@@ -1,6 +1,7 @@
 """The inner loop's step, written out: batch, forward, loss, backward, clip, AdamW.
 
-    spans -> batch -> micro-batches -> { forward -> loss -> backward } -> clip -> AdamW
+    spans -> batch -> our rank's share -> micro-batches -> { forward -> loss -> backward }
+    -> gradients, summed over the ranks -> clip -> AdamW
 
 Equal weights, optimizer states, samples and threads give equal bits on the same machine.
 
@@ -10,7 +11,7 @@ Shapes: B sequences, T tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from atoll.model.llama import Llama
 from atoll.train.device import computes_in_bf16
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.optim import make_optimizer
+from atoll.train.parallel import ALONE, Ranks, whole
 from atoll.train.schedule import learning_rate
 from atoll.train.work import Span
 
@@ -47,17 +49,33 @@ class Piece(NamedTuple):
     documents_BT: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """How this machine takes the steps; it changes nothing but how sums are rounded."""
+
+    micro_batch: int = 0  # sequences that pass through the model at once; 0: all of a step
+    bf16: bool | None = None  # of matrix products; None: as the device is made for
+    accumulate: Literal["shards", "whole"] = "shards"  # gradients of micro-batches, among ranks
+
+
 class InnerLoop:
     """A model, its optimizer, and the samples that they see."""
 
     def __init__(
-        self, model: Llama, batches: Batches, config: RunConfig, *, micro_batch: int = 0
+        self,
+        model: Llama,
+        batches: Batches,
+        config: RunConfig,
+        *,
+        how: Computing | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`micro_batch`: how many sequences pass through the model at once; 0: all of a step."""
         self.model = model
         self.batches = batches
         self.config = config
-        self.micro_batch = micro_batch or config.inner.batch_sequences
+        self.ranks = ranks
+        self.how = how or Computing()
+        self.micro_batch = self.how.micro_batch or config.inner.batch_sequences
         self.optimizer = make_optimizer(model, config.inner)
         self.steps_since_fresh = 0  # how many the state of the optimizer has seen
 
@@ -75,12 +93,19 @@ class InnerLoop:
         num_targets = int((batch.targets_BT != IGNORED).sum())
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for piece in cut(batch, micro_batch=self.micro_batch, device=self.device):
+        share = self.ranks.share(batch)
+        num_left = -(-len(share.tokens_BT) // self.micro_batch)
+        for piece in cut(share, micro_batch=self.micro_batch, device=self.device):
+            num_left -= 1
+            self.ranks.reduce_gradients_(
+                self.model, wanted=num_left == 0 or self.how.accumulate == "shards"
+            )
             objective, cross_entropy = self._forward(piece, num_targets=num_targets)
             objective.backward()  # type: ignore[no-untyped-call]
             total += cross_entropy
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.inner.clip_norm
+        self.ranks.sum_(total)
+        grad_norm = whole(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.inner.clip_norm)
         )
         result = StepResult(
             loss=total.item(),
@@ -96,7 +121,8 @@ class InnerLoop:
         return result
 
     def _forward(self, piece: Piece, *, num_targets: int) -> tuple[Tensor, Tensor]:
-        with autocast(self.device):
+        # The layers of a sharded model bring their own casts (see `parallel`).
+        with autocast(self.device, bf16=self.how.bf16 if self.ranks.mesh is None else False):
             return language_model_loss(
                 self.model.hidden(piece.tokens_BT, piece.documents_BT),
                 self.model.head_weight,
@@ -106,9 +132,13 @@ class InnerLoop:
             )
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the context for a forward pass: matrix products in bf16 where the device has it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_in_bf16(device))
+def autocast(device: torch.device, *, bf16: bool | None = None) -> torch.autocast:
+    """Return the context for a forward pass, with matrix products in bf16 or not.
+
+    None: in bf16 where the device is made for it.
+    """
+    enabled = computes_in_bf16(device) if bf16 is None else bf16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def load_batch(batches: Batches, spans: Sequence[Span]) -> Batch:

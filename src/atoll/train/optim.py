@@ -17,6 +17,7 @@ from atoll.config import InnerConfig
 from atoll.durable import publish, sync
 from atoll.errors import RunError
 from atoll.train.moments import ADAM, MUON, Tensors, damaged, digest_of_moments, read_moments
+from atoll.train.parallel import deal_out, whole
 
 InnerOptimizer: TypeAlias = "torch.optim.Optimizer | MuonAndAdamW"
 
@@ -83,10 +84,13 @@ def _adamw(parameters: list[nn.Parameter], config: InnerConfig) -> torch.optim.A
 
 
 def copy_moments(optimizer: InnerOptimizer, *, model: nn.Module) -> Tensors:
-    """Return a copy of the state, to be saved while the next steps are taken."""
+    """Return a copy of the state, to be saved while the next steps are taken.
+
+    Of a model that is sharded, all ranks have to ask for it.
+    """
     moments = _moments_of(optimizer)
     return {
-        f"{moment}.{name}": optimizer.state[parameter][moment].to("cpu", copy=True).numpy()
+        f"{moment}.{name}": whole(optimizer.state[parameter][moment]).to("cpu", copy=True).numpy()
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for moment in moments[parameter]
@@ -130,24 +134,44 @@ def load_optimizer_(path: Path, optimizer: InnerOptimizer, *, model: nn.Module) 
         DamagedError: the file is not what `save_optimizer` wrote for such a model and optimizer.
             The optimizer is as it was before.
     """
+    tensors, num_steps = read_moments_for(path, optimizer, model=model)
+    give_moments_(optimizer, tensors, num_steps=num_steps, model=model)
+    return num_steps
+
+
+def read_moments_for(
+    path: Path, optimizer: InnerOptimizer, *, model: nn.Module
+) -> tuple[Tensors, int]:
+    """Return the state in a file, and after how many steps it was saved; raises as above."""
     tensors, num_steps = read_moments(path)
-    parameters, moments = dict(model.named_parameters()), _moments_of(optimizer)
+    moments = _moments_of(optimizer)
     expected = {
         f"{moment}.{name}": tuple(p.shape)
-        for name, p in parameters.items()
+        for name, p in model.named_parameters()
         for moment in moments[p]
     }
     if num_steps > 0 and {name: t.shape for name, t in tensors.items()} != expected:
         raise damaged(path, "it belongs to another model")
+    return tensors, num_steps
+
+
+def give_moments_(
+    optimizer: InnerOptimizer, tensors: Tensors, *, num_steps: int, model: nn.Module
+) -> None:
+    """Give the optimizer this state, after so many steps.
+
+    Of a model that is sharded, all ranks have to do it; only rank 0 needs to have the tensors.
+    """
     optimizer.state.clear()
     if num_steps == 0:
-        return 0
-    for name, parameter in parameters.items():
-        state = {
-            moment: torch.from_numpy(tensors[f"{moment}.{name}"]).to(parameter.device)
-            for moment in moments[parameter]
-        }
+        return
+    moments = _moments_of(optimizer)
+    for name, parameter in model.named_parameters():
+        state = {}
+        for moment in moments[parameter]:
+            found = tensors.get(f"{moment}.{name}")
+            values = torch.empty(parameter.shape) if found is None else torch.from_numpy(found)
+            state[moment] = deal_out(values, like=parameter)
         if moments[parameter] == ADAM:
             state["step"] = torch.tensor(float(num_steps), device=parameter.device)
         optimizer.state[parameter] = state
-    return num_steps

@@ -5,6 +5,7 @@
 It knows no network, no round and no lease: samples come in, weights go out.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Literal
 
+import torch
+
 from atoll.clock import monotonic_s
+from atoll.config import ModelConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.errors import AtollError, ConnectionLost, RunError
@@ -42,10 +46,14 @@ from atoll.train.channel import (
     Trained,
     read_address,
 )
-from atoll.train.device import device_name, pick_device, set_threads
+from atoll.train.device import computes_in_bf16, name_of, pick_devices, set_threads
 from atoll.train.exchanged import merge_, start_snapshot
-from atoll.train.inner import InnerLoop
-from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
+from atoll.train.inner import Computing, InnerLoop
+from atoll.train.moments import Tensors
+from atoll.train.optim import copy_moments, give_moments_, read_moments_for, save_optimizer
+from atoll.train.parallel import ALONE, Ranks, join, shard_
+from atoll.train.ranks import Followers
+from atoll.train.recompute import recompute_
 from atoll.train.shared import SharedVectors
 from atoll.train.work import cut_into_steps, num_samples
 
@@ -67,6 +75,12 @@ class Work:
     @property
     def is_done(self) -> bool:
         return self._next is None
+
+    def next_step(self) -> Train:
+        """Return the next step alone, for another rank to take it as well."""
+        assert self._next is not None, "all steps are taken"
+        number, spans = self._next
+        return Train(first_step=number, last_step=self._last_step, spans=spans)
 
     def step(self) -> Stepped:
         """Take the next step."""
@@ -102,23 +116,34 @@ class Work:
 
 
 class Replica:
-    """The local copy of the model, with its optimizer and the vectors shared with the agent."""
+    """The local copy of the model, with its optimizer and the vectors shared with the agent.
 
-    def __init__(self, setup: Setup, channel: Channel) -> None:
-        config = setup.config
-        self.threads = set_threads(setup.peer.threads)
-        device = pick_device(setup.peer.device)
-        self.device_name = device_name(device)
+    With several devices, each rank has its part of it; what one is told, `followers` are told too.
+    """
+
+    def __init__(self, setup: Setup, channel: Channel, followers: Followers) -> None:
+        config, peer = setup.config, setup.peer
+        devices = pick_devices(peer)
+        seat = setup.seat or followers.seat
+        device = devices[0 if seat is None else seat.rank]
+        self.threads = set_threads(peer.threads, num_ranks=len(devices))
+        self.device_name = name_of(devices)
         self.layout = layout_of(config)
         self.vectors = SharedVectors.open(Path(setup.vectors), self.layout.num_values)
+        self._channel = channel
+        self._followers = followers
+        self._saving: Thread | None = None
+        self._answering: Thread | None = None
+        bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
+        self.ranks = ALONE if seat is None else join(seat, device)
         self.loop = InnerLoop(
-            Llama(config.model).to(device),
+            build(config.model, device, ranks=self.ranks, bf16=bf16),
             Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
             config,
-            micro_batch=setup.peer.micro_batch,
+            how=Computing(micro_batch=peer.micro_batch, bf16=bf16, accumulate=peer.accumulate),
+            ranks=self.ranks,
         )
-        self._channel = channel
-        self._saving: Thread | None = None
+        recompute_(self.loop.model, peer.recompute)
         load_flat_(self.loop.model, self.vectors.global_N, self.layout)
 
     def obey(self, command: Snapshot | Merge | Save | Load) -> None:
@@ -128,7 +153,9 @@ class Replica:
                 self._snapshot(command)
             case Merge():
                 began_at = monotonic_s()
+                self._followers.tell(command)
                 merge_(self.loop.model, self.layout, vectors=self.vectors, merge=command)
+                self._followers.wait_for(Merged)
                 self._channel.send(Merged(seconds=monotonic_s() - began_at))
             case Save(path=path):
                 self._save(Path(path))
@@ -138,25 +165,37 @@ class Replica:
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         began_at = monotonic_s()
+        self._followers.tell(snapshot)
         finish = start_snapshot(
             self.loop.model, self.layout, vectors=self.vectors, snapshot=snapshot
         )
         snapped = Snapped(seconds=monotonic_s() - began_at)
-        if finish is None:
+        if finish is None and not self._followers:
             self._channel.send(snapped)
             return
 
+        before = self._answering  # answers come in the order of the commands
+
         def answer() -> None:
-            finish()
+            if finish is not None:
+                finish()
+            self._followers.wait_for(Snapped)
+            if before is not None:
+                before.join()
             with suppress(ConnectionLost):
                 self._channel.send(snapped)
 
-        Thread(target=answer).start()
+        self._answering = Thread(target=answer, daemon=True)
+        self._answering.start()
 
     def _save(self, path: Path) -> None:
         self._finish_saving()  # one at a time: each takes the memory of the moments once more
+        self._followers.tell(Save(path=str(path)))
         num_steps = self.loop.steps_since_fresh
         moments = copy_moments(self.loop.optimizer, model=self.loop.model)
+        if not self.ranks.leads:
+            self._channel.send(Saved())  # it was asked for our part alone
+            return
 
         def write() -> None:
             answer: Answer = Declined(command="save", reason="a bug", hint="see the trainer's log")
@@ -177,7 +216,26 @@ class Replica:
 
     def _load(self, path: Path) -> None:
         loop = self.loop
-        loop.steps_since_fresh = load_optimizer_(path, loop.optimizer, model=loop.model)
+        # Rank 0 reads, and says whether there is anything to be had, before it calls the others.
+        tensors: Tensors = {}
+        num_steps = 0
+        if self.ranks.leads:
+            tensors, num_steps = read_moments_for(path, loop.optimizer, model=loop.model)
+            self._followers.tell(Load(path=str(path)))
+        num_steps = self.ranks.agree(num_steps)
+        give_moments_(loop.optimizer, tensors, num_steps=num_steps, model=loop.model)
+        loop.steps_since_fresh = num_steps
+        self._followers.wait_for(Loaded)
+
+
+def build(config: ModelConfig, device: torch.device, *, ranks: Ranks, bf16: bool) -> Llama:
+    """Return the model on its device, or this rank's part of it; it has no weights worth having."""
+    if ranks.mesh is None:
+        return Llama(config).to(device)
+    with torch.device("meta"):
+        model = Llama(config)
+    shard_(model, ranks, bf16=bf16)
+    return model.to_empty(device=device)
 
 
 def serve(channel: Channel) -> None:
@@ -188,14 +246,29 @@ def serve(channel: Channel) -> None:
     """
     setup = channel.receive()
     assert isinstance(setup, Setup), "an agent begins with Setup"
-    replica = Replica(setup, channel)
-    channel.send(Started(device=replica.device_name, threads=replica.threads))
+    num_ranks = len(pick_devices(setup.peer)) if setup.seat is None else 1
+
+    def give_up(failed: Failed) -> None:
+        with suppress(ConnectionLost):
+            channel.send(failed)
+        os._exit(1)  # the thread that trains may wait for the rank that is gone
+
+    with Followers(setup, num_ranks, on_end=give_up) as followers:
+        replica = Replica(setup, channel, followers)
+        followers.wait_for(Started)
+        channel.send(Started(device=replica.device_name, threads=replica.threads))
+        obey_all(channel, replica, followers)
+
+
+def obey_all(channel: Channel, replica: Replica, followers: Followers) -> None:
+    """Train when there is work, and carry out commands between two steps, until `Quit`."""
     work: Work | None = None
     while True:
         if work is not None and work.is_done:
             channel.send(work.report())
             work = None
         elif work is not None and not channel.has_news():
+            followers.tell(work.next_step())
             channel.send(work.step())
         else:
             match channel.receive():

@@ -50,10 +50,11 @@ def start(config, dataset, vectors, tmp_path_factory):
     directory = tmp_path_factory.mktemp("peer")
     peer = PeerConfig(directory=str(directory), device="cpu", threads=1)
 
-    async def start(config=config):
+    async def start(config=config, *, devices=1):
         log_path = directory / "log" / "trainer.log"
+        changed = msgspec.structs.replace(peer, devices=devices)
         return await Trainer.start(
-            config, peer, vectors=vectors, dataset=dataset.folder, log_path=log_path
+            config, changed, vectors=vectors, dataset=dataset.folder, log_path=log_path
         )
 
     return start
@@ -64,8 +65,8 @@ def running(start):
     """A context with a trainer of its own; nothing is left of it."""
 
     @asynccontextmanager
-    async def running(*args):
-        trainer = await start(*args)
+    async def running(*args, **named):
+        trainer = await start(*args, **named)
         try:
             yield trainer
         finally:
@@ -100,6 +101,11 @@ def work(config, *, first_step, num_steps):
     size = config.inner.batch_sequences
     span = (first_step * size, (first_step + num_steps) * size)
     return Train(first_step=first_step, spans=(span,))
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def ignore(*_):
@@ -213,6 +219,47 @@ def test_it_trains_on_while_the_other_commands_are_carried_out(
     assert steps == list(range(done.num_steps))
     assert (tmp_path / "one").exists()
     assert (tmp_path / "other").exists()
+
+
+def test_two_ranks_serve_as_one_does_and_die_together(
+    config, dataset, vectors, running, initial_N, tmp_path
+):
+    alone = train_alone(
+        config, dataset, device=torch.device("cpu"), num_steps=2 * H, on_step=ignore
+    )
+    expected_N = np.empty_like(initial_N)
+    store_flat_(alone.model, expected_N, layout_of(config))
+
+    async def life():
+        async with running(devices=2) as trainer:
+            assert trainer.started.device == "2 x CPU"
+            with pytest.raises(RunError, match="not a state of the optimizer"):
+                await trainer.load(tmp_path / "nowhere")
+            first = await trainer.train(work(config, first_step=0, num_steps=H), on_step=ignore)
+            assert first.num_samples == H * config.inner.batch_sequences
+            await asyncio.gather(
+                trainer.save(tmp_path / "moments"), trainer.snapshot(0, vectors.num_values)
+            )
+            # What it has by now comes back from both files, though it has moved on.
+            vectors.global_N[:] = vectors.snapshot_N
+            await trainer.train(work(config, first_step=H, num_steps=1), on_step=ignore)
+            await trainer.merge("replace", 0, vectors.num_values)
+            await trainer.load(tmp_path / "moments")
+            losses = []
+            await trainer.train(
+                work(config, first_step=H, num_steps=H),
+                on_step=lambda stepped: losses.append(stepped.loss),
+            )
+            assert losses == pytest.approx(alone.losses[H:], rel=1e-4)
+            await trainer.snapshot(0, vectors.num_values)
+            difference = np.linalg.norm(vectors.snapshot_N - expected_N)
+            assert difference < 1e-4 * np.linalg.norm(expected_N - initial_N)
+
+            (second,) = children_of(trainer.pid)
+            with pytest.raises(TrainerDied, match="rank 1 of the trainer was ended by a signal"):
+                await trainer.train(ENDLESS, on_step=lambda _: os.kill(second, signal.SIGKILL))
+
+    asyncio.run(life())
 
 
 def test_no_work_is_done_at_once(runner, trainer):

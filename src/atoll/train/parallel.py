@@ -1,0 +1,167 @@
+"""One model over several devices of a peer: sharded, each step taken by all ranks together.
+
+    rank 0   the first rows of the batch --> forward, backward --+--> gradients, summed up and
+    rank 1   the next rows of the batch ---> forward, backward --+    dealt out --> step of our rows
+
+FSDP2 (torch.distributed.fsdp.fully_shard; ZeRO-3, arXiv 1910.02054): every rank holds some rows of
+each parameter, in fp32, with their gradients and moments. The rows of a layer are gathered from all
+ranks just before it is computed, in bf16 if that is the precision.
+
+With one rank nothing here does anything: there is no process group.
+
+Shapes: B samples of a batch, T tokens.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore  # dist.FileStore: not exported for mypy
+
+from atoll.data.batches import Batch
+from atoll.model.llama import Llama
+from atoll.train.channel import Seat
+from atoll.train.loss import IGNORED
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+# What shards is imported where it is used: it takes a second or two, and most peers do without.
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Those that train one model together, and which of them this process is."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    mesh: "DeviceMesh | None" = None  # None: it is alone
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch: Batch) -> Batch:
+        """Return the rows of a batch that this rank is to train on."""
+        if self.mesh is None:
+            return batch
+        return share_of(batch, rank=self.rank, num_ranks=self.num_ranks)
+
+    def sum_(self, total: Tensor) -> None:
+        """Add up what each rank has."""
+        if self.mesh is not None:
+            dist.all_reduce(total)
+
+    def agree(self, number: int) -> int:
+        """Return the number that rank 0 has."""
+        if self.mesh is None:
+            return number
+        agreed = torch.tensor(number, device=self.mesh.device_type)
+        dist.broadcast(agreed, src=0)
+        return int(agreed)
+
+    def reduce_gradients_(self, model: Llama, *, wanted: bool) -> None:
+        """Let backward passes from now on add up gradients among the ranks, or on each alone."""
+        if self.mesh is not None:
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(model, FSDPModule)
+            model.set_requires_gradient_sync(wanted)
+
+
+ALONE = Ranks()
+
+
+def join(seat: Seat, device: torch.device) -> Ranks:
+    """Take this rank's seat; return when all others have taken theirs."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    stay_on_this_machine()
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=FileStore(seat.store, seat.num_ranks),
+        rank=seat.rank,
+        world_size=seat.num_ranks,
+    )
+    return Ranks(seat.rank, seat.num_ranks, init_device_mesh(device.type, (seat.num_ranks,)))
+
+
+def stay_on_this_machine() -> None:
+    """Let the ranks find each other on the loopback interface alone.
+
+    gloo and NCCL read the environment, and would listen for anybody on the machine's own address.
+    """
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    os.putenv("GLOO_SOCKET_IFNAME", loopback)
+    os.putenv("NCCL_SOCKET_IFNAME", loopback)
+
+
+def shard_(model: Llama, ranks: Ranks, *, bf16: bool) -> None:
+    """Leave this rank its rows of each parameter.
+
+    With `bf16` the layers compute on copies in bf16, and pass activations on in it; sums of
+    gradients are in fp32 all the same, as is what is held.
+    """
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # rotations stay in fp32; the rest comes in bf16 already
+    )
+    for module in (*model.layers, model):
+        sharded = fully_shard(module, mesh=ranks.mesh, mp_policy=policy)
+        # The loss is divided by the targets of the whole batch: gradients add up to its mean.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def share_of(batch: Batch, *, rank: int, num_ranks: int) -> Batch:
+    """Return the rows of a batch for one of several ranks: as many for each, in order.
+
+    All ranks go through the model at once, so none may have less to do. Where rows are missing, the
+    last one stands in without targets: it adds nothing to the loss, and nothing to the gradient.
+    """
+    num_rows = len(batch.tokens_BT)
+    share = -(-num_rows // num_ranks)
+    row_B = np.arange(rank * share, (rank + 1) * share)
+    exists_B1 = (row_B < num_rows)[:, None]
+    row_B = np.minimum(row_B, num_rows - 1)
+    return Batch(
+        tokens_BT=batch.tokens_BT[row_B],
+        targets_BT=np.where(exists_B1, batch.targets_BT[row_B], IGNORED),
+        documents_BT=batch.documents_BT[row_B],
+    )
+
+
+def whole(values: Tensor) -> Tensor:
+    """Return a tensor itself, or, where it is sharded, all of it: then each rank has to ask."""
+    if type(values) in (Tensor, torch.nn.Parameter):
+        return values
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(values, DTensor)
+    return values.full_tensor()
+
+
+def deal_out(values: Tensor, *, like: Tensor) -> Tensor:
+    """Return a copy of the values on the device of `like`; where that is sharded, this rank's rows.
+
+    Then each rank has to ask; the values are those of rank 0, whatever the others bring.
+    """
+    if type(like) in (Tensor, torch.nn.Parameter):
+        return values.to(like.device)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(values.to(like.device), like.device_mesh, like.placements)
