@@ -34,6 +34,12 @@ class HostStandsBy(Struct, frozen=True, kw_only=True, tag="host_stands_by"):
     address: str
 
 
+class DashboardServed(Struct, frozen=True, kw_only=True, tag="dashboard_served"):
+    """Where this host shows the run to whoever opens it in a browser."""
+
+    url: str
+
+
 class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
     """A peer has a control connection to the host."""
 
@@ -66,12 +72,15 @@ class RoundClosed(Struct, frozen=True, kw_only=True, tag="round_closed"):
 
 
 class RoundCommitted(Struct, frozen=True, kw_only=True, tag="round_committed"):
+    """`seconds`: since the round was opened; `exchange_s` of them since its last claim."""
+
     round: RoundId
     roster: tuple[PeerId, ...]
     num_tokens: int
     mean_loss: float
     update_bytes: int
     seconds: float
+    exchange_s: float = 0.0
 
 
 class StateAgreed(Struct, frozen=True, kw_only=True, tag="state_agreed"):
@@ -164,6 +173,7 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
 Event: TypeAlias = (
     HostStarted
     | HostStandsBy
+    | DashboardServed
     | PeerJoined
     | PeerLeft
     | RoundPlanned
@@ -228,6 +238,19 @@ def _cut_torn_line(file: FileIO) -> None:
         with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             whole = content.rfind(b"\n") + 1
         file.truncate(whole)
+
+
+def newest_events(path: Path, *, num_bytes: int) -> list[Stamped]:
+    """Return the whole lines among the last `num_bytes` of the file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, SEEK_END)
+        file.seek(max(0, size - num_bytes))
+        if file.tell():
+            file.readline()  # the end of a line
+        start = file.tell()
+    return read_events(path, offset=start)[0]
 
 
 def read_events(path: Path, *, offset: int = 0) -> tuple[list[Stamped], int]:

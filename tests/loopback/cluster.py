@@ -180,7 +180,8 @@ class Cluster:
         """Start the host, or the one of another directory; it may not come up."""
         home = run or self.run
         arguments = ["host", str(home), "--listen", "127.0.0.1", "--advertise", "127.0.0.1"]
-        arguments += ["--port", str(port), "--reducer-port", "0", "--cache", str(self.cache)]
+        arguments += ["--port", str(port), "--reducer-port", "0", "--web", "0"]
+        arguments += ["--cache", str(self.cache)]
         arguments += options
         return self._start("host" if run is None else run.name, arguments, home=home, env=env)
 

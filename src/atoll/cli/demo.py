@@ -62,6 +62,7 @@ class Stage:
 
     def host_arguments(self) -> list[str]:
         arguments = ["host", str(self.directory), "--port", str(self.port), "--reducer-port", "0"]
+        arguments += ["--web", "0"]
         return [*arguments, "--listen", LOOPBACK, "--advertise", LOOPBACK, *self.cache_option()]
 
     def join_arguments(self, name: str, *, invite: str = "") -> list[str]:

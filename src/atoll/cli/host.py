@@ -6,10 +6,13 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from atoll.cli.places import cache_directory, run_directory
@@ -18,7 +21,7 @@ from atoll.config import RunConfig, load_run_config
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
 from atoll.errors import ConfigError
-from atoll.events import EventLog, Warned
+from atoll.events import DashboardServed, Event, EventLog, Stamped, Warned, newest_events
 from atoll.exchange.tasks import running
 from atoll.host.lead import Alone, Leading, Shared
 from atoll.host.service import Host
@@ -28,7 +31,11 @@ from atoll.net.identity import write_private
 from atoll.net.transport import TcpTransport
 from atoll.peer.home import RunFile, write_run_file
 
+if TYPE_CHECKING:
+    from atoll.web.board import Board
+
 DAY_S = 86_400.0
+SEEN_BYTES = 8_000_000  # of what the host reported in earlier lives, for the dashboard
 JournalOption = Annotated[
     str,
     typer.Option(
@@ -68,6 +75,10 @@ def host(
     advertise: Annotated[
         str, typer.Option(help="Name or address that peers know this machine by; empty: guessed.")
     ] = "",
+    web: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the dashboard; 0: any free one.")
+    ] = 7780,
+    no_web: Annotated[bool, typer.Option("--no-web", help="Serve no dashboard.")] = False,
     uses: Annotated[int, typer.Option(help="How many machines may use the invite.")] = 100,
     days: Annotated[float, typer.Option(help="For how many days the invite is good.")] = 7.0,
     journal: JournalOption = "",
@@ -93,7 +104,8 @@ def host(
     )
     opened = open_run(directory, config, dataset=dataset.digest, url=journal)
     try:
-        place = Place(listen, port, reducer_port, advertise or own_address())
+        web_port = None if no_web else web
+        place = Place(listen, port, reducer_port, advertise or own_address(), web_port)
         lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
         service = _Service(opened, config, dataset, place, lead)
         asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
@@ -119,6 +131,7 @@ class Place:
     port: int
     reducer_port: int
     advertise: str
+    web_port: int | None  # None: no dashboard
 
     @property
     def local(self) -> str:
@@ -144,14 +157,16 @@ class _Service:
         self._config = config
         self._dataset = dataset
         self._place = place
-        self._log = EventLog(opened.path / "events.jsonl", show=Lines().show)
+        self._events = opened.path / "events.jsonl"
+        self._log = EventLog(self._events, show=Lines().show)
+        self._board: Board | None = None
         self._host = Host(
             opened.journal,
             authority=opened.authority,
             transport=TcpTransport(opened.identity),
             identity=opened.identity,
             advertise=place.advertise,
-            emit=self._log.emit,
+            emit=self._emit,
         )
         self._leading: Leading = Alone(opened.journal)
         if opened.shared is not None:
@@ -160,24 +175,67 @@ class _Service:
                 opened.shared,
                 lead_s=lead.lead_s,
                 standby=lead.standby,
-                emit=self._log.emit,
+                emit=self._emit,
             )
+
+    def _emit(self, event: Event) -> None:
+        self._log.emit(event)
+        if self._board is not None:
+            self._board.hear(event)
 
     async def serve(self, *, uses: int, valid_s: float) -> None:
         """Serve until the run is complete."""
         if self._host.run.is_complete:
             console.print("the run is complete; whoever lacks its end can fetch it for a moment")
         for note in self._opened.notes:
-            self._log.emit(Warned(text=note))
+            self._emit(Warned(text=note))
         started = asyncio.Event()
         place = self._place
         try:
-            async with running(self._keep_built_in(started, uses=uses, valid_s=valid_s)):
+            async with (
+                self._dashboard(),
+                running(self._keep_built_in(started, uses=uses, valid_s=valid_s)),
+            ):
                 await self._host.serve(
                     host=place.listen, port=place.port, started=started, leading=self._leading
                 )
         finally:
             self._log.close()
+
+    @asynccontextmanager
+    async def _dashboard(self) -> AsyncIterator[None]:
+        """Show the run on the web while the block runs, unless nobody wants that."""
+        place = self._place
+        if place.web_port is None:
+            yield
+            return
+        # Imported here: other commands do without a web server.
+        from atoll.web.board import Board
+        from atoll.web.server import serving
+
+        board = Board(
+            self._opened.journal.entries,
+            run=lambda: self._host.run,
+            now=asyncio.get_running_loop().time,
+        )
+        board.replay(self._newest_events())
+        self._board = board
+        async with serving(
+            board,
+            host=place.listen,
+            port=place.web_port,
+            on_failure=lambda text: self._emit(Warned(text=text)),
+        ) as port:
+            self._emit(DashboardServed(url=f"http://{_bracketed(place.advertise)}:{port}/"))
+            yield
+
+    def _newest_events(self) -> list[Stamped]:
+        try:
+            return newest_events(self._events, num_bytes=SEEN_BYTES)
+        except msgspec.DecodeError as error:
+            text = f"{self._events} is damaged ({error}): the dashboard begins without it"
+            self._emit(Warned(text=text))
+            return []
 
     def _print_invite(self, invite: str) -> None:
         write_private(self._opened.path / "invite.txt", invite.encode() + b"\n")
@@ -209,7 +267,7 @@ class _Service:
             text = (
                 f"the built-in member ended with code {code}{_last_words(log)}; starting it again"
             )
-            self._log.emit(Warned(text=f"{text} (its log: {log})"))
+            self._emit(Warned(text=f"{text} (its log: {log})"))
             await asyncio.sleep(RESTART_S)
 
     async def _start_built_in(self) -> Process:
@@ -224,6 +282,11 @@ class _Service:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the host
             )
+
+
+def _bracketed(host: str) -> str:
+    """Return the host as a URL has it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _last_words(log: Path) -> str:

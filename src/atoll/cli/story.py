@@ -95,6 +95,8 @@ class Story:
     def hear_host(self, line: Stamped) -> None:  # noqa: C901, PLR0912 - one case for each event
         event, at = line.event, line.at
         match event:
+            case events.DashboardServed(url=url):
+                self.say(f"dashboard: {url}", at=at)
             case events.PeerJoined():
                 self._join(event, at=at)
             case events.PeerLeft(name=name, reason=reason) if not self.is_complete:

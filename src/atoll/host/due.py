@@ -324,7 +324,8 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         updates=updates,
     )
     run.note_committed(record)
-    run.note_exchange(rounds.exchange_s(rnd, now=now))
+    exchange_s = rounds.exchange_s(rnd, now=now)
+    run.note_exchange(exchange_s)
     before, run.committed = run.committed, rnd.id
     del run.open_rounds[rnd.id]
     tokens = sum(entry.num_tokens for entry in entries)
@@ -335,6 +336,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         mean_loss=sum(entry.mean_loss * entry.num_tokens for entry in entries) / tokens,
         update_bytes=sum(update.num_bytes for update in updates),
         seconds=now - rnd.opened_at,
+        exchange_s=exchange_s,
     )
     effects: list[Effect] = [Append((record,))]
     effects += [SendCommits(m.peer, before, rnd.id) for m in run.membership.connected()]

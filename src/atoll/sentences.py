@@ -1,0 +1,67 @@
+"""Events as sentences for people: the lines of a terminal, and the news of the dashboard."""
+
+from collections.abc import Mapping, Sequence
+
+from atoll import events
+from atoll.ids import PeerId
+from atoll.units import format_bytes, format_seconds
+
+MOST_NAMES = 12  # in a sentence
+
+
+def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:  # noqa: C901, PLR0912 - one case for each event
+    """Return the event in words; None: it is nothing to read about."""
+    match event:
+        case events.HostStarted():
+            return f"serving {event.run} at {event.address}, {event.committed} rounds committed"
+        case events.HostStandsBy():
+            return f"standing by at {event.address}"
+        case events.DashboardServed(url=url):
+            return f"dashboard: {url}"
+        case events.PeerJoined():
+            where = "" if event.reachable else ", cannot be dialled: it will not reduce"
+            return f"+ {event.name} joined ({event.device or 'no trainer'}{where})"
+        case events.PeerLeft():
+            return f"- {event.name} is gone: {event.reason}"
+        case events.RoundPlanned():
+            reducers = named(event.reducers, names=names)
+            return f"round {event.round}: {len(event.peers)} peers, reduced by {reducers}"
+        case events.RoundClosed():
+            late = f", without {named(event.missing, names=names)}" if event.missing else ""
+            return f"round {event.round}: closed with {len(event.roster)} peers{late}"
+        case events.RoundCommitted():
+            return (
+                f"round {event.round}: committed, {event.num_tokens} tokens, "
+                f"loss {event.mean_loss:.3f}, {format_seconds(event.seconds)}"
+            )
+        case events.StateAgreed():
+            return f"state {event.round} is {event.digest[:12]} on {len(event.peers)} members"
+        case events.StateDiffers():
+            who = named((event.peer,), names=names)
+            return f"! {who} has another state {event.round}: it fetches"
+        case events.Training():
+            return (
+                f"  {named((event.peer,), names=names)}: round {event.round}, step {event.step}, "
+                f"loss {event.loss:.3f}, {event.tokens_per_s:.0f} tokens/s"
+            )
+        case events.StateSynced():
+            size = format_bytes(event.num_bytes)
+            return f"fetched state {event.round}: {size} in {format_seconds(event.seconds)}"
+        case events.MomentsFetched(num_bytes=num_bytes, seconds=seconds):
+            size, time = format_bytes(num_bytes), format_seconds(seconds)
+            return f"fetched the moments of another peer: {size} in {time}"
+        case events.TrainerDied():
+            return f"! the trainer died ({event.reason}); starting it again"
+        case events.Warned():
+            return f"! {event.text}"
+        case events.Stopped():
+            return event.reason
+        case _:
+            return None
+
+
+def named(peers: Sequence[PeerId], *, names: Mapping[PeerId, str]) -> str:
+    """Return the names of these peers, of the first ones; of strangers, the start of their ids."""
+    shown = [names.get(peer, peer[:8]) for peer in peers[:MOST_NAMES]]
+    rest = len(peers) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")

@@ -1,0 +1,79 @@
+"""The description of the API (OpenAPI 3.1), made from the structs that it answers with."""
+
+from typing import Any
+
+import msgspec
+
+from atoll import __version__
+from atoll.config import RunConfig
+from atoll.host.live import Live
+from atoll.host.overview import Overview, RoundView
+from atoll.web.api import MAX_ENTRIES, MAX_ROUNDS, Health, JournalPage, Problem, Rounds
+
+READS: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "/api/v1/overview": (Overview, "How the run stands: totals, the loss of each round, the peers"),
+    "/api/v1/live": (Live, "What is going on now: who is there, how far the open rounds are"),
+    "/api/v1/health": (Health, "What is wrong now, in words, and what to do about it"),
+    "/api/v1/config": (RunConfig, "The config of the run; its digest is the run's name"),
+    "/api/v1/rounds": (Rounds, "The newest rounds, with their times, rosters and reasons"),
+    "/api/v1/rounds/{round}": (RoundView, "One of the newest rounds"),
+    "/api/v1/journal": (JournalPage, "Entries of the journal, with hashes and signatures"),
+}
+PARAMETERS: dict[str, list[dict[str, Any]]] = {
+    "/api/v1/rounds": [
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "maximum": MAX_ROUNDS}}
+    ],
+    "/api/v1/rounds/{round}": [
+        {"name": "round", "in": "path", "required": True, "schema": {"type": "integer"}}
+    ],
+    "/api/v1/journal": [
+        {"name": "start", "in": "query", "schema": {"type": "integer", "minimum": 0}},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "maximum": MAX_ENTRIES}},
+    ],
+}
+
+
+def description() -> dict[str, Any]:
+    """Return the document that /api/v1/openapi.json serves."""
+    kinds = [*(kind for kind, _ in READS.values()), Problem]
+    references, components = msgspec.json.schema_components(
+        kinds, ref_template="#/components/schemas/{name}"
+    )
+    problem = _answer("What is wrong, and what to do", references[-1])
+    paths: dict[str, Any] = {
+        path: {
+            "get": {
+                "summary": about,
+                "parameters": PARAMETERS.get(path, []),
+                "responses": {"200": _answer(about, reference), "4XX": problem},
+            }
+        }
+        for (path, (_, about)), reference in zip(READS.items(), references, strict=False)
+    }
+    paths["/api/v1/stream"] = {"get": _text("text/event-stream", STREAM)}
+    paths["/metrics"] = {"get": _text("text/plain", "The run as Prometheus reads it")}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "atoll",
+            "version": __version__,
+            "description": "What can be seen of a run. Keys may be added within a version.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+STREAM = (
+    "Server-sent events: a `snapshot`, then a `delta` whenever something has changed, a `beat` "
+    "when nothing has, an `end` when the host stops. Their form may change: programs use the rest"
+)
+
+
+def _answer(about: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": about, "content": {"application/json": {"schema": schema}}}
+
+
+def _text(media_type: str, about: str) -> dict[str, Any]:
+    content = {media_type: {"schema": {"type": "string"}}}
+    return {"summary": about, "responses": {"200": {"description": about, "content": content}}}

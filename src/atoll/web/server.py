@@ -1,0 +1,111 @@
+"""The dashboard on a port of its own, in the event loop of the host, which it must not hold up.
+
+So connections are few (the host needs its file descriptors for members), those that ask for nothing
+end, and whatever goes wrong in here ends a request, never the host.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from atoll.errors import RunError
+from atoll.web.app import application
+from atoll.web.board import Board
+from atoll.web.stream import Stream
+
+MAX_CONNECTIONS = 600
+IDLE_S = 10.0  # for a new connection to ask for something
+LAST_WORDS_S = 1  # for answers under way, when the host ends
+
+
+class _Connection(H11Protocol):
+    """A connection that ends if it is one too many, or says nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+        self._idle = self.loop.call_later(IDLE_S, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.cancel()
+        super().connection_lost(exc)
+
+    def _end_if_idle(self) -> None:
+        request: object = self.cycle  # None before the first one, whatever its type says
+        if request is None:
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to the host."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    board: Board, *, host: str, port: int, on_failure: Callable[[str], None]
+) -> AsyncIterator[int]:
+    """Serve the board while the block runs; yield the port.
+
+    If the dashboard fails, `on_failure` hears why, and the block goes on without it.
+
+    Raises:
+        RunError: the port is taken.
+    """
+    listening = _listen(host, port)
+    stream = Stream(board)
+    server = _server(application(board, stream))
+    tasks = [
+        asyncio.create_task(stream.run()),
+        asyncio.create_task(server.serve(sockets=[listening])),
+    ]
+
+    def note_end(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            on_failure(f"the dashboard has ended: {error!r}")
+
+    for task in tasks:
+        task.add_done_callback(note_end)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        tasks[0].cancel()  # which says good-bye to the viewers
+        server.should_exit = True
+        await asyncio.gather(*tasks, return_exceptions=True)
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RunError(
+            f"cannot serve the dashboard at {host}:{port}: {error.strerror}",
+            hint="choose another port with --web PORT (0: any free one), or --no-web",
+        ) from error
+
+
+def _server(app: ASGIApp) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=LAST_WORDS_S,
+        )
+    )

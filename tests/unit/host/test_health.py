@@ -1,0 +1,92 @@
+"""What is wrong is said in words, and nothing is said when nothing is wrong."""
+
+from tests.unit.host.scene import BUILT_IN
+from tests.unit.web.cast import Seen
+
+from atoll.config import SyncConfig
+from atoll.host.health import LEFT_S
+
+
+def texts(seen, *, later_s=0.0):
+    from atoll.host.health import concerns
+
+    view, board = seen.board.catch_up(), seen.board
+    found = concerns(
+        view, board.live(), board.rounds, sync=seen.run.config.sync, at=1000 + seen.now + later_s
+    )
+    return [(concern.severity, concern.text) for concern in found]
+
+
+def test_a_run_that_goes_well_has_no_concerns():
+    seen = Seen.new()
+    peers = seen.gather(3)
+    for _ in range(6):
+        seen.commit_round(*peers)
+        seen.passes(3.0)
+    assert texts(seen) == []
+
+
+def test_too_few_peers():
+    seen = Seen.new(min_peers=3)
+    seen.gather(1)
+    assert texts(seen) == [("warning", "1 of the peers are here: a round begins with 3.")]
+
+
+def test_a_run_that_everybody_has_left():
+    seen = Seen.new()
+    (anna,) = seen.gather(1)
+    seen.lost(anna)
+    severities = {text: severity for severity, text in texts(seen)}
+    assert severities["Nobody trains: the open round waits."] == "alarm"
+    assert texts(seen)[0][0] == "alarm"
+
+
+def test_the_built_in_member_is_missed():
+    seen = Seen.new()
+    seen.gather(2)
+    seen.lost(BUILT_IN)
+    assert any("built-in member is not there" in text for _, text in texts(seen))
+
+
+def test_a_round_that_takes_much_longer_than_usual_names_whom_it_waits_for():
+    seen = Seen.new(quorum=1.0)
+    anna, ben = seen.gather(2)
+    for _ in range(3):
+        seen.passes(10.0)
+        seen.commit_round(anna, ben)
+        seen.passes(3.0)
+    seen.delivers(anna)
+    for _ in range(10):
+        seen.passes(9.0)
+    assert any("it waits for peer-1" in text for _, text in texts(seen))
+
+
+def test_somebody_who_left_is_news_for_a_while():
+    from atoll.net import wire
+
+    seen = Seen.new()
+    anna, _ = seen.gather(2)
+    seen.says(anna, wire.Leaving(reason="it left"))
+    assert ("note", "peer-0 is gone: it left.") in texts(seen)
+    assert texts(seen, later_s=LEFT_S + 1) == []
+
+
+def test_who_is_often_late_is_named():
+    seen = Seen.new(grace_floor_s=1.0, quorum=0.5)
+    anna, _ = seen.gather(2)
+    for _ in range(5):
+        seen.delivers(anna)
+        for _ in range(8):
+            seen.passes(5.0)
+        seen.commits(BUILT_IN, anna)
+        for member in list(seen.run.membership.connected()):
+            seen.at_state(member.peer, seen.run.committed)
+        seen.passes(3.0)
+    assert any(text.startswith("Often late: peer-1.") for _, text in texts(seen))
+
+
+def test_a_complete_run_is_complete():
+    seen = Seen.of(SyncConfig(rounds=1, inner_steps=2))
+    peers = seen.gather(2)
+    seen.commit_round(*peers)
+    assert texts(seen) == [("note", "The run is complete.")]

@@ -1,0 +1,125 @@
+"""What the page shows equals the journal, the events and the host's own state."""
+
+import msgspec
+from tests.unit.host.scene import BUILT_IN
+from tests.unit.web.cast import Seen
+
+from atoll.net.records import Committed
+from atoll.web.board import CURVE_POINTS, curve
+
+
+def row(seen, number):
+    return seen.board.document()["peers"][number]
+
+
+def test_before_anybody_has_come_there_is_a_page_all_the_same():
+    document = Seen.new(min_peers=2).board.document()
+    assert (document["peers"], document["rounds"], document["curve"]) == ([], {}, [])
+    assert document["run"]["rounds"] == 50
+    assert "Nobody trains yet: a round begins with 2." in [c["text"] for c in document["health"]]
+
+
+def test_a_round_is_seen_from_its_plan_to_the_agreed_state():
+    seen = Seen.new()
+    anna, ben = seen.gather(2)
+    (opened,) = seen.board.document()["open"]
+    assert (opened["round"], opened["phase"], opened["num_waited_for"]) == (1, "train", 2)
+    seen.delivers(anna)
+    (opened,) = seen.board.document()["open"]
+    assert (opened["phase"], opened["num_waited_for"]) == ("exchange", 1)
+    assert row(seen, 0)["arrived"] == 1.0
+    seen.commit_round(ben)
+    document = seen.board.document()
+    line, (record,) = document["rounds"][1], seen.recorded(Committed)
+    tokens = sum(entry.num_tokens for entry in record.roster)
+    assert (line["num_in"], line["missing"], line["tokens"]) == (2, [], tokens)
+    assert line["planned_at"] <= line["closed_at"] <= line["committed_at"] <= line["agreed_at"]
+    assert document["run"]["committed"] == 1
+    assert document["run"]["agreed_state"] == seen.run.agreed[1]
+    assert line["state"] == seen.run.agreed[1][:24]
+    assert [point[:2] for point in document["curve"]] == [(1, tokens)]
+    assert sum(peer["tokens"] for peer in document["peers"]) == document["run"]["num_tokens"]
+
+
+def test_who_was_late_is_named_with_the_reason():
+    seen = Seen.new(grace_floor_s=1.0, quorum=0.5)
+    anna, ben = seen.gather(2)
+    seen.delivers(anna)
+    seen.passes(50.0)
+    seen.passes(50.0)
+    seen.commits(BUILT_IN, anna)
+    line = seen.board.document()["rounds"][1]
+    assert (line["missing"], line["num_missing"], line["num_in"]) == ([1], 1, 1)
+    assert line["reason"]
+    assert (row(seen, 0)["missed"], row(seen, 1)["missed"]) == (0, 1)
+    assert any("without peer-1" in news["text"] for news in seen.board.document()["news"])
+    assert ben in seen.board.rounds[0].missing
+
+
+def test_who_is_gone_is_gone_on_the_page_and_says_why():
+    seen = Seen.new()
+    anna, _ = seen.gather(2)
+    assert (row(seen, 0)["in"], row(seen, 0)["doing"]) == (True, "training")
+    seen.lost(anna)
+    assert (row(seen, 0)["in"], row(seen, 0)["doing"]) == (False, "away")
+    assert row(seen, 0)["left"] == "its connection ended"
+    texts = [concern["text"] for concern in seen.board.document()["health"]]
+    assert "Cut off for now: peer-0." in texts
+    seen.passes(40.0)
+    seen.tick()
+    assert row(seen, 0)["doing"] == "gone"
+
+
+def test_utilisation_is_the_share_of_the_time_that_a_peer_trained():
+    seen = Seen.new()
+    anna, ben = seen.gather(2)
+    tokens = 2 * 2 * 128  # steps, samples, length
+    for _ in range(4):
+        seen.train(anna, tokens_per_s=tokens / 5.0)
+        seen.train(ben, tokens_per_s=tokens / 10.0)
+        seen.passes(10.0)
+        seen.commit_round(anna, ben)
+    assert (row(seen, 0)["utilisation"], row(seen, 1)["utilisation"]) == (0.5, 1.0)
+
+
+def test_a_state_that_differs_is_marked_until_it_is_agreed_again():
+    seen = Seen.new()
+    anna, ben, carol = seen.gather(3)
+    seen.delivers(anna, ben, carol)
+    seen.commits(BUILT_IN, anna)
+    for peer in (BUILT_IN, anna, ben):
+        seen.at_state(peer, 1)
+    seen.at_state(carol, 1, of="carol")
+    assert [row(seen, k)["differs"] for k in range(3)] == [False, False, True]
+    assert any("peer-2 holds another state" in c["text"] for c in seen.board.document()["health"])
+    assert (row(seen, 2)["doing"], row(seen, 0)["agrees"]) == ("catching up", True)
+    seen.at_state(carol, 1)
+    assert (row(seen, 2)["agrees"], row(seen, 2)["differs"]) == (True, False)
+
+
+def test_nothing_in_the_document_is_an_address_or_a_token():
+    seen = Seen.new()
+    anna, ben = seen.gather(2)
+    seen.commit_round(anna, ben)
+    text = msgspec.json.encode(seen.board.document()).decode()
+    assert '"host"' not in text
+    assert 'token"' not in text
+
+
+def test_a_long_curve_is_one_of_means_that_ends_where_the_run_is():
+    losses = [float(number) for number in range(10 * CURVE_POINTS + 3)]
+    tokens = [100 * (number + 1) for number in range(len(losses))]
+    points = curve(tokens, losses)
+    assert len(points) <= CURVE_POINTS
+    assert points[-1][:2] == (len(losses), tokens[-1])
+    assert [point[0] for point in points] == sorted({point[0] for point in points})
+    assert points[0] == (11, tokens[10], 5.0)
+
+
+def test_what_the_host_reported_before_it_was_started_again_is_news():
+    seen = Seen.new()
+    anna, ben = seen.gather(2)
+    seen.commit_round(anna, ben)
+    before = list(seen.board.news)
+    assert [news.id for news in before] == list(range(1, len(before) + 1))
+    assert {"peer-0 joined (cpu)"} <= {news.text for news in before}
