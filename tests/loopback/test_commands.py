@@ -147,6 +147,17 @@ def test_export_writes_the_newest_state(trained, atoll, config, tmp_path):
     assert digest == trained.records(Agreed)[-1].state
     assert np.array_equal(params_N, state.params_N)
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| state | {ROUNDS} of {ROUNDS}, `{digest}` |" in card
+    assert f"| anna | {ROUNDS} | " in card
+
+
+def test_export_writes_a_gguf_file(trained, atoll, tmp_path):
+    out = tmp_path / "model.gguf"
+    assert atoll("export", trained.peers / "anna", out, "--cache", trained.cache)[0] == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+    code, _, err = atoll("export", trained.run, out, "--cache", trained.cache)
+    assert (code, "exists" in err) == (2, True)
 
 
 def _run_of(trained):

@@ -10,10 +10,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atoll.cli.show import console, errors
-from atoll.cli.weights import export_weights, require_free
+from atoll.cli.weights import Exported, export_weights, require_free
 from atoll.config import RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
+from atoll.model.card import Origin
 from atoll.model.flat import store_flat_
 from atoll.model.layout import layout_of
 from atoll.train.baseline import OnStep, train_alone, with_batch_factor
@@ -65,7 +66,8 @@ def train_and_report(
         layout = layout_of(config)
         params_N = np.empty(layout.num_values, np.float32)
         store_flat_(trained.model, params_N, layout)
-        export_weights(out, config, params_N, dataset)
+        origin = Origin(f"{num_steps} steps of {batch_factor * batch_sequences} samples, alone")
+        export_weights(out, Exported(config, params_N, dataset, origin))
         console.print(f"the model is in {out}", markup=False, soft_wrap=True)
 
 

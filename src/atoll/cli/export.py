@@ -1,4 +1,4 @@
-"""`atoll export`: the newest model of a run as a folder that transformers, vLLM and others read."""
+"""`atoll export`: the newest model of a run, for transformers, vLLM, llama.cpp and others."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,24 @@ from atoll.cli.show import console
 
 def export(
     run: Annotated[Path, typer.Argument(help="The directory of a run, or of a peer.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; new, or empty.")],
+    out: Annotated[
+        Path, typer.Argument(help="The folder to write, new or empty; or a file NAME.gguf.")
+    ],
     cache: Annotated[
         Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
     ] = None,
 ) -> None:
-    """Write the newest committed model of a run as a Hugging Face folder."""
-    from atoll.cli.newest import open_newest
-    from atoll.cli.weights import export_weights
+    """Write the newest committed model of a run as a Hugging Face folder, or as a GGUF file."""
+    from atoll.cli.newest import open_newest, origin_of
+    from atoll.cli.weights import GGUF_SUFFIX, Exported, export_weights
 
     newest = open_newest(run, cache=cache or cache_directory())
-    export_weights(out, newest.config, newest.state.params_N, newest.dataset)
-    console.print(f"state {newest.state.round} of {newest.config.name} is in {out}", markup=False)
-    console.print(
-        f'\nread it with transformers:    AutoModelForCausalLM.from_pretrained("{out}")',
-        markup=False,
-        soft_wrap=True,
-    )
+    config, state = newest.config, newest.state
+    export_weights(out, Exported(config, state.params_N, newest.dataset, origin_of(newest, run)))
+    console.print(f"state {state.round} of {config.name} is in {out}", markup=False)
+    if out.suffix != GGUF_SUFFIX:
+        console.print(
+            f'\nread it with transformers:    AutoModelForCausalLM.from_pretrained("{out}")',
+            markup=False,
+            soft_wrap=True,
+        )

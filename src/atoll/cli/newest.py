@@ -1,11 +1,17 @@
 """The newest committed state of a run, out of its host's directory or out of a peer's."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from atoll.config import RunConfig, run_digest
 from atoll.data.shards import Dataset
 from atoll.errors import ConfigError
+from atoll.host.overview import overview
+from atoll.host.stores import read_journal
+from atoll.ids import Digest
+from atoll.model.card import Contributor, Origin
+from atoll.net.records import Committed, Record
 from atoll.outer.saved import read_saved, saved_rounds
 from atoll.outer.state import PeerState
 from atoll.peer.home import DATASET_FILE, read_run_file
@@ -15,6 +21,7 @@ from atoll.peer.home import DATASET_FILE, read_run_file
 class Newest:
     config: RunConfig
     state: PeerState
+    digest: Digest  # of the state
     dataset: Dataset  # whose tokenizer the model reads with
 
 
@@ -39,8 +46,27 @@ def open_newest(path: Path, *, cache: Path) -> Newest:
         raise ConfigError(
             f"no committed state in {home / 'states'}", hint="wait for the first round"
         )
-    state, _ = read_saved(home / "states", rounds[-1], run=run_digest(run_file.config))
-    return Newest(run_file.config, state, _dataset(home, cache))
+    state, digest = read_saved(home / "states", rounds[-1], run=run_digest(run_file.config))
+    return Newest(run_file.config, state, digest, _dataset(home, cache))
+
+
+def origin_of(newest: Newest, path: Path) -> Origin:
+    """Return how the state came to be; only the host's directory knows the contributors."""
+
+    def is_before(record: Record) -> bool:  # the run may go on meanwhile
+        return not (isinstance(record, Committed) and record.round > newest.state.round)
+
+    directory = path.parent if path.name == "run.toml" else path
+    contributors = None
+    if (directory / "run.toml").exists():
+        view = overview(takewhile(is_before, (e.record for e in read_journal(directory))), ())
+        contributors = [
+            Contributor(peer.name, peer.rounds, peer.num_tokens)
+            for peer in view.peers
+            if peer.rounds
+        ]
+    rounds = newest.config.sync.rounds
+    return Origin(f"{newest.state.round} of {rounds}", newest.digest, contributors)
 
 
 def _dataset(home: Path, cache: Path) -> Dataset:

@@ -1,6 +1,7 @@
-"""The weights of a run, out into a Hugging Face folder."""
+"""The weights of a run, out into a Hugging Face folder or a GGUF file."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +11,31 @@ from atoll.config import RunConfig
 from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
 from atoll.errors import ConfigError
+from atoll.model.card import Origin, model_card
+from atoll.model.gguf_file import export_gguf
 from atoll.model.hf import Text, export_hf
 from atoll.model.layout import in_model_order, layout_of
 
+GGUF_SUFFIX = ".gguf"
 
-def export_weights(
-    folder: Path, config: RunConfig, params_N: NDArray[np.float32], dataset: Dataset
-) -> None:
-    """Write the flat vector of a run's model to `folder`, with the tokenizer of its dataset.
+
+class Exported(NamedTuple):
+    """What goes out; `params_N` in the run's layout."""
+
+    config: RunConfig
+    params_N: NDArray[np.float32]
+    dataset: Dataset  # whose tokenizer the model reads with
+    origin: Origin
+
+
+def export_weights(out: Path, exported: Exported) -> None:
+    """Write a run's model to a folder, or to a file whose name ends in .gguf.
 
     Raises:
-        ConfigError: the folder has something in it.
+        ConfigError: the folder has something in it, or the file exists.
         RunError: the disk would not take it.
     """
+    config, dataset = exported.config, exported.dataset
     path = dataset.folder / TOKENIZER_FILE
     start = Rules.from_file(str(path)).id_to_token(dataset.start_token)
     assert start is not None, "the tokenizer of a dataset has its start token"
@@ -31,9 +44,13 @@ def export_weights(
         document_token=start,
         document_token_id=dataset.start_token,
         sequence_length=config.data.sequence_length,
+        card=model_card(config, exported.origin),
     )
-    in_order_N = in_model_order(params_N, layout_of(config))
-    export_hf(folder, config.model, in_order_N, text=text)
+    in_order_N = in_model_order(exported.params_N, layout_of(config))
+    if out.suffix == GGUF_SUFFIX:
+        export_gguf(out, config.model, in_order_N, text=text, name=config.name)
+    else:
+        export_hf(out, config.model, in_order_N, text=text)
 
 
 def require_free(folder: Path) -> None:
@@ -42,5 +59,6 @@ def require_free(folder: Path) -> None:
     Raises:
         ConfigError: the folder has something in it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_file = folder.suffix == GGUF_SUFFIX
+    if folder.exists() and (is_file or not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"not an empty folder: {folder}", hint="choose one that does not exist")

@@ -1,6 +1,6 @@
 """Models in and out of Hugging Face's layout of a Llama, which transformers, vLLM and others read.
 
-    folder/  config.json  generation_config.json  tokenizer.json  tokenizer_config.json
+    folder/  README.md  config.json  generation_config.json  tokenizer.json  tokenizer_config.json
              model.safetensors, or model-00001-of-00003.safetensors ... and an index
 
 Shapes: N all values of the model.
@@ -60,10 +60,10 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{LAYER_NAMES[rest]}"
 
 
-def _views(
+def views(
     config: ModelConfig, params_N: NDArray[np.float32]
 ) -> Iterator[tuple[ParameterSpec, NDArray[np.float32]]]:
-    """Yield each parameter and its part of the vector, in the parameter's shape."""
+    """Yield each parameter of a vector in the order of the model, and its values, in its shape."""
     start = 0
     for spec in parameter_specs(config):
         yield spec, params_N[start : start + spec.num_values].reshape(spec.shape)
@@ -80,6 +80,7 @@ class Text(NamedTuple):
     document_token: str  # every document begins with it, so it also ends the one before
     document_token_id: int
     sequence_length: int
+    card: str = ""  # the README.md of a folder; empty: there is none
 
 
 def export_hf(
@@ -139,6 +140,8 @@ def _write_descriptions(folder: Path, config: ModelConfig, text: Text, dtype: to
         "max_position_embeddings": text.sequence_length,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+    if text.card:
+        (folder / "README.md").write_text(text.card, encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", tokenizer)
     _write_json(folder / "generation_config.json", document_token_ids)
     _write_json(folder / CONFIG_FILE, model)
@@ -150,7 +153,7 @@ def _shards(
     """Return the tensors of each file, in order; a larger tensor has a file of its own."""
     shards: list[dict[str, NDArray[np.float32]]] = [{}]
     room = max_values
-    for spec, values in _views(config, params_N):
+    for spec, values in views(config, params_N):
         if spec.num_values > room and shards[-1]:
             shards.append({})
             room = max_values
@@ -227,7 +230,7 @@ def _weight_files(folder: Path) -> list[str]:
 def _read_weights(config: ModelConfig, files: dict[str, Any]) -> NDArray[np.float32]:
     """Return the flat vector, out of the open file that holds each tensor."""
     params_N = np.empty(num_parameters(config), dtype=np.float32)
-    for spec, values in _views(config, params_N):
+    for spec, values in views(config, params_N):
         name = hf_name(spec.name)
         if name not in files:
             raise ConfigError(f"there is no tensor {name}", hint=FETCH_AGAIN)
