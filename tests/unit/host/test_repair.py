@@ -2,9 +2,12 @@
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from shutil import copytree
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from tests.unit.host.scene import A, B
 
 from atoll.errors import DamagedError
@@ -105,6 +108,38 @@ def test_a_log_that_was_cut_anywhere_loses_what_was_being_written_and_says_so(tm
             assert f"{dropped} bytes" in note, cut
             kept = path.with_name(NAME + ".damaged-1-wal")
             assert kept.read_bytes() == log[:cut]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Return the folder of a journal that a crash left with four writes in its log; their ends."""
+    folder = tmp_path_factory.mktemp("log")
+    path, marks = crashed(
+        folder / "crashed", written(folder / "run", records=RECORDS[:9]), records=RECORDS[1:5]
+    )
+    return path.parent, marks
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_log_ends_with_the_last_write_that_is_whole_wherever_it_is_cut_or_wrong(log, data):
+    source, marks = log
+    content = bytearray((source / f"{NAME}-wal").read_bytes())
+    cut = data.draw(st.integers(0, len(content)), "cut")
+    del content[cut:]
+    end = cut
+    if content and data.draw(st.booleans(), "is a byte wrong"):
+        end = data.draw(st.integers(0, cut - 1), "which")
+        content[end] ^= data.draw(st.integers(1, 255), "how")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "run", NAME)
+        copytree(source, path.parent)
+        path.with_name(f"{NAME}-wal").write_bytes(content)
+        notes = mended(path)
+        survived = sum(mark <= end for mark in marks[1:])
+        assert reopened(path) == [*RECORDS[:9], *RECORDS[1 : 1 + survived]]
+        if end == cut:
+            assert bool(notes) == (cut not in {*marks, 32}), "the log's header has 32 bytes"
 
 
 def test_garbage_behind_the_log_is_dropped_and_said(tmp_path):
