@@ -96,6 +96,20 @@ class StateDiffers(Struct, frozen=True, kw_only=True, tag="state_differs"):
     agreed: Digest
 
 
+class RunPaused(Struct, frozen=True, kw_only=True, tag="run_paused"):
+    """The operator lets no new round begin; those that are open go on."""
+
+
+class RunResumed(Struct, frozen=True, kw_only=True, tag="run_resumed"):
+    """Rounds begin again."""
+
+
+class ReducersChosen(Struct, frozen=True, kw_only=True, tag="reducers_chosen"):
+    """The operator has said who averages from the next round on; empty: all that can."""
+
+    peers: tuple[PeerId, ...]
+
+
 class Training(Struct, frozen=True, kw_only=True, tag="training"):
     """How far a peer is in its inner steps; at most a few times a second."""
 
@@ -181,6 +195,9 @@ Event: TypeAlias = (
     | RoundCommitted
     | StateAgreed
     | StateDiffers
+    | RunPaused
+    | RunResumed
+    | ReducersChosen
     | Training
     | PhaseTimed
     | BytesMoved

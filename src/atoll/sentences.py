@@ -39,6 +39,13 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.StateDiffers():
             who = named((event.peer,), names=names)
             return f"! {who} has another state {event.round}: it fetches"
+        case events.RunPaused():
+            return "paused by the operator: no new round begins"
+        case events.RunResumed():
+            return "resumed by the operator: rounds begin again"
+        case events.ReducersChosen(peers=peers):
+            who = named(peers, names=names) or "all that can be dialled"
+            return f"chosen to average, from the next round on: {who}"
         case events.Training():
             return (
                 f"  {named((event.peer,), names=names)}: round {event.round}, step {event.step}, "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from atoll.cli.operator import DAY_S, URL_FILE, HostOperator, operator_token
 from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import Lines, console, progress
 from atoll.config import RunConfig, load_run_config
@@ -34,7 +35,6 @@ from atoll.peer.home import RunFile, write_run_file
 if TYPE_CHECKING:
     from atoll.web.board import Board
 
-DAY_S = 86_400.0
 SEEN_BYTES = 8_000_000  # of what the host reported in earlier lives, for the dashboard
 JournalOption = Annotated[
     str,
@@ -109,6 +109,8 @@ def host(
         lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
         service = _Service(opened, config, dataset, place, lead)
         asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
+    except asyncio.CancelledError:
+        console.print("stopped by the operator; started again, it goes on")
     finally:
         opened.close()
 
@@ -210,6 +212,7 @@ class _Service:
             yield
             return
         # Imported here: other commands do without a web server.
+        from atoll.web.admin import Admin
         from atoll.web.board import Board
         from atoll.web.server import serving
 
@@ -220,12 +223,18 @@ class _Service:
         )
         board.replay(self._newest_events())
         self._board = board
+        directory, serve = self._opened.path, asyncio.current_task()
+        assert serve is not None, "it runs in a task"
+        operator = HostOperator(self._host, stop=serve.cancel)
         async with serving(
             board,
             host=place.listen,
             port=place.web_port,
             on_failure=lambda text: self._emit(Warned(text=text)),
+            admin=Admin(operator, token=operator_token(directory)),
         ) as port:
+            url = f"http://{_bracketed(place.local)}:{port}/\n"
+            write_private(directory / URL_FILE, url.encode())
             self._emit(DashboardServed(url=f"http://{_bracketed(place.advertise)}:{port}/"))
             yield
 

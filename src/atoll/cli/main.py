@@ -23,6 +23,7 @@ COMMANDS = {
     "host": "Serve a run: admit peers, decide rounds, keep the journal.",
     "join": "Train in a run with this machine.",
     "plan": "Predict what a run would cost on a fleet, and what will hurt.",
+    "admin": "Pause a run that is served, remove a peer, make an invite, stop the host.",
     "status": "Show how a run stands.",
     "generate": "Let the newest model of a run write.",
     "export": "Write the newest model of a run as a Hugging Face folder.",

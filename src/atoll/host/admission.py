@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 
 from atoll.ids import Digest, PeerId
 from atoll.net import wire
-from atoll.net.records import Admitted, Genesis, InviteMade, Record
+from atoll.net.records import Admitted, Genesis, InviteMade, Record, Removed
 
 ASK_AGAIN = "ask the operator of the run for a new invite"
+REMOVED = wire.Refused(
+    reason="the operator has removed this machine from the run", hint="ask the operator why"
+)
 
 
 @dataclass(slots=True)
@@ -20,6 +23,7 @@ class Admission:
     invites: dict[Digest, InviteMade] = field(default_factory=dict)
     uses: Counter[Digest] = field(default_factory=Counter)
     members: dict[PeerId, str] = field(default_factory=dict)  # to their public keys, hex
+    removed: set[PeerId] = field(default_factory=set)  # by the operator, for good
 
     @classmethod
     def replay(cls, entries: Iterable[Record]) -> "Admission":
@@ -37,11 +41,16 @@ class Admission:
             case Admitted(peer=peer, public_key=key, token=token):
                 self.members[peer] = key
                 self.uses[token] += 1
+            case Removed(peer=peer):
+                self.members.pop(peer, None)
+                self.removed.add(peer)
             case _:
                 pass
 
     def judge(self, token: Digest, peer: PeerId, *, now_s: float) -> wire.Refused | None:
         """Return why this newcomer may not come in; None: it may."""
+        if peer in self.removed:
+            return REMOVED
         if peer in self.members:
             return None
         invite = self.invites.get(token)

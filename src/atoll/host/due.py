@@ -158,7 +158,10 @@ def _may_open(run: Run, round_id: RoundId) -> bool:
     before = run.open_rounds.get(RoundId(round_id - 1))
     has_room = round_id - run.committed <= run.config.sync.in_flight
     return (
-        has_room and round_id <= run.config.sync.rounds and (before is None or bool(before.claims))
+        not run.is_paused
+        and has_room
+        and round_id <= run.config.sync.rounds
+        and (before is None or bool(before.claims))
     )
 
 

@@ -34,6 +34,7 @@ def concerns(
     if view.committed >= view.rounds:
         return [Concern(severity="note", text="The run is complete.")]
     found = [
+        *_paused(live),
         *_nobody(live, sync),
         *_stuck(live, names),
         *_members(view, live, names, at=at),
@@ -41,6 +42,15 @@ def concerns(
         *_loss(view),
     ]
     return sorted(found, key=lambda concern: SEVERITIES.index(concern.severity))
+
+
+def _paused(live: Live) -> Iterator[Concern]:
+    if live.is_paused:
+        yield Concern(
+            severity="note",
+            text="The operator has paused the run: no new round begins.",
+            hint="To go on: atoll admin RUN resume.",
+        )
 
 
 def _nobody(live: Live, sync: SyncConfig) -> Iterator[Concern]:

@@ -56,6 +56,8 @@ class Live(Struct, kw_only=True):
 
     built_in: PeerId
     built_in_is_in: bool
+    is_paused: bool  # by the operator: no new round begins
+    chosen_reducers: tuple[PeerId, ...]  # by the operator; empty: all that can
     members: tuple[Connected, ...]  # that train
     away: tuple[PeerId, ...]
     open_rounds: tuple[OpenRound, ...]
@@ -67,6 +69,8 @@ def live(run: Run, *, now: float) -> Live:
     return Live(
         built_in=run.built_in,
         built_in_is_in=run.membership.is_connected(run.built_in),
+        is_paused=run.is_paused,
+        chosen_reducers=tuple(sorted(run.chosen_reducers)),
         members=tuple(
             Connected(
                 peer=m.peer,

@@ -87,6 +87,10 @@ def _replay_one(run: Run, record: records.Record) -> None:
             run.committed = round_id
         case records.Agreed(round=round_id, state=state):
             run.agreed[round_id] = state
+        case records.Paused() | records.Resumed():
+            run.is_paused = isinstance(record, records.Paused)
+        case records.ReducersChosen(peers=peers):
+            run.chosen_reducers = frozenset(peers)
         case _:
             pass  # admission.py reads the others
 

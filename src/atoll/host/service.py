@@ -18,7 +18,7 @@ from atoll.events import Emit, HostStarted, Stopped, Warned
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
-from atoll.host.admission import Admission, judge_hello, judge_protocol
+from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal, deposed
 from atoll.host.lead import Alone, Leading
@@ -183,6 +183,23 @@ class Host:
         self._append((made,))
         return invite.format()
 
+    @property
+    def leads(self) -> bool:
+        return self._leads
+
+    @property
+    def members(self) -> frozenset[PeerId]:
+        """Who may take part: all that were admitted and not removed, and the built-in member."""
+        return frozenset(self._admission.members)
+
+    def operate(self, decide: Callable[..., list[Effect]], *what: object) -> None:
+        """Let the operator's will be decided on and done: one of the functions of `operate.py`.
+
+        Raises:
+            RunError: it could not be made durable.
+        """
+        self._do(decide, *what)
+
     # --- connections ----------------------------------------------------------------------------
 
     async def _serve(self, connection: Connection) -> None:
@@ -257,6 +274,8 @@ class Host:
                 self._do(decisions.on_lost, peer, session.reason)
 
     def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
+        if peer in self._admission.removed:
+            return REMOVED
         if peer not in self._admission.members:
             return wire.Refused(reason="you are no member of this run", hint="join with an invite")
         if hello.led is not None and (refused := self._judge_led(hello.led)):

@@ -45,6 +45,8 @@ class Run:
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
+    is_paused: bool = False  # by the operator
+    chosen_reducers: frozenset[PeerId] = frozenset()  # by the operator; empty: all that can
     waits_s: tuple[float, ...] = ()  # for the middle contributor of each of the last rounds
     exchanges_s: tuple[float, ...] = ()  # how long those of the last rounds took
     started_at: float = 0.0
@@ -192,8 +194,13 @@ def sources(run: Run) -> tuple[wire.Address, ...]:
 
 
 def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
-    """Return who reduces: the peers that others can reach; with none, the built-in member."""
+    """Return who reduces: those that the operator has chosen, or the peers that others can reach.
+
+    With none of these it is the built-in member.
+    """
     can_reduce = present(run, round_id).can_reduce - frozenset(without)
+    if chosen := can_reduce & run.chosen_reducers:
+        return sorted(chosen)
     return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
 
 

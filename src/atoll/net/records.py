@@ -121,8 +121,42 @@ class Moved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="moved"):
     traffic: tuple[PeerTraffic, ...]
 
 
+class Paused(Struct, frozen=True, kw_only=True, tag_field="kind", tag="paused"):
+    """The operator lets no new round begin."""
+
+
+class Resumed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="resumed"):
+    """Rounds begin again."""
+
+
+class Removed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
+    """The operator has put this peer out of the run: its key is refused from now on."""
+
+    peer: PeerId
+    reason: str
+
+
+class ReducersChosen(Struct, frozen=True, kw_only=True, tag_field="kind", tag="reducers_chosen"):
+    """From the next round on only these average, if any of them can; empty: all that can."""
+
+    peers: tuple[PeerId, ...]
+
+
 Record: TypeAlias = (
-    Genesis | Led | InviteMade | Admitted | Planned | Leased | Released | Committed | Agreed | Moved
+    Genesis
+    | Led
+    | InviteMade
+    | Admitted
+    | Planned
+    | Leased
+    | Released
+    | Committed
+    | Agreed
+    | Moved
+    | Paused
+    | Resumed
+    | Removed
+    | ReducersChosen
 )
 _decoder = msgspec.json.Decoder(Record)
 

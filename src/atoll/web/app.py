@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atoll.ids import digest_of
+from atoll.web.admin import Admin
 from atoll.web.api import Api, Problem, as_json
 from atoll.web.board import Board
 from atoll.web.openapi import description
@@ -37,14 +38,17 @@ HEADERS: Final = {
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
 
 
-def application(board: Board, stream: Stream) -> ASGIApp:
-    """Return what serves this board; `stream` has to be run beside it."""
+def application(board: Board, stream: Stream, admin: Admin | None = None) -> ASGIApp:
+    """Return what serves this board; `stream` has to be run beside it.
+
+    Without an `admin` there is nothing that changes anything.
+    """
     api = Api(board)
     document = msgspec.json.encode(description())
 
@@ -62,6 +66,7 @@ def application(board: Board, stream: Stream) -> ASGIApp:
         Route("/api/v1/openapi.json", openapi),
         Route("/api/v1/stream", _EventStream(stream), methods=["GET"]),
         Route("/metrics", api.metrics),
+        *(admin.routes() if admin is not None else ()),
         *_page(),
     ]
     handlers = {HTTPException: _problem}

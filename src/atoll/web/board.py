@@ -197,6 +197,8 @@ def _tone(event: Event) -> str:
             return "bad"
         case events.StateDiffers():
             return "alarm"
+        case events.RunPaused() | events.RunResumed() | events.ReducersChosen():
+            return "plain"
         case events.HostStarted() | events.RoundCommitted() | events.Stopped():
             return "plain"
         case _:
@@ -226,6 +228,7 @@ def _run_line(view: Overview, now: Live, *, num_entries: int, config: RunConfig)
         "codec": config.sync.codec,
         "began_at": view.began_at,
         "built_in_is_in": now.built_in_is_in,
+        "is_paused": now.is_paused,
         "num_entries": num_entries,
         "is_complete": view.committed >= view.rounds,
     }

@@ -8,6 +8,7 @@ from atoll import __version__
 from atoll.config import RunConfig
 from atoll.host.live import Live
 from atoll.host.overview import Overview, RoundView
+from atoll.web.admin import Done, Invite, Nothing, Reducers, Remove
 from atoll.web.api import MAX_ENTRIES, MAX_ROUNDS, Health, JournalPage, Problem, Rounds
 
 READS: dict[str, tuple[type[msgspec.Struct], str]] = {
@@ -33,9 +34,30 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+ACTIONS: dict[str, tuple[type[msgspec.Struct], str]] = {
+    "pause": (Nothing, "Let no new round begin"),
+    "resume": (Nothing, "Let rounds begin again"),
+    "remove": (Remove, "Put a peer out of the run for good"),
+    "invite": (Invite, "Make an invite"),
+    "reducers": (Reducers, "Say who averages from the next round on; nobody: all that can"),
+    "stop": (Nothing, "Stop the host; started again, it goes on"),
+}
+SIGNED = {
+    "operator": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "Atoll nonce=NONCE, mac=HEX, where mac is HMAC-SHA256 with the operator's "
+        "token over POST, path and nonce, a line each, and the body. The nonce is that of the "
+        "WWW-Authenticate of a request without a signature",
+    }
+}
+
+
 def description() -> dict[str, Any]:
     """Return the document that /api/v1/openapi.json serves."""
-    kinds = [*(kind for kind, _ in READS.values()), Problem]
+    actions = [kind for kind, _ in ACTIONS.values()]
+    kinds = [*(kind for kind, _ in READS.values()), *actions, Done, Problem]
     references, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
@@ -50,6 +72,8 @@ def description() -> dict[str, Any]:
         }
         for (path, (_, about)), reference in zip(READS.items(), references, strict=False)
     }
+    for action, (kind, about) in ACTIONS.items():
+        paths[f"/api/v1/admin/{action}"] = {"post": _action(kind, about)}
     paths["/api/v1/stream"] = {"get": _text("text/event-stream", STREAM)}
     paths["/metrics"] = {"get": _text("text/plain", "The run as Prometheus reads it")}
     return {
@@ -60,7 +84,7 @@ def description() -> dict[str, Any]:
             "description": "What can be seen of a run. Keys may be added within a version.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": SIGNED},
     }
 
 
@@ -68,6 +92,21 @@ STREAM = (
     "Server-sent events: a `snapshot`, then a `delta` whenever something has changed, a `beat` "
     "when nothing has, an `end` when the host stops. Their form may change: programs use the rest"
 )
+
+
+def _action(kind: type[msgspec.Struct], about: str) -> dict[str, Any]:
+    def schema(of: type[msgspec.Struct]) -> dict[str, Any]:
+        return {"$ref": f"#/components/schemas/{of.__name__}"}
+
+    return {
+        "summary": about,
+        "security": [{"operator": []}],
+        "requestBody": {"content": {"application/json": {"schema": schema(kind)}}},
+        "responses": {
+            "200": _answer("What was done", schema(Done)),
+            "4XX": _answer("Why it was not", schema(Problem)),
+        },
+    }
 
 
 def _answer(about: str, schema: dict[str, Any]) -> dict[str, Any]:

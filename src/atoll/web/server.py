@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from atoll.errors import RunError
+from atoll.web.admin import Admin
 from atoll.web.app import application
 from atoll.web.board import Board
 from atoll.web.stream import Stream
@@ -52,7 +53,12 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(
-    board: Board, *, host: str, port: int, on_failure: Callable[[str], None]
+    board: Board,
+    *,
+    host: str,
+    port: int,
+    on_failure: Callable[[str], None],
+    admin: Admin | None = None,
 ) -> AsyncIterator[int]:
     """Serve the board while the block runs; yield the port.
 
@@ -63,7 +69,7 @@ async def serving(
     """
     listening = _listen(host, port)
     stream = Stream(board)
-    server = _server(application(board, stream))
+    server = _server(application(board, stream, admin))
     tasks = [
         asyncio.create_task(stream.run()),
         asyncio.create_task(server.serve(sockets=[listening])),

@@ -66,7 +66,8 @@ function drawIsland({ number, x, y, angle, land, isSmall }, model) {
 
 function arc(x, y, radius, part) {
   if (part <= 0) return "";
-  const end = 2 * Math.PI * Math.min(part, 0.9999) - Math.PI / 2;
+  if (part > 0.99) return `${arc(x, y, radius, 0.5)}A${radius} ${radius} 0 0 1 ${x.toFixed(1)} ${(y - radius).toFixed(1)}`;
+  const end = 2 * Math.PI * part - Math.PI / 2;
   const to = `${(x + radius * Math.cos(end)).toFixed(1)} ${(y + radius * Math.sin(end)).toFixed(1)}`;
   return `M${x.toFixed(1)} ${(y - radius).toFixed(1)}A${radius} ${radius} 0 ${part > 0.5 ? 1 : 0} 1 ${to}`;
 }

@@ -89,6 +89,9 @@ export function story(model) {
   if (run.is_complete) {
     return ["The run is complete", `${plural(run.rounds, "round")}, ${count(run.num_tokens)} tokens, by ${plural(run.num_ever, "peer")}.`];
   }
+  if (!open.length && run.is_paused) {
+    return [`Paused after round ${run.committed}`, "The operator lets no new round begin. What was committed is safe."];
+  }
   if (!open.length) {
     const some = run.num_in ? `${plural(run.num_in, "peer is", "peers are")} here` : "Nobody is here yet";
     const more = run.num_in < run.min_peers ? `a round begins with ${run.min_peers}` : "the next round begins in a moment";
@@ -152,9 +155,26 @@ export function recordText(record, names) {
     case "released": return `${plural(record.leases.length, "lease")} of ${who(record.peer)} ${record.leases.length === 1 ? "is" : "are"} free: ${record.reason}`;
     case "committed": return `round ${record.round}: ${plural(record.roster.length, "contributor")}, ${plural(record.updates.length, "slice")}`;
     case "agreed": return `state ${record.round} is ${record.state.slice(0, 24)} on ${plural(record.peers.length, "member")}`;
+    case "paused": return "by the operator";
+    case "resumed": return "by the operator";
+    case "removed": return `${who(record.peer)} is out of the run: ${record.reason || "no reason given"}`;
+    case "reducers_chosen": return record.peers.length ? `only ${record.peers.map(who).join(", ")}` : "all that can";
     case "moved": return "bytes that members moved since";
     default: return "";
   }
+}
+
+/** The body of an operator's request, and what is wrong with what was typed. */
+export function adminBody(action, wanted, peers) {
+  const ids = [];
+  for (const text of wanted) {
+    const found = peers.filter((peer) => peer.name === text || peer.id.startsWith(text));
+    if (found.length !== 1) return [null, `${found.length || "No"} peers are called ${text}: give the start of the id.`];
+    ids.push(found[0].id);
+  }
+  if (action === "remove") return ids.length === 1 ? [{ peer: ids[0] }, ""] : [null, "Name the one peer to remove."];
+  if (action === "reducers") return [{ peers: ids }, ""];
+  return [{}, ""];
 }
 
 // --- tables -----------------------------------------------------------------------------------

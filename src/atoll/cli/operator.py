@@ -1,0 +1,66 @@
+"""The operator's will, carried out by the host of this process; and the token that proves it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+
+from atoll.errors import ConfigError
+from atoll.host import operate
+from atoll.host.service import Host
+from atoll.ids import PeerId
+from atoll.net.identity import write_private
+
+TOKEN_FILE = "operator.token"
+URL_FILE = "dashboard.url"  # where this machine finds the dashboard of the host that runs
+DAY_S = 86_400.0
+
+
+def operator_token(directory: Path) -> str:
+    """Return the operator's token of this run's directory, made now if there is none."""
+    path = directory / TOKEN_FILE
+    if not path.exists():
+        write_private(path, token_hex(32).encode() + b"\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+class HostOperator:
+    """Does on a host what `web.admin.Operator` promises."""
+
+    def __init__(self, host: Host, *, stop: Callable[[], object]) -> None:
+        self._host = host
+        self._stop = stop
+
+    def pause(self) -> None:
+        self._leading().operate(operate.pause)
+
+    def resume(self) -> None:
+        self._leading().operate(operate.resume)
+
+    def remove(self, peer: PeerId, reason: str) -> None:
+        host = self._leading()
+        self._require_member(peer)
+        if peer == host.run.built_in:
+            raise ConfigError("the built-in member belongs to the host, and cannot be removed")
+        host.operate(operate.remove, peer, reason)
+
+    def invite(self, *, uses: int, days: float) -> str:
+        return self._leading().make_invite(uses=uses, valid_s=days * DAY_S)
+
+    def choose_reducers(self, peers: tuple[PeerId, ...]) -> None:
+        host = self._leading()
+        for peer in peers:
+            self._require_member(peer)
+        host.operate(operate.choose_reducers, peers)
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().call_soon(self._stop)
+
+    def _leading(self) -> Host:
+        if not self._host.leads:
+            raise ConfigError("this host does not lead the run now: ask the one that does")
+        return self._host
+
+    def _require_member(self, peer: PeerId) -> None:
+        if peer not in self._host.members:
+            raise ConfigError(f"{peer} is no member of this run")
