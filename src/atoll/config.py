@@ -232,7 +232,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         about("GPUs, or processes on a CPU; 0: all the GPUs of its kind, or one process"),
     ] = 0
     micro_batch: Annotated[
-        NotNegative, about("samples at once on each device; 0: the whole batch")
+        NotNegative, about("samples at once on each device; 0: as many as fit")
     ] = 0
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],

@@ -50,7 +50,7 @@ def join(
     ] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(help="Sequences at once on each device.", show_default="the whole batch"),
+        typer.Option(help="Sequences at once on each device.", show_default="as many as fit"),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port for other peers.", show_default="any free one")

@@ -7,8 +7,9 @@ from atoll.config import RunConfig
 from atoll.forecast.exchange import AGENT_BYTES_PER_S, PAYLOAD_SHARE
 from atoll.forecast.fleet import FleetConfig
 from atoll.forecast.forecast import Forecast, GroupForecast
-from atoll.forecast.memory import what_would_fit
+from atoll.forecast.memory import CUDA_BYTES, training_of
 from atoll.host.state import REPLAY_ROUNDS
+from atoll.model.memory import what_would_fit
 from atoll.units import format_bytes, format_seconds
 
 MUCH = 0.05  # of the time
@@ -51,7 +52,9 @@ def _memory(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> Iterator[s
     for group, cost in zip(fleet.groups, seen.groups, strict=True):
         memory = cost.memory
         if not memory.fits_device:
-            way = what_would_fit(config, group, memory.agent)
+            way = what_would_fit(
+                config, training_of(group, 1), room_bytes=(memory.device_has or 0) - CUDA_BYTES
+            )
             proposal = f"it would fit with {way}" if way else "choose a smaller model"
             yield (
                 f"{group.name}: the model does not fit into a device: training takes "

@@ -15,7 +15,13 @@ from atoll.exchange.codec import CODECS
 from atoll.forecast.fleet import GroupConfig, micro_batch_of
 from atoll.model.accounting import FP32_BYTES
 from atoll.model.layout import layout_of
-from atoll.model.memory import TrainerBytes, Training, moment_bytes, trainer_bytes
+from atoll.model.memory import (
+    TrainerBytes,
+    Training,
+    largest,
+    moment_bytes,
+    trainer_bytes,
+)
 from atoll.units import GIB, MIB
 
 # Resident sets of the processes with next to no model (docs/benchmarks/planner.md): Python, numpy,
@@ -94,42 +100,21 @@ def agent_bytes(
 def peer_memory(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> PeerMemory:
     """Return the memory of a peer with the largest micro-batch that fits, or with the given one."""
     most = micro_batch_of(group, config.inner.batch_sequences)
-    memory = _with(config, group, agent, most)
-    if group.micro_batch or memory.fits:
-        return memory
-    fits, too_large = 1, most  # 1 is what is shown if nothing fits
-    while too_large - fits > 1:
-        middle = (fits + too_large) // 2
-        memory = _with(config, group, agent, middle)
-        if memory.fits:
-            fits = middle
-        else:
-            too_large = middle
-    return _with(config, group, agent, fits)
+    if group.micro_batch:
+        return _with(config, group, agent, most)
+    fits = largest(most, fits=lambda n: _with(config, group, agent, n).fits)
+    return _with(config, group, agent, max(1, fits))  # 1 is what is shown if nothing fits
 
 
-def what_would_fit(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> str:
-    """Return the least change to the trainer with which the device's memory holds it; or nothing.
-
-    Tried in this order: fewer samples at once, recomputing, more devices.
-    """
-    ways: list[tuple[str, dict[str, object]]] = [("micro_batch = 1", {"micro_batch": 1})]
-    for devices in (group.devices, *(n for n in (2, 4, 8) if n > group.devices)):
-        more = "" if devices == group.devices else f"devices = {devices}, "
-        changes: dict[str, object] = {"micro_batch": 1, "devices": devices}
-        if more:
-            ways.append((f"{more}micro_batch = 1", changes))
-        ways.append((f"{more}recomputes = true, micro_batch = 1", {**changes, "recomputes": True}))
-    for way, change in ways:
-        changed = structs.replace(group, **change)
-        if _with(config, changed, agent, 1).fits:
-            return way
-    return ""
+def training_of(group: GroupConfig, micro_batch: int) -> Training:
+    """Return how a peer of the group trains."""
+    bf16 = group.hardware.computes_in_bf16
+    return Training(micro_batch, bf16, group.devices, group.recomputes)
 
 
 def _with(config: RunConfig, group: GroupConfig, agent: AgentBytes, micro_batch: int) -> PeerMemory:
     hardware = group.hardware
-    how = Training(micro_batch, hardware.computes_in_bf16, group.devices, group.recomputes)
+    how = training_of(group, micro_batch)
     trainer = trainer_bytes(config, how)
     reserved = 0 if hardware.memory_bytes is None else CUDA_BYTES
     return PeerMemory(

@@ -170,7 +170,7 @@ class Llama(nn.Module):
         num_tokens = tokens_BT.shape[1]
         rotary = rotary_at(num_cached, num_tokens, config=self.config, device=tokens_BT.device)
         if documents_BT is not None:
-            mask = document_mask(documents_BT)
+            mask = document_mask(documents_BT, dtype=_dtype_of_products(self.embedding.weight))
         elif num_cached > 0 and num_tokens > 1:
             mask = causal_mask(num_cached, num_tokens, device=tokens_BT.device)
         else:
@@ -195,10 +195,22 @@ def causal_mask(num_cached: int, num_tokens: int, *, device: torch.device) -> Te
     return position_S[num_cached:, None] >= position_S
 
 
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """Return a boolean B1TT mask, true where a token may look: back, within its own document."""
+def document_mask(documents_BT: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Return a B1TT mask to be added: 0 where a token may look: back, within its own document.
+
+    Numbers rather than booleans: of these, each layer would make and keep numbers of its own.
+    """
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril_()[:, None]
+    hidden_BTT = same_BTT.tril_().logical_not_()
+    mask_BTT = torch.zeros(hidden_BTT.shape, dtype=dtype, device=documents_BT.device)
+    return mask_BTT.masked_fill_(hidden_BTT, -torch.inf)[:, None]
+
+
+def _dtype_of_products(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 def rotary_at(start: int, num_tokens: int, *, config: ModelConfig, device: torch.device) -> Rotary:

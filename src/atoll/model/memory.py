@@ -14,6 +14,7 @@ over several devices, embedding and head stay gathered while a micro-batch is un
 Per token: D model width, G width of keys, F inner width of the feed-forward, H heads, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from msgspec import Struct, structs
@@ -72,6 +73,46 @@ def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
     )
 
 
+def largest(most: int, *, fits: Callable[[int], bool]) -> int:
+    """Return the largest number up to `most` that fits, or 0; below one that fits, all do."""
+    if fits(most):
+        return most
+    found, too_large = 0, most
+    while too_large - found > 1:
+        middle = (found + too_large) // 2
+        if fits(middle):
+            found = middle
+        else:
+            too_large = middle
+    return found
+
+
+def largest_micro_batch(config: RunConfig, how: Training, *, most: int, room_bytes: int) -> int:
+    """Return how many samples at once fit into so much memory on each device; 0: not even one."""
+    return largest(
+        most, fits=lambda n: trainer_bytes(config, how._replace(micro_batch=n)).total <= room_bytes
+    )
+
+
+def what_would_fit(config: RunConfig, how: Training, *, room_bytes: int) -> str:
+    """Return the least change with which the memory of each device holds the run; or nothing.
+
+    Tried in this order: fewer samples at once, recomputing, more devices.
+    """
+    for devices in (how.devices, *(n for n in (2, 4, 8) if n > how.devices)):
+        for recomputes in (how.recomputes, True):
+            changed = Training(1, how.bf16, devices, recomputes)
+            if trainer_bytes(config, changed).total <= room_bytes:
+                return ", ".join(
+                    [
+                        *([f"devices = {devices}"] if devices != how.devices else []),
+                        *(['recompute = "layers"'] if recomputes != how.recomputes else []),
+                        "micro_batch = 1",
+                    ]
+                )
+    return ""
+
+
 def moment_bytes(config: RunConfig) -> int:
     """Return what the inner optimizer remembers: Adam two values for a parameter, Muon one."""
     specs = parameter_specs(config.model)
@@ -118,13 +159,12 @@ def loss_bytes(config: RunConfig, how: Training) -> int:
 
 
 def mask_bytes(config: RunConfig, how: Training) -> int:
-    """Return what the masks of packed documents take: T x T of a sample, and a copy in each layer.
+    """Return what the mask of packed documents takes: T x T of a sample, as numbers for all layers.
 
-    The mask itself is boolean; attention keeps it as numbers. Samples of one document need none.
+    Samples of one document need none.
     """
     number_bytes = BF16_BYTES if how.bf16 else FP32_BYTES
-    copies = 1 if how.recomputes else config.model.num_layers
-    return how.micro_batch * config.data.sequence_length**2 * (1 + copies * number_bytes)
+    return how.micro_batch * config.data.sequence_length**2 * number_bytes
 
 
 def _cast_bytes(config: RunConfig, how: Training) -> int:

@@ -409,6 +409,8 @@ class Training:
         self._forget_work()
         self._deaths += 1
         self._emit(TrainerDeath(reason=str(death), in_a_row=self._deaths))
+        if death.lasting:
+            raise RunError(str(death), hint=death.hint) from death
         if self._deaths >= MAX_DEATHS:
             raise RunError(
                 f"the trainer died {MAX_DEATHS} times in a row, the last time: {death}",

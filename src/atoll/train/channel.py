@@ -172,6 +172,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
 
     reason: str
     hint: str
+    lasting: bool = False  # it would fail again: a person has to change something
 
 
 ToTrainer: TypeAlias = Setup | Train | Halt | Snapshot | Merge | Save | Load | Quit

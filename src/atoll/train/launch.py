@@ -68,7 +68,14 @@ _Answer = TypeVar("_Answer", bound=Answer)
 
 
 class TrainerDied(AtollError):
-    """The trainer's process is gone, or cannot be started. The agent still has all it needs."""
+    """The trainer's process is gone, or cannot be started. The agent still has all it needs.
+
+    `lasting`: the next one would not live either.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", lasting: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,7 @@ class Trainer:
                 on_step(message)
         if message is None:
             assert self._end is not None
-            raise TrainerDied(self._end.reason, hint=self._end.hint)
+            raise TrainerDied(self._end.reason, hint=self._end.hint, lasting=self._end.lasting)
         if isinstance(message, Declined):
             raise RunError(message.reason, hint=message.hint)
         assert isinstance(message, answer), f"{message} is no answer to {command}"

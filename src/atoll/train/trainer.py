@@ -17,13 +17,14 @@ from typing import Literal
 import torch
 
 from atoll.clock import monotonic_s
-from atoll.config import ModelConfig
+from atoll.config import ModelConfig, RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
-from atoll.errors import AtollError, ConnectionLost, RunError
+from atoll.errors import AtollError, ConfigError, ConnectionLost, RunError
 from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
+from atoll.model.memory import Training
 from atoll.train.channel import (
     Answer,
     Channel,
@@ -48,6 +49,7 @@ from atoll.train.channel import (
 )
 from atoll.train.device import computes_in_bf16, name_of, pick_devices, set_threads
 from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.moments import Tensors
 from atoll.train.optim import copy_moments, give_moments_, read_moments_for, save_optimizer
@@ -136,15 +138,34 @@ class Replica:
         self._answering: Thread | None = None
         bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
         self.ranks = ALONE if seat is None else join(seat, device)
+        how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers")
+        self._chosen = MicroBatchFile(peer.directory, config, how, device=self.device_name)
+        micro_batch = self._choose_micro_batch(config, how, device)
         self.loop = InnerLoop(
             build(config.model, device, ranks=self.ranks, bf16=bf16),
             Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
             config,
-            how=Computing(micro_batch=peer.micro_batch, bf16=bf16, accumulate=peer.accumulate),
+            how=Computing(micro_batch=micro_batch, bf16=bf16, accumulate=peer.accumulate),
             ranks=self.ranks,
         )
         recompute_(self.loop.model, peer.recompute)
         load_flat_(self.loop.model, self.vectors.global_N, self.layout)
+
+    def _choose_micro_batch(self, config: RunConfig, how: Training, device: torch.device) -> int:
+        """Return what fits on the device of rank 0, for all ranks: they step together."""
+        chosen = 0
+        if self.ranks.leads:
+            free_bytes = free_memory(device, num_ranks=how.devices)
+            remembered = self._chosen.read()
+            chosen = choose_micro_batch(config, how, free_bytes=free_bytes, remembered=remembered)
+            if how.micro_batch == 0 and chosen != remembered:
+                self._chosen.write(chosen)
+        return self.ranks.agree(chosen)
+
+    def take_fewer(self) -> None:
+        """Let the next trainer take fewer samples at once, if it can: ours were too many."""
+        if self.ranks.leads:
+            self._chosen.halve()
 
     def obey(self, command: Snapshot | Merge | Save | Load) -> None:
         """Carry out a command between two steps, and answer it, then or when it is done."""
@@ -257,7 +278,12 @@ def serve(channel: Channel) -> None:
         replica = Replica(setup, channel, followers)
         followers.wait_for(Started)
         channel.send(Started(device=replica.device_name, threads=replica.threads))
-        obey_all(channel, replica, followers)
+        try:
+            obey_all(channel, replica, followers)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                replica.take_fewer()
+            raise
 
 
 def obey_all(channel: Channel, replica: Replica, followers: Followers) -> None:
@@ -311,7 +337,8 @@ def run(channel: Channel) -> int:
     except ConnectionLost:
         return 1  # nobody is left to tell
     except AtollError as error:
-        failed = Failed(reason=str(error), hint=error.hint)
+        lasting = isinstance(error, ConfigError)
+        failed = Failed(reason=str(error), hint=error.hint, lasting=lasting)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

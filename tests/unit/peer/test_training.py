@@ -29,7 +29,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.peer.training import MAX_DEATHS, Training
 from atoll.train.baseline import train_alone
-from atoll.train.launch import Trainer
+from atoll.train.launch import Trainer, TrainerDied as Died
 from atoll.train.shared import SharedVectors
 
 BATCH = 4
@@ -187,3 +187,27 @@ def test_seconds_in_inner_steps_are_told_once(training):
             assert peer.take_steps_s() > peer.newest.seconds
 
     asyncio.run(live())
+
+
+def test_a_death_that_would_come_again_ends_the_peer_at_once(tmp_path):
+    starts = []
+
+    async def refuse(*_, **__):
+        starts.append("start")
+        raise Died("this run does not fit", hint="take a smaller one", lasting=True)
+
+    async def live():
+        peer = Training(
+            CONFIG,
+            PeerConfig(),
+            start_trainer=refuse,
+            vectors=SharedVectors.create(tmp_path / "vectors", LAYOUT.num_values),
+            log_path=tmp_path / "log",
+            emit=lambda _: None,
+        )
+        with pytest.raises(RunError, match="this run does not fit") as caught:
+            await peer.start(tmp_path)
+        assert caught.value.hint == "take a smaller one"
+
+    asyncio.run(live())
+    assert starts == ["start"]

@@ -179,6 +179,27 @@ def test_what_is_missing_at_the_start_is_its_last_word(setup, tmp_path, missing)
     assert exit_codes == [1]
 
 
+def test_what_does_not_fit_is_refused_for_good(setup):
+    data = msgspec.structs.replace(setup.config.data, sequence_length=10**6)
+    config = msgspec.structs.replace(setup.config, data=data)
+    with agent() as (connection, exit_codes):
+        connection.sendall(frame(msgspec.structs.replace(setup, config=config)))
+        (failed,) = said_until_the_end(connection)
+    assert isinstance(failed, Failed)
+    assert "this run does not fit: training takes" in failed.reason
+    assert failed.lasting
+    assert exit_codes == [1]
+
+
+def test_a_trainer_that_starts_again_takes_as_many_samples_at_once(setup, tmp_path):
+    for _ in range(2):
+        with agent() as (connection, _):
+            connection.sendall(frame(setup) + frame(Train(first_step=0, spans=((0, 4),))))
+            assert isinstance(said_until_the_end(connection)[-1], Trained)
+        chosen = (tmp_path / "micro-batch.json").read_text()
+        assert '"micro_batch":4' in chosen, "the whole batch, where there is room"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
