@@ -2,6 +2,7 @@
 
     python benchmarks/dashboard.py --peers 1000 --viewers 200 --seconds 60
     python benchmarks/dashboard.py --peers 1000 --serve          # to look at it in a browser
+    python benchmarks/dashboard.py --look URL --seconds 30       # a browser's time for each update
 
 The host's own decisions make the rounds, fed by peers from a script; every peer reports its
 training each second. Figures: bytes of the stream for each viewer and second, and how late a task
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import json
 import random
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -98,13 +100,16 @@ class Swarm:
                     await asyncio.sleep(0)
 
 
-async def viewer(port: int) -> asyncio.StreamReader:
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]  # a writer that nobody holds is closed
+
+
+async def viewer(port: int) -> Ends:
     """Return a stream that has brought its snapshot, and now brings deltas."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
     writer.write(b"GET /api/v1/stream HTTP/1.1\r\nhost: x\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
     await reader.readuntil(b"\n\n")  # the snapshot
-    return reader
+    return reader, writer
 
 
 async def count(reader: asyncio.StreamReader, counts: list[int], number: int) -> None:
@@ -150,15 +155,45 @@ async def measure(port: int, arguments: argparse.Namespace) -> None:
 async def watch_all(arguments: argparse.Namespace) -> None:
     """Be so many viewers, in a process of their own."""
     counts = [0] * arguments.viewers
-    readers = await asyncio.gather(*(viewer(arguments.watch) for _ in counts))
+    viewers = await asyncio.gather(*(viewer(arguments.watch) for _ in counts))
     print("watching", flush=True)
-    tasks = [asyncio.create_task(count(r, counts, number)) for number, r in enumerate(readers)]
+    tasks = [asyncio.create_task(count(r, counts, number)) for number, (r, _) in enumerate(viewers)]
     await asyncio.sleep(arguments.seconds)
     rate = sum(counts) / arguments.seconds / arguments.viewers
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     print(json.dumps({"bytes_per_s": rate}), flush=True)
+
+
+def look(url: str, seconds: float) -> None:
+    """Print how long Chromium's main thread takes for an update of the page, layout included."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.goto(url)
+        page.wait_for_selector('[data-state="live"]')
+        page.wait_for_timeout(3000)
+        page.evaluate(
+            """() => { window.took = []; window.long = [];
+            new MutationObserver(() => { took.push(Number(document.documentElement.dataset.drawMs));
+              document.body.offsetHeight; }).observe(document.documentElement,
+              {attributes: true, attributeFilter: ["data-draw-ms"]});
+            new PerformanceObserver((list) => {
+              for (const task of list.getEntries()) long.push(task.duration);
+            }).observe({type: "longtask"}); }"""
+        )
+        page.wait_for_timeout(1000 * seconds)
+        took, long = page.evaluate("[window.took, window.long]")
+        browser.close()
+    cuts = statistics.quantiles(took, n=100)
+    line = {"updates": len(took), "draw_ms_p50": cuts[49], "draw_ms_p99": cuts[98]}
+    print(
+        json.dumps(line | {"tasks_over_50_ms": len(long), "longest_task_ms": max(long, default=0)})
+    )
 
 
 async def main() -> None:
@@ -169,7 +204,11 @@ async def main() -> None:
     parser.add_argument("--round", type=float, default=12.0, help="seconds of inner steps")
     parser.add_argument("--serve", action="store_true", help="only serve, for a browser")
     parser.add_argument("--watch", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--look", default="", help="measure the page at this URL in Chromium")
     arguments = parser.parse_args()
+    if arguments.look:
+        await asyncio.to_thread(look, arguments.look, arguments.seconds)
+        return
     if arguments.watch:
         await watch_all(arguments)
         return

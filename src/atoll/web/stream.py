@@ -9,6 +9,7 @@ a snapshot instead, so it costs the host nothing but that.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from math import inf
 
 import msgspec
 
@@ -20,6 +21,7 @@ LEAST_ROW_BYTES = 4_000  # of a delta: the rest may not starve the rows
 BEAT_S = 5.0  # without news there is a sign of life
 MAX_QUEUED = 6  # deltas that a viewer may be behind
 MAX_VIEWERS = 500
+TOLD_AT_ONCE = 10  # viewers: then the host has its turn, before the next ones are written to
 # What changes all the time: a row where nothing else has changed may wait.
 RESTLESS = frozenset({"tps", "progress", "arrived", "formed", "up", "down", "loss", "share"})
 
@@ -34,6 +36,11 @@ class Publisher:
         self._seq = 0
         self._snapshot: tuple[int, bytes] = (-1, b"")
         self.begin()
+
+    @property
+    def seq(self) -> int:
+        """The number of what viewers were told last."""
+        return self._seq
 
     def begin(self) -> None:
         """Forget what was told: nobody watches who could have heard it."""
@@ -122,10 +129,12 @@ class Viewer:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED)
         self.is_lost = True  # it needs a snapshot before any delta makes sense
+        self.seq = 0  # of its snapshot
 
-    def put(self, message: bytes) -> None:
-        if self.is_lost:
-            return  # the snapshot that comes will have it
+    def put(self, message: bytes, *, seq: float = inf) -> None:
+        """Queue a message; `seq` is that of a delta."""
+        if self.is_lost or seq <= self.seq:
+            return  # its snapshot has it, or will have it
         try:
             self.queue.put_nowait(message)
         except asyncio.QueueFull:
@@ -167,14 +176,18 @@ class Stream:
                     message = BEAT
                 if message is not None:
                     told_at = loop.time()
-                    self._tell(message)
+                    await self._tell(message)
         finally:
             self._is_over = True
-            self._tell(END)
+            for viewer in self._viewers:
+                viewer.put(END)
 
-    def _tell(self, message: bytes) -> None:
-        for viewer in self._viewers:
-            viewer.put(message)
+    async def _tell(self, message: bytes) -> None:
+        seq = inf if message is BEAT else self._publisher.seq
+        for number, viewer in enumerate(list(self._viewers)):
+            viewer.put(message, seq=seq)
+            if number % TOLD_AT_ONCE == TOLD_AT_ONCE - 1:
+                await asyncio.sleep(0)
 
     async def watch(self) -> AsyncIterator[bytes]:
         """Yield the events for one viewer: a snapshot first."""
@@ -185,7 +198,7 @@ class Stream:
         try:
             while not self._is_over:
                 if viewer.is_lost:
-                    viewer.is_lost = False
+                    viewer.is_lost, viewer.seq = False, self._publisher.seq
                     yield self._publisher.snapshot()
                 if message := await viewer.queue.get():
                     yield message

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from starlette.testclient import TestClient
 from tests.unit.web.cast import Seen, peer_id
 
@@ -248,6 +248,7 @@ def test_a_used_nonce_is_remembered_for_as_long_as_it_would_be_good():
         assert guard.judge(header, path="/p", body=b"", now_s=1001.0 + tenth / 10)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_header_is_judged(header):
     assert Guard(TOKEN).judge(header, path="/p", body=b"", now_s=0.0)

@@ -2,10 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from atoll.config import RunConfig
 from atoll.host.live import Live
@@ -149,6 +150,21 @@ def test_metrics_say_what_the_journal_says(client, seen):
     )
 
 
+def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(client):
+    names = {re.split(r"[{ ]", series)[0] for series in parsed(client.get("/metrics").text)}
+    path = Path(__file__).parents[3] / "configs" / "grafana.json"
+    text = path.read_text(encoding="utf-8")
+    asked = {
+        name
+        for panel in json.loads(text)["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"atoll_[a-z_]+", target["expr"])
+    }
+    assert asked
+    assert asked <= names
+
+
+@settings(deadline=None)
 @given(st.text())
 def test_any_name_of_a_peer_is_a_label(name):
     from tests.unit.web.cast import Seen, peer_id

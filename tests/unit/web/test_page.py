@@ -106,6 +106,10 @@ def opened(browser):
     assert {url.split("/")[2].split(":")[0] for url in requested} <= {"127.0.0.1"}
 
 
+def has_count(page, selector, number):
+    sync_api.expect(page.locator(selector)).to_have_count(number, timeout=PATIENCE_MS)
+
+
 def text_of(page, selector):
     return " ".join(page.inner_text(selector).split())
 
@@ -181,7 +185,7 @@ def test_everything_can_be_reached_from_the_keyboard(seen, opened):
         names = page.locator("#peers-table tbody .who").all_inner_texts()
         assert names == sorted(names)
         page.locator("#filter").fill("peer-2")
-        page.wait_for_function("document.querySelectorAll('#peers-table tbody tr').length === 1")
+        has_count(page, "#peers-table tbody tr", 1)
 
 
 def test_a_thousand_peers_are_drawn_and_found(opened):
@@ -189,11 +193,11 @@ def test_a_thousand_peers_are_drawn_and_found(opened):
     peers = seen.crowd(1000)
     with served(seen) as dashboard:
         page = opened(dashboard)
-        page.wait_for_function("document.querySelectorAll('#ring .island').length === 1000")
+        has_count(page, "#ring .island", 1000)
         dashboard.do(seen.lost, peers[-1])
         page.wait_for_selector('#ring .island[data-doing="away"]', state="attached")
         page.locator("#filter").fill("peer-999")
-        page.wait_for_function("document.querySelectorAll('#peers-table tbody tr').length === 1")
+        has_count(page, "#peers-table tbody tr", 1)
 
 
 def test_the_operator_signs_in_the_browser(seen, opened):

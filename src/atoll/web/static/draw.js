@@ -16,6 +16,7 @@ export function drawRing(place, model) {
   const [title, water, reef, flowing, land, middle, small] = place.firstChild.children;
   const there = islands(model);
   const isMany = there.some((island) => island.isSmall);
+  place.firstChild.classList.toggle("many", isMany);
   set(reef, { r: isMany ? 180 : 150 });
   set(water, { r: isMany ? 128 : 118 });
   const where = new Map(there.map((island) => [island.number, island]));
@@ -48,13 +49,16 @@ function drawIsland({ number, x, y, angle, land, isSmall }, model) {
     drawn.set(number, parts);
   }
   const [shape, title, rim, done, name] = parts.group.children;
-  const key = `${x} ${y} ${land} ${peer.doing} ${peer.progress} ${peer.name}`;
+  const key = `${x} ${y} ${land} ${peer.doing} ${isSmall ? "" : peer.progress} ${peer.name}`;
   if (parts.key === key) return parts.group;
   parts.key = key;
   set(parts.group, { "data-doing": peer.doing });
   set(shape, { cx: x.toFixed(1), cy: y.toFixed(1), r: land.toFixed(1) });
+  if (isSmall) {
+    title.textContent = `${peer.name}: ${peer.doing}`;
+    return parts.group;
+  }
   title.textContent = `${peer.name}: ${peer.doing}${peer.doing === "training" ? `, ${percent(peer.progress)}` : ""}`;
-  if (isSmall) return parts.group;
   set(rim, { cx: x.toFixed(1), cy: y.toFixed(1), r: (land + 5).toFixed(1) });
   set(done, { d: arc(x, y, land + 5, peer.progress) });
   const out = land + 21;
