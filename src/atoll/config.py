@@ -7,6 +7,7 @@ The digest covers every value, so two peers that disagree about one are told at 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -409,6 +410,7 @@ def _plain(value: Any) -> Any:
             return value
 
 
+@lru_cache(maxsize=8)  # whoever simulates a fleet parses the same one for each of its members
 def parse_canonical(encoded: bytes) -> RunConfig:
     """Return the config that `canonical` made these bytes of.
 

@@ -26,7 +26,7 @@ from tests.numerics.diloco import (
 )
 
 from atoll.data.batches import Batches
-from atoll.data.leases import LeaseBook, Span, commit, grant, held_by
+from atoll.data.leases import LeaseBook, Span
 from atoll.exchange.codec import CODECS
 from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
@@ -69,33 +69,33 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
     anna, ben = fresh_loop(CONFIG, batches), fresh_loop(CONFIG, batches)
     book, ben_work, start_N = LeaseBook(), LocalWork(), state.params_N.copy()
 
-    def lease(book, peer):
-        return grant(book, peer, num_samples=CONFIG.samples_per_round)
+    def lease(peer):
+        return book.grant(peer, num_samples=CONFIG.samples_per_round)
 
     def work_of_ben(*, first_step):
         """Train on what is left of Ben's leases."""
-        assert ben_work.hold(held_by(book, BEN)), "what he did before is still his"
+        assert ben_work.hold(book.held_by(BEN)), "what he did before is still his"
         spans = ben_work.begin(ben_work.num_samples)
         train(ben, spans, first_step=first_step)
         ben_work.end(num_samples(spans))
         return spans
 
     # Round 1: Ben trains, and is late.
-    book, for_anna = lease(book, ANNA)
-    book, for_ben = lease(book, BEN)
+    for_anna = lease(ANNA)
+    for_ben = lease(BEN)
     load_flat_(ben.model, state.params_N, layout_of(ben.config))
     first_spans = work_of_ben(first_step=0)
     ben_N = flat(ben)
     made, _ = train_round(anna, state, [(one.start, one.stop) for one in for_anna])
     commit_(state, {ANNA: made}, CONFIG)
-    book = commit(book, [one.id for one in for_anna])
+    book.commit({ANNA: [one.id for one in for_anna]})
     carried_N = ben_N.copy()
     take_over_(carried_N, global_N=state.params_N, snapshot_N=start_N)
     load_flat_(ben.model, carried_N, layout_of(ben.config))
 
     # Round 2: his leases are still his, with new ones; only those are left to train on.
-    book, for_anna = lease(book, ANNA)
-    book, more_for_ben = lease(book, BEN)
+    for_anna = lease(ANNA)
+    more_for_ben = lease(BEN)
     second_spans = work_of_ben(first_step=CONFIG.sync.inner_steps)
     assert first_spans == tuple((one.start, one.stop) for one in for_ben)
     assert second_spans == tuple((one.start, one.stop) for one in more_for_ben)
@@ -111,6 +111,6 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
     # The commit of round 2 takes both of his leases: `commit` refuses one that is not held.
     made, _ = train_round(anna, state, [(one.start, one.stop) for one in for_anna])
     commit_(state, {ANNA: made, BEN: late}, CONFIG)
-    book = commit(book, [*(one.id for one in for_anna), *ben_work.touched()])
+    book.commit({ANNA: [one.id for one in for_anna], BEN: ben_work.touched()})
     assert book.committed == (Span(0, 4 * CONFIG.samples_per_round),)
     assert (book.held, book.free) == ({}, ())

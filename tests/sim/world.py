@@ -25,6 +25,7 @@ from atoll.config import (
 )
 from atoll.data import leases
 from atoll.host import run as decisions
+from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.state import Run
@@ -190,6 +191,13 @@ class World:
             self.after(0.25, lambda: self.tick(host))
 
     def do(self, effects: list[Effect]) -> None:
+        """Carry these out, and then what is due, which looks at everybody."""
+        host = self.host
+        self.carry_out(effects)
+        if host is not None and self.host is host:
+            self.carry_out(advance(host, now=self.now))
+
+    def carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Append(records=new):

@@ -29,7 +29,7 @@ from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
 from atoll.host.stores import journal_url
 from atoll.net.identity import write_private
-from atoll.net.transport import TcpTransport
+from atoll.net.transport import TcpTransport, allow_many_connections
 from atoll.peer.home import RunFile, write_run_file
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class _Service:
         """Serve until the run is complete."""
         if self._host.run.is_complete:
             console.print("the run is complete; whoever lacks its end can fetch it for a moment")
+        allow_many_connections()
         for note in self._opened.notes:
             self._emit(Warned(text=note))
         started = asyncio.Event()

@@ -1,15 +1,16 @@
-"""Who may train on which samples: the host's book of leases, as a value.
+"""Who may train on which samples: the host's book of leases.
 
     free --grant--> held by one peer --commit--> committed
       ^                  |
       +----release-------+          samples from `frontier` on were never granted
 
 A sample below the frontier is in exactly one of the three states, so none is committed twice. Spans
-that touch are merged: the book stays small however long the run.
+that touch are merged: the book stays small however long the run. An entry costs the same however
+many peers there are; a refused one changes nothing.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from atoll.ids import Lease, LeaseId, PeerId
@@ -25,91 +26,67 @@ class Span(NamedTuple):
 FIRST_ID = LeaseId(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LeaseBook:
     next_id: LeaseId = FIRST_ID
     frontier: int = 0
     free: tuple[Span, ...] = ()
     committed: tuple[Span, ...] = ()
-    held: Mapping[PeerId, tuple[Lease, ...]] = field(default_factory=dict)
+    held: dict[PeerId, tuple[Lease, ...]] = field(default_factory=dict)
 
+    def grant(self, peer: PeerId, *, num_samples: int) -> tuple[Lease, ...]:
+        """Give the peer this many samples, and return the leases for them.
 
-def grant(
-    book: LeaseBook, peer: PeerId, *, num_samples: int
-) -> tuple[LeaseBook, tuple[Lease, ...]]:
-    """Return the book after giving `peer` this many samples, and the leases for them.
+        The lowest free samples go first, then new ones; one lease for each span that this takes.
+        """
+        assert num_samples > 0
+        available = _merged([*self.free, Span(self.frontier, self.frontier + num_samples)])
+        taken, rest = _take(available, num_samples)
+        leases = tuple(
+            Lease(id=LeaseId(id_), start=span.start, stop=span.stop)
+            for id_, span in enumerate(taken, start=self.next_id)
+        )
+        frontier = self.frontier = max(self.frontier, taken[-1].stop)
+        self.next_id = LeaseId(self.next_id + len(leases))
+        self.free = tuple(Span(s.start, min(s.stop, frontier)) for s in rest if s.start < frontier)
+        self.held[peer] = self.held_by(peer) + leases
+        return leases
 
-    The lowest free samples go first, then new ones; one lease for each span that this takes.
-    """
-    assert num_samples > 0
-    available = _merged([*book.free, Span(book.frontier, book.frontier + num_samples)])
-    taken, rest = _take(available, num_samples)
-    frontier = max(book.frontier, taken[-1].stop)
-    leases = tuple(
-        Lease(id=LeaseId(id_), start=span.start, stop=span.stop)
-        for id_, span in enumerate(taken, start=book.next_id)
-    )
-    after = replace(
-        book,
-        next_id=LeaseId(book.next_id + len(leases)),
-        frontier=frontier,
-        free=tuple(Span(s.start, min(s.stop, frontier)) for s in rest if s.start < frontier),
-        held={**book.held, peer: held_by(book, peer) + leases},
-    )
-    return after, leases
+    def release(self, peer: PeerId, lease_ids: Collection[LeaseId]) -> None:
+        """Make the samples of these leases of the peer free again.
 
+        Raises:
+            ValueError: it does not hold one of them, or one is named twice: our bug.
+        """
+        self.free = _merged([*self.free, *self._withdraw({peer: lease_ids})])
 
-def release(book: LeaseBook, lease_ids: Collection[LeaseId]) -> LeaseBook:
-    """Return the book after the samples of these leases became free again.
+    def commit(self, lease_ids: Mapping[PeerId, Collection[LeaseId]]) -> None:
+        """Note that the samples of these leases of each peer became part of the model.
 
-    Raises:
-        ValueError: one of them is not held, or named twice: our bug.
-    """
-    held, spans = _withdraw(book, lease_ids)
-    return replace(book, held=held, free=_merged([*book.free, *spans]))
+        Raises:
+            ValueError: a peer does not hold one of its own, or one is named twice: our bug.
+        """
+        self.committed = _merged([*self.committed, *self._withdraw(lease_ids)])
 
+    def held_by(self, peer: PeerId) -> tuple[Lease, ...]:
+        """Return the leases of `peer`, the oldest first."""
+        return self.held.get(peer, ())
 
-def commit(book: LeaseBook, lease_ids: Collection[LeaseId]) -> LeaseBook:
-    """Return the book after the samples of these leases became part of the model.
-
-    Raises:
-        ValueError: one of them is not held, or named twice: our bug.
-    """
-    held, spans = _withdraw(book, lease_ids)
-    return replace(book, held=held, committed=_merged([*book.committed, *spans]))
-
-
-def held_by(book: LeaseBook, peer: PeerId) -> tuple[Lease, ...]:
-    """Return the leases of `peer`, the oldest first."""
-    return book.held.get(peer, ())
-
-
-def holder(book: LeaseBook, lease_id: LeaseId) -> PeerId:
-    """Return who holds the lease.
-
-    Raises:
-        ValueError: nobody does.
-    """
-    for peer, leases in book.held.items():
-        if any(lease.id == lease_id for lease in leases):
-            return peer
-    raise ValueError(f"lease {lease_id} is not held")
-
-
-def _withdraw(
-    book: LeaseBook, lease_ids: Collection[LeaseId]
-) -> tuple[dict[PeerId, tuple[Lease, ...]], list[Span]]:
-    """Return what is held without these leases, and their spans."""
-    leaving = set(lease_ids)
-    spans = []
-    held = {}
-    for peer, leases in book.held.items():
-        spans += [Span(lease.start, lease.stop) for lease in leases if lease.id in leaving]
-        if kept := tuple(lease for lease in leases if lease.id not in leaving):
-            held[peer] = kept
-    if len(spans) != len(lease_ids):
-        raise ValueError(f"not all held, or not all different: leases {sorted(lease_ids)}")
-    return held, spans
+    def _withdraw(self, lease_ids: Mapping[PeerId, Collection[LeaseId]]) -> list[Span]:
+        """Take these leases from those that hold them, and return their spans."""
+        kept, spans = {}, []
+        for peer, leaving in lease_ids.items():
+            held = {lease.id: lease for lease in self.held_by(peer)}
+            for lease_id in leaving:
+                if (lease := held.pop(lease_id, None)) is None:
+                    raise ValueError(f"{peer} does not hold lease {lease_id}, or not twice")
+                spans.append(Span(lease.start, lease.stop))
+            kept[peer] = tuple(held.values())
+        for peer, leases in kept.items():
+            self.held[peer] = leases
+            if not leases:
+                del self.held[peer]
+        return spans
 
 
 def _take(spans: Iterable[Span], num_samples: int) -> tuple[list[Span], list[Span]]:

@@ -100,6 +100,11 @@ class Dataset:
         ]
         return [(self.digest, self.folder / MANIFEST_FILE), *needed]
 
+    @cached_property
+    def places(self) -> dict[Digest, Path]:
+        """Where each of the blobs is."""
+        return dict(self.blobs())
+
     def verify(self) -> None:
         """Read every file and compare digests.
 

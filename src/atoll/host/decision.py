@@ -22,6 +22,15 @@ class Present:
     keeper: PeerId
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One line of a roster: `share` of the mean is this peer's; all shares add up to 1."""
+
+    peer: PeerId
+    share: float
+    num_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     reason: str

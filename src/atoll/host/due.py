@@ -4,12 +4,12 @@ Each function changes the run and returns the effects of that; `advance` does al
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 from atoll import events
-from atoll.data import leases
 from atoll.exchange import plan
 from atoll.host import rounds
-from atoll.host.decision import Close, Commit, Decision, Expect, Reopen, Replace
+from atoll.host.decision import Close, Commit, Decision, Expect, Reopen, Replace, Share
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.rounds import NOBODY, Round
 from atoll.host.state import (
@@ -17,10 +17,11 @@ from atoll.host.state import (
     closed_message,
     is_ready,
     leases_of,
+    middle_speed,
     num_tokens,
     num_unclaimed,
-    plan_for,
     plan_report,
+    plans_for,
     present,
     reduce_job,
     reducers,
@@ -100,23 +101,25 @@ def _free_departed(run: Run) -> list[Effect]:
         run.departed.discard(peer)
         for rnd in run.open_rounds.values():
             rounds.forget_claim(rnd, peer)
-        ids = tuple(lease.id for lease in leases.held_by(run.book, peer))
+        ids = tuple(lease.id for lease in run.book.held_by(peer))
         if ids or any(run.fresh.get(peer, ())):
-            run.book = leases.release(run.book, ids)
+            run.book.release(peer, ids)
             run.fresh.pop(peer, None)
             freed.append(records.Released(peer=peer, leases=ids, reason="its holder is gone"))
     return [Append(tuple(freed))] if freed else []
 
 
 def _may_commit(rnd: Round, peer: PeerId) -> bool:
-    return peer in rnd.completed_at or any(share.peer == peer for share in rnd.roster)
+    return peer in rnd.completed_at or peer in rnd.in_roster
 
 
 def _open(run: Run, *, now: float) -> list[Effect]:
     """Open the next round once those who may be ready in a moment are, or that moment is over."""
     policy, round_id = run.config.sync, run.next_to_open
-    ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer, round_id)]
-    if not _may_open(run, round_id) or len(ready) < policy.min_peers:
+    ready = []
+    if _may_open(run, round_id):
+        ready = [m.peer for m in run.membership.connected() if is_ready(run, m.peer, round_id)]
+    if len(ready) < max(1, policy.min_peers):
         run.ready_at = None
         return []
     if run.ready_at is None:
@@ -145,12 +148,11 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         roster_version=version,
         usual_s=run.usual_exchange_s,
         usual_wait_s=run.usual_wait_s,
+        middle_speed=middle_speed(run),
     )
     planned = records.Planned(round=round_id, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
-    for peer in sorted(present(run, round_id).able):
-        effects += invite(run, rnd, peer)
-    return effects
+    return effects + invite(run, rnd, sorted(present(run, round_id).able))
 
 
 def _may_open(run: Run, round_id: RoundId) -> bool:
@@ -165,25 +167,33 @@ def _may_open(run: Run, round_id: RoundId) -> bool:
     )
 
 
-def invite(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
-    """Send the peer the plan, and leases for all the inner steps of a round if it trains."""
-    effects: list[Effect] = []
-    member = run.membership.get(peer)
-    if member is not None and member.trains:
-        rnd.invited.add(peer)
-        effects += _lease(run, rnd, peer)
-    effects.append(Send(peer, plan_for(run, rnd, peer)))
+def invite(run: Run, rnd: Round, peers: Iterable[PeerId]) -> list[Effect]:
+    """Send these the plan, and leases for all the inner steps of a round to those that train.
+
+    The leases are made durable all at once: a disk takes its time for each append.
+    """
+    peers = list(peers)
+    granted: list[records.Record] = []
+    for peer in peers:
+        member = run.membership.get(peer)
+        if member is not None and member.trains:
+            rnd.invited.add(peer)
+            granted += _lease(run, rnd, peer)
+    effects: list[Effect] = [Append(tuple(granted))] if granted else []
+    effects += plans_for(run, rnd, peers)
     if rnd.announced:
-        effects.append(Send(peer, closed_message(rnd)))
+        closed = closed_message(rnd)
+        effects += [Send(peer, closed) for peer in peers]
     return effects
 
 
-def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
+def _lease(run: Run, rnd: Round, peer: PeerId) -> list[records.Leased]:
     """Give the peer what it lacks of the work for all rounds in flight; overlapped, and one more.
 
     A grant fills up the work of one round, so a contribution can end where a lease does.
     """
-    sync, per_round = run.config.sync, rnd.work.setdefault(peer, samples_of_round(run, peer))
+    sync = run.config.sync
+    per_round = rnd.work.setdefault(peer, samples_of_round(run, rnd, peer))
     ahead = sync.in_flight if sync.mode == "overlap" else 0
     num_rounds = min(1 + ahead, sync.rounds - run.committed)
     num_rounds -= sum(peer in other.claims for other in run.open_rounds.values())
@@ -191,10 +201,10 @@ def _lease(run: Run, rnd: Round, peer: PeerId) -> list[Effect]:
     granted_now = []
     while lacking > 0:
         size = (lacking - 1) % per_round + 1
-        run.book, granted = leases.grant(run.book, peer, num_samples=size)
+        granted = run.book.grant(peer, num_samples=size)
         granted_now.append(records.Leased(peer=peer, leases=granted))
         lacking -= size
-    return [Append(tuple(granted_now))] if granted_now else []
+    return granted_now
 
 
 def relieve(run: Run, *, now: float) -> list[Effect]:
@@ -272,7 +282,7 @@ def _follow(run: Run, rnd: Round) -> None:
             rounds.forget_claim(rnd, peer)  # of a former life: the roster has all that is in it
 
 
-def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[wire.Share, ...]:
+def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[Share, ...]:
     return rounds.roster_of(
         rnd,
         peers,
@@ -284,7 +294,8 @@ def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[wire.Share
 
 def _announced(run: Run, rnd: Round) -> list[Effect]:
     """Let the updates of the announced roster be formed and fetched."""
-    effects: list[Effect] = [Send(m.peer, closed_message(rnd)) for m in run.membership.connected()]
+    closed = closed_message(rnd)
+    effects: list[Effect] = [Send(m.peer, closed) for m in run.membership.connected()]
     return effects + [reduce_job(rnd, k) for k in range(len(rnd.assignment))]
 
 
@@ -305,8 +316,7 @@ def _replace(
         return []
     moved = rounds.reassign(rnd, assignment, now=now)
     effects: list[Effect] = [plan_report(rnd, reason)]
-    able = present(run, rnd.id).able
-    effects += [Send(peer, plan_for(run, rnd, peer)) for peer in sorted(able)]
+    effects += plans_for(run, rnd, sorted(present(run, rnd.id).able))
     if rnd.announced:
         effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
     return effects
@@ -346,7 +356,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     return [*effects, Report(report)]
 
 
-def _roster_entry(run: Run, rnd: Round, share: wire.Share) -> records.RosterEntry:
+def _roster_entry(run: Run, rnd: Round, share: Share) -> records.RosterEntry:
     claim, config = rnd.claims[share.peer], run.config
     tokens_per_step = config.inner.batch_sequences * config.data.sequence_length
     return records.RosterEntry(

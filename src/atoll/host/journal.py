@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from atoll.errors import DamagedError, DeposedError, RunError
 from atoll.host.store import Store
 from atoll.ids import Digest
-from atoll.net.records import NO_HASH, Entry, Led, Record, encode, entry_hash
+from atoll.net.records import NO_HASH, Entry, Led, Record, decode, encode, entry_hash
 
 
 class Journal:
@@ -140,8 +140,9 @@ def checked(
 
 
 def is_whole(entry: Entry) -> bool:
-    """Return whether the entry's hash is that of its content."""
+    """Return whether the entry's hash is that of its content, and the content is a record."""
     try:
+        decode(entry.body)
         return entry_hash(seq=entry.seq, previous=entry.previous, body=entry.body) == entry.hash
     except (ValueError, TypeError, OverflowError):  # a damaged file holds any values
         return False

@@ -79,7 +79,7 @@ def live(run: Run, *, now: float) -> Live:
                 agrees=m.state is not None and m.state == run.agreed.get(m.round),
                 up=m.up or 0.0,
                 down=m.down or 0.0,
-                heard_s=max(0.0, now - m.heard_at),
+                heard_s=max(0.0, now - run.membership.heard_at[m.peer]),
             )
             for m in connected
             if m.trains

@@ -7,6 +7,7 @@ A member that is away keeps its leases for `reconnect_s`: it may just have lost 
 is gone has none; if it comes back, it starts from the committed state. No clock or socket in here.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -26,7 +27,6 @@ class Member:
     probed: bool = False  # the host has tried to reach it
     connected: bool = True
     changed_at: float = 0.0  # when it came, or went away
-    heard_at: float = 0.0
     round: RoundId = INITIAL  # the state that it reported last
     state: Digest | None = None
     up: float | None = None  # bytes per second that its line carries, as it measures
@@ -37,6 +37,9 @@ class Member:
 @dataclass(slots=True)
 class Membership:
     members: dict[PeerId, Member] = field(default_factory=dict)
+    heard_at: dict[PeerId, float] = field(default_factory=dict)
+    _connected: list[PeerId] = field(default_factory=list)  # in their order, as below
+    _reachable: list[PeerId] = field(default_factory=list)
 
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self.members
@@ -46,7 +49,22 @@ class Membership:
 
     def connected(self) -> list[Member]:
         """Return the connected members in the order of their ids."""
-        return [m for _, m in sorted(self.members.items()) if m.connected]
+        return [self.members[peer] for peer in self._connected]
+
+    def reachable(self) -> list[PeerId]:
+        """Return the connected members that others can reach, in the order of their ids."""
+        return list(self._reachable)
+
+    def around(self, peer: PeerId, num: int) -> list[PeerId]:
+        """Return that many of those that others can reach, beginning behind `peer`, in a circle.
+
+        So all of them are named equally often. In the order of their ids if that is all of them.
+        """
+        reachable = self._reachable
+        if len(reachable) <= num:
+            return list(reachable)
+        start = bisect_left(reachable, peer)
+        return reachable[start : start + num] + reachable[: max(0, start + num - len(reachable))]
 
     def is_connected(self, peer: PeerId) -> bool:
         member = self.members.get(peer)
@@ -54,16 +72,21 @@ class Membership:
 
     def enter(self, member: Member, *, now: float) -> None:
         """Note that the member said hello."""
-        self.members[member.peer] = replace(member, connected=True, changed_at=now, heard_at=now)
+        self.heard_at[member.peer] = now
+        self._put(replace(member, connected=True, changed_at=now))
+
+    def expect(self, peer: PeerId, *, now: float) -> None:
+        """Note that the member is away since now, and may come back."""
+        self._put(Member(peer=peer, name="", connected=False, changed_at=now))
 
     def hear(self, peer: PeerId, *, now: float) -> None:
-        if member := self.members.get(peer):
-            self.members[peer] = replace(member, heard_at=now)
+        if peer in self.members:
+            self.heard_at[peer] = now
 
     def reach(self, peer: PeerId, address: Address | None) -> None:
         """Note where others can reach the member, if they can."""
         if member := self.members.get(peer):
-            self.members[peer] = replace(member, address=address, probed=True)
+            self._put(replace(member, address=address, probed=True))
 
     def report(
         self, peer: PeerId, *, round_id: RoundId, state: Digest | None, device: str = ""
@@ -71,34 +94,52 @@ class Membership:
         """Note which state the member holds; None: one that is of no use."""
         if member := self.members.get(peer):
             device = device or member.device
-            self.members[peer] = replace(member, round=round_id, state=state, device=device)
+            self._put(replace(member, round=round_id, state=state, device=device))
 
     def measure(self, peer: PeerId, *, up: float, down: float, samples_per_s: float = 0.0) -> None:
         """Note how fast the member's line is, and its trainer; what is no rate is none."""
         if member := self.members.get(peer):
-            self.members[peer] = replace(
-                member, up=_rate(up), down=_rate(down), samples_per_s=_rate(samples_per_s)
-            )
+            speed = _rate(samples_per_s)
+            self._put(replace(member, up=_rate(up), down=_rate(down), samples_per_s=speed))
 
     def lose(self, peer: PeerId, *, now: float) -> None:
         """Note that the member's connection ended: it is away."""
         member = self.members.get(peer)
         if member and member.connected:
-            self.members[peer] = replace(
-                member, connected=False, changed_at=now, address=None, state=None
-            )
+            gone = replace(member, connected=False, changed_at=now, address=None, state=None)
+            self._put(gone)
 
     def remove(self, peer: PeerId) -> None:
         self.members.pop(peer, None)
+        self.heard_at.pop(peer, None)
+        _list(self._connected, peer, is_in=False)
+        _list(self._reachable, peer, is_in=False)
 
     def silent(self, policy: SyncConfig, *, now: float) -> list[PeerId]:
         """Return the connected members that said nothing for too long: frozen, or cut off."""
-        return [m.peer for m in self.connected() if now - m.heard_at > policy.silent_s]
+        heard_at = self.heard_at
+        return [peer for peer in self._connected if now - heard_at[peer] > policy.silent_s]
 
     def overdue(self, policy: SyncConfig, *, now: float) -> list[PeerId]:
         """Return the members that have been away for too long to keep their leases."""
         away: Iterable[Member] = (m for m in self.members.values() if not m.connected)
         return sorted(m.peer for m in away if now - m.changed_at > policy.reconnect_s)
+
+    def _put(self, member: Member) -> None:
+        self.members[member.peer] = member
+        _list(self._connected, member.peer, is_in=member.connected)
+        is_reachable = member.connected and member.address is not None
+        _list(self._reachable, member.peer, is_in=is_reachable)
+
+
+def _list(peers: list[PeerId], peer: PeerId, *, is_in: bool) -> None:
+    """Have the peer in an ordered list, or not."""
+    at = bisect_left(peers, peer)
+    was_in = at < len(peers) and peers[at] == peer
+    if is_in and not was_in:
+        peers.insert(at, peer)
+    elif was_in and not is_in:
+        del peers[at]
 
 
 def _rate(rate: float) -> float | None:

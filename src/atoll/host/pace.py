@@ -11,25 +11,22 @@ So slow workers do fewer steps instead of holding back the fast ones (dynamic lo
 arXiv 2401.09135); each counts by its tokens (arXiv 2604.21428).
 """
 
-from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
-from statistics import median
 from typing import Final
-
-from atoll.ids import PeerId
 
 MOST: Final = 8  # times the median peer's steps: weights that are longer on their own drift apart
 FIRST: Final = Fraction(1, 8)  # of H: what a peer makes whose speed nobody knows yet
 
 
-def inner_steps(peer: PeerId, speeds: Mapping[PeerId, float], *, num_steps: int) -> int:
+def inner_steps(speed: float | None, middle: float | None, *, num_steps: int) -> int:
     """Return the steps of a round that lasts so long that the median peer makes `num_steps`.
 
-    `speeds` are those that are known, in whatever unit, each above 0. At least one step, at most
-    `MOST` times `num_steps`. A part of a step is left off, so that the peer is not late for it.
+    Speeds are in whatever unit, each above 0; None: not known. `middle` is the median of those that
+    are. At least one step, at most `MOST` times `num_steps`. A part of a step is left off, so that
+    the peer is not late for it.
     """
-    if peer not in speeds:
+    if speed is None or middle is None:
         return max(1, floor(FIRST * num_steps))
-    ratio = Fraction(speeds[peer]) / Fraction(median(speeds.values()))
+    ratio = Fraction(speed) / Fraction(middle)
     return max(1, floor(min(ratio, Fraction(MOST)) * num_steps))

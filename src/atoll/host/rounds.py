@@ -31,6 +31,7 @@ from atoll.host.decision import (
     Present,
     Reopen,
     Replace,
+    Share,
     Wait,
 )
 from atoll.host.late import Arrivals, grace_s, late_reducers
@@ -59,8 +60,9 @@ class Round:
     delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
     completed_at: dict[PeerId, float] = field(default_factory=dict)
     norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
-    roster: tuple[wire.Share, ...] = ()  # in REDUCE: it is fixed
-    announced: tuple[wire.Share, ...] = ()  # to the members: the roster, or the expected one
+    roster: tuple[Share, ...] = ()  # in REDUCE: it is fixed
+    in_roster: Mapping[PeerId, Share] = field(default_factory=dict)  # the same, by peer
+    announced: tuple[Share, ...] = ()  # to the members: the roster, or the expected one
     announced_at: float = 0.0
     reduced: dict[int, wire.Reduced] = field(default_factory=dict)
     held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class Round:
     progress_at: float = 0.0  # when something new last arrived, in REDUCE
     usual_s: float | None = None  # from the claims to the commit, in earlier rounds
     usual_wait_s: float = 0.0  # for the middle contributor, in earlier rounds
+    middle_speed: float | None = None  # of the median peer, in samples per second
     claimed_at: dict[PeerId, float] = field(default_factory=dict)
     began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
     moved_at: dict[int, float] = field(default_factory=dict)  # slices, to their present reducers
@@ -80,7 +83,7 @@ class Round:
 
 def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
     """Note what the peer says that it delivers; after the close nothing changes any more."""
-    in_roster = any(share.peer == peer for share in rnd.roster)
+    in_roster = peer in rnd.in_roster
     whole = len(contribution.digests) == len(rnd.assignment) and isfinite(contribution.mean_loss)
     if peer in rnd.invited and whole and not in_roster:
         if peer in rnd.claims and rnd.claims[peer].digests != contribution.digests:
@@ -97,7 +100,7 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     contributor = message.contributor
     if not (own and sane and contributor in rnd.invited):
         return
-    in_roster = any(share.peer == contributor for share in rnd.roster)
+    in_roster = contributor in rnd.in_roster
     if in_roster and rnd.claims[contributor].digests[message.slice] != message.digest:
         return  # it trained again; the roster has what it delivered first
     arrived = rnd.delivered.setdefault(contributor, {})
@@ -154,7 +157,7 @@ def forget_claim(rnd: Round, peer: PeerId) -> None:
         rnd.announced = ()
 
 
-def announce(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
+def announce(rnd: Round, roster: tuple[Share, ...], *, now: float) -> None:
     """Let updates be formed for this roster. What was reduced for an earlier one is void."""
     rnd.announced = roster
     rnd.announced_at = now
@@ -164,10 +167,11 @@ def announce(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> None:
     rnd.fetched_at = {}
 
 
-def close(rnd: Round, roster: tuple[wire.Share, ...], *, now: float) -> bool:
+def close(rnd: Round, roster: tuple[Share, ...], *, now: float) -> bool:
     """Fix the roster. Return whether it is another one than was expected."""
     rnd.phase = Phase.REDUCE
     rnd.roster = roster
+    rnd.in_roster = {share.peer: share for share in roster}
     rnd.closed_at = rnd.progress_at = now
     is_other = roster != rnd.announced
     if is_other:
@@ -181,6 +185,7 @@ def reopen(rnd: Round) -> None:
     """Go back to collecting: nobody of the roster could be kept."""
     rnd.phase = Phase.COLLECT
     rnd.roster = rnd.announced = ()
+    rnd.in_roster = {}
     rnd.reduced = {}
     rnd.held = {}
     rnd.fetched_at = {}
@@ -220,6 +225,8 @@ def is_complete(rnd: Round, peer: PeerId) -> bool:
     if contribution is None:
         return False
     arrived = rnd.delivered.get(peer, {})
+    if len(arrived) < len(contribution.digests):
+        return False
     return all(
         k in arrived and arrived[k].digest == digest
         for k, digest in enumerate(contribution.digests)
@@ -233,7 +240,7 @@ def roster_of(
     num_tokens: Mapping[PeerId, int],
     fresh_tokens: Mapping[PeerId, int] = MappingProxyType({}),
     policy: SyncConfig,
-) -> tuple[wire.Share, ...]:
+) -> tuple[Share, ...]:
     """Return the roster of these contributors; weights come from leases and measured norms.
 
     Before the close norms are not known yet. Then none counts as longer than the others.
@@ -246,8 +253,7 @@ def roster_of(
     weights = {peer: num_tokens[peer] + fresh_tokens.get(peer, 0) for peer in peers}
     shares = plan.shares(weights, norms, clip_to_median=policy.clip_to_median)
     return tuple(
-        wire.Share(peer=peer, share=share, num_tokens=num_tokens[peer])
-        for peer, share in shares.items()
+        Share(peer=peer, share=share, num_tokens=num_tokens[peer]) for peer, share in shares.items()
     )
 
 
@@ -371,7 +377,7 @@ def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConf
 
 def _short(rnd: Round) -> set[PeerId]:
     """Return the contributors of the roster with a slice missing at its reducer."""
-    return {share.peer for share in rnd.roster if not is_complete(rnd, share.peer)}
+    return set(rnd.in_roster) - set(rnd.completed_at)
 
 
 def _holders(rnd: Round) -> set[PeerId]:

@@ -3,8 +3,11 @@
     (run, what happened, now) -> effects
 
 Every function here is deterministic and does no I/O: the service carries the effects out on real
-sockets, a test or a simulation on imagined ones. `replay` makes a run from its journal. Each
-handler ends in `advance`, which does whatever is due.
+sockets, a test or a simulation on imagined ones. `replay` makes a run from its journal.
+
+A handler notes what happened, and answers who said it: that costs the same however many members
+there are. What is due depends on everybody, so `advance` looks for it once for all that happened
+within `settle_s`, and with each tick.
 """
 
 from collections.abc import Iterable
@@ -13,7 +16,6 @@ from typing import TypeAlias
 
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
-from atoll.data import leases
 from atoll.host import rounds
 from atoll.host.due import advance, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
@@ -23,6 +25,8 @@ from atoll.host.state import Run, base_for, is_able, leases_of, num_unclaimed, s
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
+
+SETTLE_S = 1e-5  # for each member, before all is done that is due: ten times what that takes
 
 # What members say about an open round.
 OfRound: TypeAlias = (
@@ -65,9 +69,7 @@ def replay(
     assert run is not None, "a journal has at least its genesis"
     run.started_at = now
     for peer in (peer for peer, held in run.book.held.items() if held):
-        run.membership.members[peer] = Member(
-            peer=peer, name="", connected=False, changed_at=now, heard_at=now
-        )
+        run.membership.expect(peer, now=now)
     return run
 
 
@@ -75,10 +77,10 @@ def _replay_one(run: Run, record: records.Record) -> None:
     match record:
         case records.Leased(peer=peer, leases=granted):
             num_samples = sum(lease.stop - lease.start for lease in granted)
-            run.book, again = leases.grant(run.book, peer, num_samples=num_samples)
+            again = run.book.grant(peer, num_samples=num_samples)
             assert again == granted, "grants are a function of the journal"
         case records.Released(peer=peer, leases=ids):
-            run.book = leases.release(run.book, ids)
+            run.book.release(peer, ids)
             run.fresh.pop(peer, None)
         case records.Planned():
             run.num_planned += 1
@@ -93,6 +95,11 @@ def _replay_one(run: Run, record: records.Record) -> None:
             run.chosen_reducers = frozenset(peers)
         case _:
             pass  # admission.py reads the others
+
+
+def settle_s(run: Run) -> float:
+    """Return for how long what happened may wait for `advance`."""
+    return SETTLE_S * len(run.membership.members)
 
 
 def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list[Effect]:
@@ -114,13 +121,9 @@ def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list
         dataset=run.dataset,
         held=held,
         reset=not {lease.id for lease in held}.issuperset(hello.trained),
-        sources=sources(run),
+        sources=sources(run, peer),
     )
-    return [
-        Send(peer, welcome),
-        SendCommits(peer, base_round, run.committed),
-        *advance(run, now=now),
-    ]
+    return [Send(peer, welcome), SendCommits(peer, base_round, run.committed)]
 
 
 def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: float) -> list[Effect]:
@@ -129,8 +132,9 @@ def on_probed(run: Run, peer: PeerId, address: wire.Address | None, *, now: floa
     if member is None or not member.connected:
         return []
     run.membership.reach(peer, address)
-    effects = _welcome_in(run, peer) if member.state is not None and not member.probed else []
-    return effects + advance(run, now=now)
+    if address is not None:
+        run.membership.hear(peer, now=now)
+    return _welcome_in(run, peer) if member.state is not None and not member.probed else []
 
 
 def on_lost(run: Run, peer: PeerId, reason: str, *, now: float) -> list[Effect]:
@@ -140,26 +144,24 @@ def on_lost(run: Run, peer: PeerId, reason: str, *, now: float) -> list[Effect]:
         return []
     run.membership.lose(peer, now=now)
     left = events.PeerLeft(peer=peer, name=member.name, reason=reason)
-    return [Report(left), *advance(run, now=now)]
+    return [Report(left), *_replace_reducer(run, peer, now=now)]
 
 
 def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> list[Effect]:
     """A connected peer said something. Messages about a round that is over change nothing."""
     run.membership.hear(peer, now=now)
-    effects: list[Effect] = []
     match message:
         case wire.Heartbeat() as beat:
-            effects = _report_training(peer, beat)
+            return _report_training(peer, beat)
         case wire.AtState():
-            effects = _on_at_state(run, peer, message)
+            return _on_at_state(run, peer, message)
         case wire.Leaving():
-            effects = _on_leaving(run, peer, message)
+            return _on_leaving(run, peer, message, now=now)
         case _ if isinstance(message, OfRound) and message.round in run.open_rounds:
             _note(run, run.open_rounds[message.round], peer, message, now=now)
-            effects = _supply(run, peer)
+            return _supply(run, peer)
         case _:
-            pass
-    return effects + advance(run, now=now)
+            return []
 
 
 def on_end(run: Run) -> list[Effect]:
@@ -208,7 +210,7 @@ def _supply(run: Run, peer: PeerId) -> list[Effect]:
         if peer in rnd.invited and peer not in rnd.claims and is_able(run, peer, rnd.id)
     ]
     has_claimed = any(peer in rnd.claims for rnd in run.open_rounds.values())
-    return invite(run, waiting[0], peer) if waiting and has_claimed else []
+    return invite(run, waiting[0], [peer]) if waiting and has_claimed else []
 
 
 def _claim(run: Run, rnd: Round, peer: PeerId, message: wire.Contribution, *, now: float) -> None:
@@ -282,7 +284,7 @@ def _invite(run: Run, peer: PeerId, *, after: RoundId | None = None) -> list[Eff
     for rnd in run.open_rounds.values():
         is_new = after is None or rnd.id > after + in_flight
         if is_new and is_able(run, peer, rnd.id):
-            effects += invite(run, rnd, peer)
+            effects += invite(run, rnd, [peer])
     return effects
 
 
@@ -291,11 +293,20 @@ def _note_traffic(run: Run, peer: PeerId, moved: Traffic) -> None:
         run.traffic[peer] = run.traffic.get(peer, Traffic()) + moved
 
 
-def _on_leaving(run: Run, peer: PeerId, message: wire.Leaving) -> list[Effect]:
+def _on_leaving(run: Run, peer: PeerId, message: wire.Leaving, *, now: float) -> list[Effect]:
     _note_traffic(run, peer, message.traffic)
     member = run.membership.get(peer)
     name = member.name if member else ""
     run.membership.remove(peer)
     run.departed.add(peer)
     left = events.PeerLeft(peer=peer, name=name, reason=message.reason or "left")
-    return [Report(left), Drop(peer, "it left")]
+    return [Report(left), Drop(peer, "it left"), *_replace_reducer(run, peer, now=now)]
+
+
+def _replace_reducer(run: Run, peer: PeerId, *, now: float) -> list[Effect]:
+    """Let others reduce what a peer did that is gone, if anything.
+
+    At once: it may be back, and have lost what it had, before `advance` is due.
+    """
+    reduces = any(peer in rnd.assignment for rnd in run.open_rounds.values())
+    return advance(run, now=now) if reduces else []

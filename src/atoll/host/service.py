@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from atoll.clock import wall_s
 from atoll.config import canonical, run_digest
 from atoll.errors import DeposedError, PeerError, RunError
@@ -19,6 +21,7 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
+from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal, deposed
 from atoll.host.lead import Alone, Leading
@@ -75,7 +78,7 @@ class Host:
         self.port = 0
         self._run_digest: Digest = run_digest(self.run.config)
         self._admission = Admission()
-        self._commits: dict[RoundId, Entry] = {}
+        self._commits: dict[RoundId, wire.Commit] = {}
         self._authority = authority
         self._transport = transport
         self._identity = identity
@@ -83,6 +86,7 @@ class Host:
         self._emit = emit
         self._sessions: dict[PeerId, Session] = {}
         self._failure: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()  # something happened, and what is due was not looked at since
         self._is_over = False  # and the members have been told so
         self._leads = False
         self._standbys: tuple[str, ...] = ()
@@ -121,7 +125,8 @@ class Host:
         started.set()
         keeping = asyncio.create_task(leading.keep(self._note_standbys))
         ticking = asyncio.create_task(self._to_the_end())
-        working = (keeping, ticking, self._failure)
+        settling = asyncio.create_task(self._settle())
+        working = (keeping, ticking, settling, self._failure)
         try:
             done, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
@@ -133,9 +138,9 @@ class Host:
             raise
         finally:
             self._leads = False
-            for task in (keeping, ticking):
+            for task in (keeping, ticking, settling):
                 task.cancel()
-            await asyncio.gather(keeping, ticking, return_exceptions=True)
+            await asyncio.gather(keeping, ticking, settling, return_exceptions=True)
             if not (self._failure.done() and isinstance(self._failure.exception(), DeposedError)):
                 await leading.end(complete=self._is_over)
 
@@ -257,14 +262,11 @@ class Host:
             older.ended.set()
             self._do(decisions.on_lost, peer, "it connected anew")
         self._sessions[peer] = session
-        member = Member(
-            peer=peer,
-            name=hello.name,
-            trains=hello.trains,
-        )
+        member = Member(peer=peer, name=hello.name, trains=hello.trains)
         try:
             self._send(peer, self._leader())
             self._do(decisions.on_hello, member, hello)
+            self._news.set()
             if self._is_over and peer != self.run.built_in:
                 self._send(peer, END)
             await self._serve_session(session, peer, hello)
@@ -272,6 +274,7 @@ class Host:
             if self._sessions.get(peer) is session:
                 del self._sessions[peer]
                 self._do(decisions.on_lost, peer, session.reason)
+                self._news.set()
 
     def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
         if peer in self._admission.removed:
@@ -333,6 +336,8 @@ class Host:
         while True:
             message = await session.connection.receive()
             self._do(decisions.on_message, peer, message)
+            if not isinstance(message, wire.Heartbeat):
+                self._news.set()
 
     async def _write(self, session: Session) -> None:
         while True:
@@ -353,6 +358,7 @@ class Host:
                 address = wire.Address(peer=peer, host=host, port=hello.listen_port)
                 await probe.close()
         self._do(decisions.on_probed, peer, address)
+        self._news.set()
 
     # --- effects --------------------------------------------------------------------------------
 
@@ -385,8 +391,9 @@ class Host:
                 case Send(peer=peer, message=message):
                     self._send(peer, message)
                 case SendCommits(peer=peer, after=after, through=through):
-                    for round_id in range(after + 1, through + 1):
-                        self._send(peer, self._commits[RoundId(round_id)].to_commit())
+                    for round_id in map(RoundId, range(after + 1, through + 1)):
+                        counted = self.run.counted(peer, round_id)
+                        self._send(peer, replace(self._commits[round_id], counted=counted))
                 case Drop(peer=peer, reason=reason):
                     if (session := self._sessions.get(peer)) is not None:
                         session.reason = reason
@@ -407,7 +414,7 @@ class Host:
         for entry in entries:
             record = entry.record
             if isinstance(record, Committed):
-                self._commits[record.round] = entry
+                self._commits[record.round] = entry.to_commit()
 
     def _send(self, peer: PeerId, message: wire.Message) -> None:
         session = self._sessions.get(peer)
@@ -425,14 +432,22 @@ class Host:
 
     # --- time -----------------------------------------------------------------------------------
 
+    async def _settle(self) -> None:
+        """Do what is due, once for all that happened within a moment."""
+        while await self._news.wait():
+            await asyncio.sleep(decisions.settle_s(self.run))
+            self._do(advance)
+            self._news.clear()
+
     async def _tick(self, until: Callable[[], bool]) -> None:
         """Let time pass for the run, and tell the members that we are alive."""
         while not until():
             self._do(decisions.on_tick)
+            self._news.clear()
             if self._now() >= self._beat_at:
                 self._tell_all(wire.Heartbeat())
                 self._beat_at = self._now() + self.run.config.sync.heartbeat_s
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(max(TICK_S, decisions.settle_s(self.run)))
 
     async def _farewell(self) -> None:
         """Tell the members that the run is complete, and give them time to have all of it.

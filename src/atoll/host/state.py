@@ -3,19 +3,20 @@
 `Run` is a function of the journal and of who is connected. Only `run.py` and `due.py` change it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
+from msgspec.structs import replace
+
 from atoll import events
 from atoll.config import RunConfig
-from atoll.data import leases
 from atoll.data.leases import LeaseBook
 from atoll.exchange import plan
 from atoll.host import pace
 from atoll.host.decision import Present
 from atoll.host.effects import Effect, Report, Send
-from atoll.host.membership import Membership
+from atoll.host.membership import Member, Membership
 from atoll.host.rounds import NOBODY, Round
 from atoll.ids import INITIAL, Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.net import records, wire
@@ -23,6 +24,15 @@ from atoll.traffic import Traffic
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
 USUAL_OF = 5  # rounds: one that went wrong does not count
+MAX_SOURCES = 16  # of blobs that a member is told of: a message is no longer in a larger run
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a commit has of a peer."""
+
+    leases: tuple[Lease, ...]
+    contribution: Digest
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +50,8 @@ class Run:
     ready_at: float | None = None  # since when enough peers are ready for the next round
     # Of each peer and fragment: tokens that were committed, but with other fragments only so far.
     fresh: dict[PeerId, tuple[int, ...]] = field(default_factory=dict)
-    # Of the last rounds: the leases that they committed. Whoever has not heard of that holds them.
-    settled: dict[RoundId, dict[PeerId, tuple[Lease, ...]]] = field(default_factory=dict)
+    # What the last rounds committed of whom. Whoever has not heard of that holds the leases.
+    settled: dict[RoundId, dict[PeerId, Settled]] = field(default_factory=dict)
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
@@ -97,10 +107,9 @@ class Run:
         """
         committed = self.fresh.get(peer, (0,) * len(self.slice_bytes))
         under_way = sum(
-            share.num_tokens
+            rnd.in_roster[peer].num_tokens
             for rnd in self.open_rounds.values()
-            for share in rnd.roster
-            if rnd.id < round_id and share.peer == peer
+            if rnd.id < round_id and peer in rnd.in_roster
         )
         return committed[self.fragment_of(round_id)] + under_way
 
@@ -110,13 +119,14 @@ class Run:
         Note which work the fragment of the round now contains, and which others still lack.
         """
         self.settled[record.round] = {
-            entry.peer: tuple(
-                lease for lease in leases.held_by(self.book, entry.peer) if lease.id in entry.leases
+            entry.peer: Settled(
+                tuple(lease for lease in self.book.held_by(entry.peer) if lease.id in entry.leases),
+                entry.contribution,
             )
             for entry in record.roster
         }
         self.settled.pop(RoundId(record.round - REPLAY_ROUNDS * len(self.slice_bytes)), None)
-        self.book = leases.commit(self.book, [i for e in record.roster for i in e.leases])
+        self.book.commit({entry.peer: entry.leases for entry in record.roster})
         for entry in record.roster:
             before = self.fresh.get(entry.peer, (0,) * len(self.slice_bytes))
             self.fresh[entry.peer] = tuple(
@@ -128,11 +138,19 @@ class Run:
         """Return the leases that the peer holds as far as it knows after the commit of a round."""
         unheard = [
             lease
-            for later, rosters in self.settled.items()
-            if later > round_id
-            for lease in rosters.get(peer, ())
+            for later, of_peers in self.settled.items()
+            if later > round_id and peer in of_peers
+            for lease in of_peers[peer].leases
         ]
-        return (*unheard, *leases.held_by(self.book, peer))
+        return (*unheard, *self.book.held_by(peer))
+
+    def counted(self, peer: PeerId, round_id: RoundId) -> wire.Counted | None:
+        """Return what one of the last commits has of the peer; None: nothing."""
+        settled = self.settled[round_id].get(peer)
+        if settled is None:
+            return None
+        ids = tuple(lease.id for lease in settled.leases)
+        return wire.Counted(leases=ids, contribution=settled.contribution)
 
     @property
     def newest_base(self) -> RoundId:
@@ -154,8 +172,12 @@ def is_able(run: Run, peer: PeerId, round_id: RoundId) -> bool:
     round in flight, the newest. And the host knows who can reach the member. A state that is newer
     than it must be need not be agreed on yet.
     """
-    m = run.membership.get(peer)
-    if m is None or not (m.connected and m.probed) or m.state is None:
+    member = run.membership.get(peer)
+    return member is not None and _can_start(run, member, round_id)
+
+
+def _can_start(run: Run, m: Member, round_id: RoundId) -> bool:
+    if not (m.connected and m.probed) or m.state is None:
         return False
     oldest = round_id - run.config.sync.in_flight
     if m.round not in run.agreed:
@@ -165,14 +187,14 @@ def is_able(run: Run, peer: PeerId, round_id: RoundId) -> bool:
 
 def present(run: Run, round_id: RoundId) -> Present:
     """Return who could do what for the round, now."""
-    members = run.membership.members
-    connected = frozenset(m.peer for m in run.membership.connected())
-    able = frozenset(peer for peer in connected if is_able(run, peer, round_id))
+    members = run.membership.connected()
+    connected = frozenset([m.peer for m in members])
+    able = frozenset([m.peer for m in members if _can_start(run, m, round_id)])
     return Present(
         connected=connected,
-        away=frozenset(members) - connected,
+        away=frozenset(run.membership.members) - connected,
         able=able,
-        can_reduce=frozenset(p for p in able if members[p].address is not None),
+        can_reduce=able.intersection(run.membership.reachable()),
         keeper=run.built_in,
     )
 
@@ -187,10 +209,19 @@ def base_for(run: Run, hello: wire.Hello) -> tuple[RoundId, Digest]:
     return newest, run.agreed[newest]
 
 
-def sources(run: Run) -> tuple[wire.Address, ...]:
-    """Return who can be asked for blobs, the host's built-in member last."""
-    members = sorted(run.membership.connected(), key=lambda m: m.peer == run.built_in)
-    return tuple(m.address for m in members if m.address is not None)
+def sources(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:
+    """Return whom the peer can ask for blobs, the host's built-in member last."""
+    names = run.membership.around(peer, MAX_SOURCES)
+    others = [name for name in names if name not in (peer, run.built_in)]
+    return tuple(_addresses(run, [*others, run.built_in]))
+
+
+def _addresses(run: Run, peers: Iterable[PeerId]) -> Iterator[wire.Address]:
+    """Yield the addresses of those of these that can be reached."""
+    for peer in peers:
+        member = run.membership.get(peer)
+        if member is not None and member.address is not None:
+            yield member.address
 
 
 def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
@@ -225,25 +256,30 @@ def shares_of_work(run: Run, round_id: RoundId, chosen: Collection[PeerId]) -> d
     )
 
 
-def samples_of_round(run: Run, peer: PeerId) -> int:
-    """Return how many samples the peer is to contribute to a round that opens now."""
-    config = run.config
-    if config.sync.pace == "steps":
-        return config.samples_per_round
-    speeds = {
-        m.peer: m.samples_per_s
+def middle_speed(run: Run) -> float | None:
+    """Return how many samples per second the median peer trains on; None: no speed is known."""
+    speeds = [
+        m.samples_per_s
         for m in run.membership.connected()
         if m.trains and m.samples_per_s is not None
-    }
-    num_steps = pace.inner_steps(peer, speeds, num_steps=config.steps_per_round)
+    ]
+    return median(speeds) if speeds else None
+
+
+def samples_of_round(run: Run, rnd: Round, peer: PeerId) -> int:
+    """Return how many samples the peer is to contribute to the round."""
+    config, member = run.config, run.membership.get(peer)
+    if config.sync.pace == "steps":
+        return config.samples_per_round
+    speed = None if member is None else member.samples_per_s
+    num_steps = pace.inner_steps(speed, rnd.middle_speed, num_steps=config.steps_per_round)
     return num_steps * config.inner.batch_sequences
 
 
-def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
-    addresses = {m.peer: m.address for m in run.membership.connected() if m.address is not None}
-    member = run.membership.get(peer)
-    trains = member is not None and member.trains
-    return wire.Plan(
+def plans_for(run: Run, rnd: Round, peers: Iterable[PeerId]) -> list[Effect]:
+    """Return the plans of a round, to these peers. What is the same in all is made once."""
+    reachable = {address.peer: address for address in _addresses(run, set(rnd.assignment))}
+    common = wire.Plan(
         round=rnd.id,
         version=rnd.version,
         fragment=run.fragment_of(rnd.id),
@@ -251,18 +287,34 @@ def plan_for(run: Run, rnd: Round, peer: PeerId) -> wire.Plan:
         codec=run.config.sync.codec,
         update_codec=run.config.sync.update_codec,
         reductions=tuple(
-            wire.Reduction(reducer=addresses[reducer], start=start, stop=stop)
+            wire.Reduction(reducer=reachable[reducer], start=start, stop=stop)
             for reducer, start, stop in plan.runs(rnd.assignment)
-            if reducer in addresses
+            if reducer in reachable
         ),
-        leases=leases.held_by(run.book, peer) if trains else (),
-        sources=sources(run),
-        num_samples=rnd.work.get(peer, 0),
+        leases=(),
+        sources=(),
     )
+    return [
+        Send(
+            peer,
+            replace(
+                common,
+                leases=run.book.held_by(peer) if _trains(run, peer) else (),
+                sources=sources(run, peer),
+                num_samples=rnd.work.get(peer, 0),
+            ),
+        )
+        for peer in peers
+    ]
+
+
+def _trains(run: Run, peer: PeerId) -> bool:
+    member = run.membership.get(peer)
+    return member is not None and member.trains
 
 
 def closed_message(rnd: Round) -> wire.Closed:
-    return wire.Closed(round=rnd.id, roster_version=rnd.roster_version, roster=rnd.announced)
+    return wire.Closed(round=rnd.id, roster_version=rnd.roster_version)
 
 
 def reduce_job(rnd: Round, k: int) -> Effect:
@@ -280,7 +332,7 @@ def num_unclaimed(run: Run, peer: PeerId) -> int:
     """Return how many samples the peer leases that it has not offered to an open round."""
     claims = [rnd.claims[peer] for rnd in run.open_rounds.values() if peer in rnd.claims]
     claimed = {lease_id for claim in claims for lease_id in claim.leases}
-    held = leases.held_by(run.book, peer)
+    held = run.book.held_by(peer)
     return sum(lease.stop - lease.start for lease in held if lease.id not in claimed)
 
 
@@ -294,16 +346,16 @@ def leases_of(
     taken = {
         lease_id
         for rnd in run.open_rounds.values()
-        if rnd.id < round_id and any(share.peer == peer for share in rnd.roster)
+        if rnd.id < round_id and peer in rnd.in_roster
         for lease_id in rnd.claims[peer].leases
     }
-    free = {lease.id for lease in leases.held_by(run.book, peer)} - taken
+    free = {lease.id for lease in run.book.held_by(peer)} - taken
     return tuple(lease_id for lease_id in claim.leases if lease_id in free)
 
 
 def num_tokens(run: Run, rnd: Round, peer: PeerId) -> int:
     """Return how many tokens the leases have that the round would commit of the peer."""
-    sizes = {lease.id: lease.stop - lease.start for lease in leases.held_by(run.book, peer)}
+    sizes = {lease.id: lease.stop - lease.start for lease in run.book.held_by(peer)}
     named = leases_of(run, rnd.id, peer, rnd.claims[peer])
     return sum(sizes[lease_id] for lease_id in named) * run.config.data.sequence_length
 

@@ -1,8 +1,12 @@
 """The records of a run's journal and the chain that they form: the host writes, peers read.
 
-    record --canonical JSON--> body    hash = BLAKE3(previous hash | seq | body), signed by the host
+    record --canonical JSON--> body --brief--> what members are told
 
-So a peer that is told of a commit can check that the host signed it, at that place in the chain.
+    hash = BLAKE3(previous hash | seq | brief), signed by the host
+
+So a member that is told of a commit can check that the host signed it, at that place in the chain.
+The brief form of a commit has the digest of its roster instead of the roster, which is as long as
+the run is large; all other records are brief.
 """
 
 from collections.abc import Sequence
@@ -99,6 +103,29 @@ class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit
     updates: tuple[SliceUpdate, ...]
 
 
+class Announced(Struct, frozen=True, kw_only=True, tag_field="kind", tag="announced"):
+    """The brief form of `Committed`."""
+
+    round: RoundId
+    fragment: int
+    codec: str
+    update_codec: str
+    num_contributors: int
+    roster: Digest  # of the canonical JSON of all its entries
+    updates: tuple[SliceUpdate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A commit as a member has heard of it: `counted` is what it has of that member."""
+
+    round: RoundId
+    update_codec: str
+    num_contributors: int
+    updates: tuple[SliceUpdate, ...]
+    counted: wire.Counted | None
+
+
 class PeerTraffic(Struct, frozen=True, kw_only=True):
     """What a member has sent and received since the last record that names it."""
 
@@ -159,6 +186,7 @@ Record: TypeAlias = (
     | ReducersChosen
 )
 _decoder = msgspec.json.Decoder(Record)
+_brief_decoder: msgspec.json.Decoder[Record | Announced] = msgspec.json.Decoder(Record | Announced)
 
 
 def encode(record: Record) -> bytes:
@@ -194,7 +222,7 @@ class Entry:
         return wire.Commit(
             seq=self.seq,
             previous=self.previous,
-            body=self.body,
+            body=brief(self.body),
             hash=self.hash,
             signature=self.signature,
         )
@@ -205,20 +233,55 @@ def contribution_digest(slices: Sequence[Digest]) -> Digest:
     return digest_of(*[bytes.fromhex(digest) for digest in slices])
 
 
+def brief(body: bytes) -> bytes:
+    """Return what the members are told of a record.
+
+    Raises:
+        ValueError: the body is no record.
+    """
+    if b'"kind":"committed"' not in body or not isinstance(record := decode(body), Committed):
+        return body
+    announced = Announced(
+        round=record.round,
+        fragment=record.fragment,
+        codec=record.codec,
+        update_codec=record.update_codec,
+        num_contributors=len(record.roster),
+        roster=digest_of(msgspec.json.encode(record.roster, order="sorted")),
+        updates=record.updates,
+    )
+    return msgspec.json.encode(announced, order="sorted")
+
+
 def entry_hash(*, seq: int, previous: Digest, body: bytes) -> Digest:
-    return digest_of(bytes.fromhex(previous), seq.to_bytes(8, "little"), body)
+    """Return the hash of a record in its place in the chain.
+
+    Raises:
+        ValueError: the body is no record, or `previous` is no hash.
+    """
+    return _brief_hash(seq=seq, previous=previous, brief=brief(body))
 
 
-def committed(message: wire.Commit, *, public_key: bytes) -> Committed:
+def _brief_hash(*, seq: int, previous: Digest, brief: bytes) -> Digest:
+    return digest_of(bytes.fromhex(previous), seq.to_bytes(8, "little"), brief)
+
+
+def committed(message: wire.Commit, *, public_key: bytes) -> Heard:
     """Return the commit that the host announces.
 
     Raises:
         ProtocolError: the host of this run did not sign it, or it is no commit.
     """
     record = signed(message, public_key=public_key)
-    if not isinstance(record, Committed):
+    if not isinstance(record, Announced):
         raise ProtocolError(f"a {type(record).__name__} record, where a commit was due")
-    return record
+    return Heard(
+        round=record.round,
+        update_codec=record.update_codec,
+        num_contributors=record.num_contributors,
+        updates=record.updates,
+        counted=message.counted,
+    )
 
 
 def led(message: wire.Commit, *, public_key: bytes) -> Led:
@@ -233,16 +296,16 @@ def led(message: wire.Commit, *, public_key: bytes) -> Led:
     return record
 
 
-def signed(message: wire.Commit, *, public_key: bytes) -> Record:
-    """Return the journal record in a message.
+def signed(message: wire.Commit, *, public_key: bytes) -> Record | Announced:
+    """Return the journal record in a message, in its brief form.
 
     Raises:
         ProtocolError: a host of this run did not sign it, at that place in the chain.
     """
-    digest = entry_hash(seq=message.seq, previous=message.previous, body=message.body)
+    digest = _brief_hash(seq=message.seq, previous=message.previous, brief=message.body)
     if digest != message.hash or not verify(public_key, bytes.fromhex(digest), message.signature):
         raise ProtocolError("a record that the host of this run did not sign")
     try:
-        return decode(message.body)
+        return _brief_decoder.decode(message.body)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a journal record: {error}") from error

@@ -169,6 +169,21 @@ class TcpTransport:
             raise
 
 
+def allow_many_connections() -> None:
+    """Let this process have as many open files as the system allows it: a connection is one.
+
+    Where the system sets no limits, or will not have them changed, they stay as they are.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def available_congestion() -> tuple[str, ...]:
     """Return the ways of congestion control that this system offers; none known: no choice."""
     try:

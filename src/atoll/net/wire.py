@@ -24,8 +24,8 @@ from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.traffic import Traffic
 from atoll.units import KIB, MIB
 
-PROTOCOL: Final = 3
-MAX_MESSAGE_BYTES: Final = 4 * MIB  # a roster of thousands fits
+PROTOCOL: Final = 4
+MAX_MESSAGE_BYTES: Final = 4 * MIB  # the inputs of a slice from thousands fit
 MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
 MAX_BLOB_BYTES: Final = 2**31
 
@@ -78,14 +78,26 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
     final: bool = True
 
 
+class Counted(Struct, frozen=True, kw_only=True):
+    """What a commit has of the member that is told of it."""
+
+    leases: tuple[LeaseId, ...]
+    contribution: Digest  # of the digests of its encoded slices, in order
+
+
 class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
-    """Host to members: a journal record, with its place in the chain, signed by the host."""
+    """Host to members: a journal record, with its place in the chain, signed by the host.
+
+    Of a round's commit, the roster is left out: it is as long as the run is large. The digest that
+    stands for it is signed; `counted` is the member's own line of it, None if it has none.
+    """
 
     seq: U63
     previous: Digest
-    body: bytes  # canonical JSON of a journal record
+    body: bytes  # canonical JSON; see net/records.py
     hash: Digest
     signature: bytes
+    counted: Counted | None = None
 
 
 # --- control: peer to host -----------------------------------------------------------------------
@@ -263,23 +275,15 @@ class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     num_samples: U63 = 0
 
 
-class Share(Struct, frozen=True, kw_only=True):
-    """One line of a roster: `share` of the mean is this peer's; all shares add up to 1."""
-
-    peer: PeerId
-    share: float
-    num_tokens: U63
-
-
 class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):
     """Host to members: fetch the updates of this roster from the plan's reducers, as they form.
 
-    Before the round is closed it is the expected one; a later version replaces it.
+    Before the round is closed it is the expected one; a later version replaces it. Who is in it,
+    only reducers need to know.
     """
 
     round: RoundId
     roster_version: U32
-    roster: tuple[Share, ...]
 
 
 class ReduceInput(Struct, frozen=True, kw_only=True):

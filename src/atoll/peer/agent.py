@@ -283,7 +283,7 @@ class Agent:
         def in_dataset(digest: Digest) -> tuple[Path, int, int] | None:
             if self._dataset is None:
                 return None
-            path = dict(self._dataset.blobs()).get(digest)
+            path = self._dataset.places.get(digest)
             return None if path is None else (path, 0, path.stat().st_size)
 
         return [in_states, in_dataset, self._lending.locate]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from atoll.exchange.tasks import running
 from atoll.ids import Digest, RoundId
 from atoll.net import wire
-from atoll.net.records import Committed
+from atoll.net.records import Heard
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Board:
     session: int = 0
     plans: dict[RoundId, wire.Plan] = field(default_factory=dict)
     closed: dict[RoundId, wire.Closed] = field(default_factory=dict)
-    commits: dict[RoundId, Committed] = field(default_factory=dict)
+    commits: dict[RoundId, Heard] = field(default_factory=dict)
     sources: tuple[wire.Address, ...] = ()
     dataset: Digest | None = None
     base: tuple[RoundId, Digest] | None = None  # a state that must be fetched before anything else

@@ -70,13 +70,13 @@ class Home:
     def config(self) -> RunConfig:
         return self.run_file.config
 
-    def commits(self) -> dict[RoundId, records.Committed]:
+    def commits(self) -> dict[RoundId, records.Heard]:
         """Return the commits whose updates are kept.
 
         Raises:
             DamagedError: one is not what was written.
         """
-        kept: dict[RoundId, records.Committed] = {}
+        kept: dict[RoundId, records.Heard] = {}
         for path in sorted(self._commits.iterdir()):
             if not path.name.isdecimal():
                 path.unlink()  # half-written when a process was killed
@@ -90,7 +90,7 @@ class Home:
             kept[record.round] = record
         return kept
 
-    def keep_commit(self, message: wire.Commit) -> records.Committed:
+    def keep_commit(self, message: wire.Commit) -> records.Heard:
         """Remember a commit, so that its updates can be told from those of rounds long past.
 
         Raises:
@@ -101,7 +101,7 @@ class Home:
         write_whole(path, wire.encode(message))
         return record
 
-    def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Committed]) -> None:
+    def forget_before(self, oldest: RoundId, kept: dict[RoundId, records.Heard]) -> None:
         """Drop the commits before `oldest`, and the updates that no kept commit names.
 
         Updates of the open round are named by none yet; they are too young to go.
@@ -109,7 +109,7 @@ class Home:
         for round_id in [round_id for round_id in kept if round_id < oldest]:
             del kept[round_id]
             (self._commits / f"{round_id:06}").unlink(missing_ok=True)
-        self.blobs.sweep({update.digest for record in kept.values() for update in record.updates})
+        self.blobs.sweep({update.digest for heard in kept.values() for update in heard.updates})
 
     def led(self) -> wire.Commit | None:
         """Return the record of the newest leader that we have followed.

@@ -28,7 +28,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
-from atoll.net.records import Committed, RosterEntry, contribution_digest
+from atoll.net.records import Heard, contribution_digest
 from atoll.outer.manifest import manifest_of
 from atoll.outer.nesterov import suited_to
 from atoll.outer.state import PeerState
@@ -114,18 +114,15 @@ class Member:
         The host knows which state we hold, but not of which commits after it we have heard.
         """
         heard = {**self.commits, **self.board.commits}
-        later = [self._entry_in(c) for r, c in heard.items() if r > welcome.base_round]
-        settled = {lease_id for entry in later if entry is not None for lease_id in entry.leases}
+        later = [c.counted for r, c in heard.items() if r > welcome.base_round]
+        settled = {lease_id for ours in later if ours is not None for lease_id in ours.leases}
         return tuple(lease for lease in welcome.held if lease.id not in settled)
 
-    def _settle(self, commit: Committed) -> None:
-        mine = self._entry_in(commit)
+    def _settle(self, commit: Heard) -> None:
+        mine = commit.counted
         leases = None if mine is None else mine.leases
         if self.local is not None and not self.local.settle(commit.round, leases):
             self.board.reset = True
-
-    def _entry_in(self, commit: Committed) -> RosterEntry | None:
-        return next((entry for entry in commit.roster if entry.peer == self.peer_id), None)
 
     def report_state(self) -> None:
         """Tell the host which state we hold, once we can do what it then asks."""
@@ -152,18 +149,18 @@ class Member:
         """Return whether the host wants another state of us, or our local work dropped."""
         return self.board.base is not None or self.board.reset
 
-    async def commit_of(self, round_id: RoundId) -> Committed:
+    async def commit_of(self, round_id: RoundId) -> Heard:
         """Wait for the commit of a round.
 
         Raises:
             StateDiffers: the host has another state for us instead.
         """
 
-        def look() -> Committed | bool | None:
+        def look() -> Heard | bool | None:
             return True if self.differs() else self.board.commits.get(round_id)
 
         found = await self.board.wait_for(look)
-        if isinstance(found, Committed):
+        if isinstance(found, Heard):
             return found
         raise StateDiffers("the host has another state for us")
 
@@ -256,13 +253,13 @@ class Member:
     def _is_over(self, round_id: RoundId) -> bool:
         return round_id in self.board.commits or self.differs()
 
-    async def take_outer_step(self, commit: Committed) -> None:
+    async def take_outer_step(self, commit: Heard) -> None:
         """Move our state to that of the commit, whose updates are on our disk, and merge.
 
         No trainer starts meanwhile, so it is clear what the local weights of the present one are.
         """
         await self.saved()
-        local, mine = self.local, self._entry_in(commit)
+        local, mine = self.local, commit.counted
         if local is None:
             await self._step(commit)
         else:
@@ -280,14 +277,14 @@ class Member:
         self.report_state()
 
     async def _step(
-        self, commit: Committed, then: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self, commit: Heard, then: Callable[[], Coroutine[Any, Any, None]] | None = None
     ) -> None:
         """Take the step; then hash the state, while `then` is done."""
         with self.accounts.timed("outer_step", commit.round):
             await asyncio.to_thread(self._apply, commit)
         await together(self._hash(commit), *([] if then is None else [then()]))
 
-    async def _hash(self, commit: Committed) -> None:
+    async def _hash(self, commit: Heard) -> None:
         with self.accounts.timed("hash", commit.round):
             self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
 
@@ -295,7 +292,7 @@ class Member:
         """Return whether the state after this round goes to disk: when all fragments had a turn."""
         return round_id % len(self.layout.fragments) == 0 or round_id == self.config.sync.rounds
 
-    def _apply(self, commit: Committed) -> None:
+    def _apply(self, commit: Heard) -> None:
         codec = CODECS[commit.update_codec]
         # All are looked at before the first one changes anything: a reducer may be hostile.
         sizes = self.slice_sizes(commit.round)
@@ -311,11 +308,11 @@ class Member:
             self.state,
             self._payloads(commit),
             codec=codec,
-            outer=suited_to(self.config.outer, num_contributors=len(commit.roster)),
+            outer=suited_to(self.config.outer, num_contributors=commit.num_contributors),
             layout=self.layout,
         )
 
-    def _payloads(self, commit: Committed) -> Iterator[bytes]:
+    def _payloads(self, commit: Heard) -> Iterator[bytes]:
         """Yield the updates one by one, so that a slice at a time is in memory."""
         for update in commit.updates:
             payload = self.blobs.get(update.digest)

@@ -26,7 +26,7 @@ from atoll.exchange.plan import send_order
 from atoll.exchange.tasks import first_error, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
-from atoll.net.records import Committed
+from atoll.net.records import Heard
 from atoll.peer.member import Member, StateDiffers
 
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
@@ -96,7 +96,7 @@ async def _opens_before(end: "asyncio.Future[None]", round_id: RoundId, member: 
         waiting.cancel()
 
 
-async def finish_round(commit: Committed, member: Member) -> None:
+async def finish_round(commit: Heard, member: Member) -> None:
     """Take the outer step of a commit, and let the trainer go on from there."""
     await fetch_updates(commit, member)
     await member.take_outer_step(commit)
@@ -263,7 +263,7 @@ async def _gather_run(
             await asyncio.sleep(RETRY_S)
 
 
-async def fetch_updates(commit: Committed, member: Member) -> None:
+async def fetch_updates(commit: Heard, member: Member) -> None:
     """Make sure that all updates of a commit are on our disk, from whoever has them.
 
     Raises:

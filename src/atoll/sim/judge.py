@@ -62,8 +62,12 @@ class Outcome:
     def commits(self) -> list[Committed]:
         return [record for record in self.records if isinstance(record, Committed)]
 
-    def reported(self, kind: type[Event], *, by: str = "") -> list[Event]:
-        return [e for _, name, e in self.trace if isinstance(e, kind) and by in ("", name)]
+    def reported(self, kind: type[Event]) -> list[Event]:
+        return [e for _, _, e in self.trace if isinstance(e, kind)]
+
+    def reporters(self, kind: type[Event]) -> set[str]:
+        """Return the names of those that have reported such an event."""
+        return {name for _, name, e in self.trace if isinstance(e, kind)}
 
     def rosters(self) -> list[list[str]]:
         """Return who is in each commit, by name."""
@@ -180,6 +184,16 @@ def samples_of(records: list[Record]) -> dict[int, range]:
     return {one.id: range(one.start, one.stop) for record in granted for one in record.leases}
 
 
+def granted_to(records: list[Record]) -> dict[PeerId, set[int]]:
+    """Return the samples that each peer ever leased."""
+    granted: dict[PeerId, set[int]] = defaultdict(set)
+    for record in records:
+        if isinstance(record, Leased):
+            for lease in record.leases:
+                granted[record.peer].update(range(lease.start, lease.stop))
+    return granted
+
+
 def _model(outcome: Outcome) -> Iterator[str]:
     """Compare the final model with what the commits say that it contains."""
     fleet = outcome.fleet
@@ -239,22 +253,17 @@ def _work(outcome: Outcome) -> Iterator[str]:
     for commit in outcome.commits:
         for entry in commit.roster:
             committed.update(s for lease_id in entry.leases for s in samples[lease_id])
+    granted = granted_to(outcome.records)
+    unlucky = outcome.reporters(TrainerDied)
     for name, device in outcome.fleet.devices.items():
         seat = outcome.fleet.members[name]
         died = seat.num_deaths or len(seat.ends) > 1
-        if died or outcome.reported(TrainerDied, by=name) or len(device.lives) != 1:
+        if died or name in unlucky or len(device.lives) != 1:
             continue
         peer = outcome.fleet.peer_id(name)
         if peer in gone:
             continue
-        held = {
-            sample
-            for record in outcome.records
-            if isinstance(record, Leased) and record.peer == peer
-            for lease in record.leases
-            for sample in range(lease.start, lease.stop)
-            if not committed[sample]
-        }
+        held = {sample for sample in granted[peer] if not committed[sample]}
         for sample, times in Counter(device.lives[0]).items():
             if times > 1:
                 yield f"{name} did the step with sample {sample} {times} times"

@@ -20,6 +20,7 @@ from inspect import iscoroutine
 from itertools import count
 from math import inf
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
+from weakref import WeakSet
 
 from atoll import clock
 
@@ -60,6 +61,7 @@ class Process:
         self.status = Status.RUNNING
         self.condition = condition
         self._loop = loop
+        self.tasks: WeakSet[_Task[Any]] = WeakSet()
         self._held: list[tuple[Process | None, asyncio.Handle]] = []
         self._context = copy_context()
         self._context.run(_current.set, self)
@@ -121,6 +123,8 @@ class _Task(asyncio.Task[T]):
         self.process = _current.get() if context is None else context.get(_current)
         name = name or getattr(work, "__qualname__", "task")
         super().__init__(work, loop=loop, name=name, context=context)
+        if self.process is not None:
+            self.process.tasks.add(self)
 
     def __hash__(self) -> int:
         return self.number
@@ -283,8 +287,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def keep_tasks_of(self, process: Process) -> None:
         """Keep the tasks of a dead process as they are: to forget one is to run its `finally`."""
-        tasks = (task for task in asyncio.all_tasks(self) if isinstance(task, _Task))
-        self._graves += [task for task in tasks if task.process is process]
+        self._graves += [task for task in process.tasks if not task.done()]
 
     def who_waits(self) -> str:
         """Return what each task waits for, a line for each."""

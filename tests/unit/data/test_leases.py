@@ -1,10 +1,11 @@
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from atoll.data.leases import LeaseBook, Span, commit, grant, held_by, holder, release
+from atoll.data.leases import LeaseBook, Span
 from atoll.ids import Lease, LeaseId, PeerId
 
 A, B, C = (PeerId(letter * 32) for letter in "abc")
@@ -19,60 +20,63 @@ def ids(*leases: Lease) -> list[LeaseId]:
 
 
 def test_new_samples_follow_each_other():
-    book, (first,) = grant(LeaseBook(), A, num_samples=10)
-    book, (second,) = grant(book, B, num_samples=5)
+    book = LeaseBook()
+    (first,) = book.grant(A, num_samples=10)
+    (second,) = book.grant(B, num_samples=5)
     assert spans((first, second)) == [(0, 10), (10, 15)]
-    assert held_by(book, A) == (first,)
-    assert held_by(book, C) == ()
-    assert holder(book, second.id) == B
+    assert book.held == {A: (first,), B: (second,)}
+    assert book.held_by(C) == ()
 
 
 def test_free_samples_are_granted_before_new_ones_the_lowest_first():
-    book, (first,) = grant(LeaseBook(), A, num_samples=10)
-    book, (second,) = grant(book, B, num_samples=10)
-    book, (third,) = grant(book, A, num_samples=10)
-    book = release(book, ids(first, third))
+    book = LeaseBook()
+    (first,) = book.grant(A, num_samples=10)
+    (second,) = book.grant(B, num_samples=10)
+    (third,) = book.grant(A, num_samples=10)
+    book.release(A, ids(first, third))
     assert book.free == (Span(0, 10), Span(20, 30))
-    book, leases = grant(book, C, num_samples=13)
-    assert spans(leases) == [(0, 10), (20, 23)]
-    book, leases = grant(book, C, num_samples=9)
+    assert spans(book.grant(C, num_samples=13)) == [(0, 10), (20, 23)]
+    leases = book.grant(C, num_samples=9)
     assert spans(leases) == [(23, 32)], "free samples and new ones that touch are one lease"
     assert book.free == ()
     assert book.frontier == 32
-    assert held_by(book, B) == (second,)
+    assert book.held_by(B) == (second,)
 
 
 def test_what_is_released_in_parts_is_granted_whole():
-    book, (first,) = grant(LeaseBook(), A, num_samples=4)
-    book, (second,) = grant(book, B, num_samples=4)
-    book = release(release(book, ids(second)), ids(first))
+    book = LeaseBook()
+    (first,) = book.grant(A, num_samples=4)
+    (second,) = book.grant(B, num_samples=4)
+    book.release(B, ids(second))
+    book.release(A, ids(first))
     assert book.free == (Span(0, 8),)
-    assert spans(grant(book, C, num_samples=8)[1]) == [(0, 8)]
+    assert spans(book.grant(C, num_samples=8)) == [(0, 8)]
 
 
 def test_committed_samples_are_kept_as_merged_spans():
     book = LeaseBook()
     for _ in range(100):
-        book, (first,) = grant(book, A, num_samples=3)
-        book, (second,) = grant(book, B, num_samples=2)
-        book = commit(book, ids(second, first))
+        (first,) = book.grant(A, num_samples=3)
+        (second,) = book.grant(B, num_samples=2)
+        book.commit({B: ids(second), A: ids(first)})
     assert book.committed == (Span(0, 500),)
     assert book.held == {}
 
 
-def test_a_lease_that_nobody_holds_is_a_bug_and_changes_nothing():
-    book, (lease,) = grant(LeaseBook(), A, num_samples=4)
-    committed = commit(book, ids(lease))
-    for change in (commit, release):
-        with pytest.raises(ValueError, match="not all held"):
-            change(committed, ids(lease))
-        with pytest.raises(ValueError, match="not all held"):
-            change(book, [*ids(lease), LeaseId(99)])
-        with pytest.raises(ValueError, match="not all different"):
-            change(book, ids(lease, lease))
-    with pytest.raises(ValueError, match=f"lease {lease.id} is not held"):
-        holder(committed, lease.id)
-    assert held_by(book, A) == (lease,)
+def test_a_lease_that_the_peer_does_not_hold_is_a_bug_and_changes_nothing():
+    book = LeaseBook()
+    (lease,) = book.grant(A, num_samples=4)
+    (other,) = book.grant(B, num_samples=4)
+    before = deepcopy(book)
+    for wrong in ([*ids(lease), LeaseId(99)], ids(lease, lease), ids(lease, other)):
+        with pytest.raises(ValueError, match="does not hold lease"):
+            book.release(A, wrong)
+        with pytest.raises(ValueError, match="does not hold lease"):
+            book.commit({B: ids(other), A: wrong})
+        assert book == before
+    book.commit({A: ids(lease)})
+    with pytest.raises(ValueError, match="does not hold lease"):
+        book.commit({A: ids(lease)})
 
 
 class Accounting(RuleBasedStateMachine):
@@ -93,14 +97,13 @@ class Accounting(RuleBasedStateMachine):
         num_new = max(0, num_samples - len(free))
         new = range(len(self.state), len(self.state) + num_new)
         self.state.extend("free" for _ in new)
-        self.book, leases = grant(self.book, peer, num_samples=num_samples)
+        leases = self.book.grant(peer, num_samples=num_samples)
         granted = [sample for lease in leases for sample in range(lease.start, lease.stop)]
         assert granted == [*free, *new][:num_samples]
         assert all(a.stop < b.start for a, b in pairwise(leases))
         for lease in leases:
             assert lease.id not in self.ids_seen
-            assert holder(self.book, lease.id) == peer
-            assert lease in held_by(self.book, peer)
+            assert lease in self.book.held_by(peer)
             self.ids_seen.add(lease.id)
             self.state[lease.start : lease.stop] = [lease.id] * (lease.stop - lease.start)
 
@@ -108,7 +111,15 @@ class Accounting(RuleBasedStateMachine):
     @rule(data=st.data(), commits=st.booleans())
     def commit_or_release(self, data, commits):
         some = data.draw(st.lists(st.sampled_from(self.held_ids()), unique=True, max_size=4))
-        self.book = (commit if commits else release)(self.book, some)
+        by_peer = {
+            peer: [lease.id for lease in held if lease.id in some]
+            for peer, held in self.book.held.items()
+        }
+        if commits:
+            self.book.commit(by_peer)
+        else:
+            for peer, lease_ids in by_peer.items():
+                self.book.release(peer, lease_ids)
         after = "committed" if commits else "free"
         self.state = [after if state in some else state for state in self.state]
 

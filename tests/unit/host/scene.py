@@ -16,8 +16,8 @@ from atoll.config import (
     canonical,
     run_digest,
 )
-from atoll.data import leases
 from atoll.host import run as decisions
+from atoll.host.due import advance
 from atoll.host.effects import Append, Effect, Report, Send
 from atoll.host.membership import Member
 from atoll.ids import Digest, PeerId, RoundId, digest_of
@@ -162,7 +162,8 @@ class Scene:
         return len(self.slice_bytes[self.run.fragment_of(self.run.next_round)])
 
     def note(self, effects: list[Effect]) -> list[Effect]:
-        self.effects = effects
+        """Do what is then due, too, as the host does in a moment."""
+        self.effects = effects = [*effects, *advance(self.run, now=self.now)]
         for effect in effects:
             if isinstance(effect, Append):
                 self.journal += effect.records
@@ -207,7 +208,7 @@ class Scene:
 
     def claims(self, peer: PeerId, *, num_leases: int | None = None) -> None:
         """Let the peer announce a contribution with so many of its leases, or all."""
-        ids = [lease.id for lease in leases.held_by(self.run.book, peer)][:num_leases]
+        ids = [lease.id for lease in self.run.book.held_by(peer)][:num_leases]
         round_id, num_slices = self.run.next_round, self.num_slices
         self.says(peer, contribution(peer, round_id=round_id, lease_ids=ids, num_slices=num_slices))
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 from msgspec.structs import replace
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, C, Scene, state
 
-from atoll.data import leases
 from atoll.host.run import on_end
 from atoll.ids import RoundId
 from atoll.net import records, wire
@@ -90,7 +89,7 @@ def test_of_one_that_left_without_a_lease_nothing_is_left_either():
     scene = fragmented(2)
     scene.delivers(A, B, C)
     scene.commits(BUILT_IN, *PEERS)
-    assert leases.held_by(scene.run.book, C) == ()
+    assert scene.run.book.held_by(C) == ()
     scene.says(C, wire.Leaving(reason="it left"))
     assert scene.run.fresh_tokens(C, RoundId(2)) == 0
     assert scene.restart().run.fresh == scene.run.fresh

@@ -17,7 +17,6 @@ from tests.unit.host.scene import (
     state,
 )
 
-from atoll.data import leases
 from atoll.host.rounds import Phase
 from atoll.ids import LeaseId
 from atoll.net import records, wire
@@ -39,7 +38,7 @@ def claims(scene, peer, round_id, *lease_ids) -> None:
     rounds = scene.run.open_rounds
     before = {id_: rnd.claims[peer].leases for id_, rnd in rounds.items() if peer in rnd.claims}
     named = {lease_id for ids in before.values() for lease_id in ids}
-    free = [one.id for one in leases.held_by(scene.run.book, peer) if one.id not in named]
+    free = [one.id for one in scene.run.book.held_by(peer) if one.id not in named]
     ids = lease_ids or before.get(round_id) or free[:1]
     scene.says(peer, contribution(peer, round_id=round_id, lease_ids=ids))
 
@@ -111,7 +110,7 @@ def test_each_peer_holds_the_work_of_the_rounds_in_flight_and_one_more():
     assert granted == [1, 1, 1]
     claims(scene, A, 1)
     claims(scene, A, 2)
-    assert len(leases.held_by(scene.run.book, A)) == 3
+    assert len(scene.run.book.held_by(A)) == 3
     delivers(scene, 1, A)
     all_hold(scene, 1)
     all_at(scene, 1)
@@ -183,7 +182,7 @@ def test_a_round_waits_for_the_one_before_it_to_close_and_to_be_agreed_on():
 def test_a_round_commits_what_is_in_it_and_not_in_one_before(is_late):
     """C's second contribution has the work of its first one in it: it is the first's, if it can."""
     scene = scene_of(A, B, C)
-    first, second, *_ = (one.id for one in leases.held_by(scene.run.book, C))
+    first, second, *_ = (one.id for one in scene.run.book.held_by(C))
     delivers(scene, 1, A, B)
     claims(scene, C, 1, first)
     claims(scene, C, 2, first, second)
@@ -206,7 +205,7 @@ def test_a_round_commits_what_is_in_it_and_not_in_one_before(is_late):
 
 def test_a_roster_that_changes_opens_those_that_counted_on_it():
     scene = scene_of(A, B, C)
-    first, second, *_ = (one.id for one in leases.held_by(scene.run.book, C))
+    first, second, *_ = (one.id for one in scene.run.book.held_by(C))
     claims(scene, A, 1)
     claims(scene, C, 2, first, second)
     delivers(scene, 1, A, B)
@@ -259,7 +258,7 @@ def test_a_peer_may_name_what_was_committed_before_it_has_heard_of_that():
     delivers(scene, 1, A, B)
     all_hold(scene, 1)
     first = 1
-    claims(scene, A, 2, LeaseId(first), *[leases.held_by(scene.run.book, A)[0].id])
+    claims(scene, A, 2, LeaseId(first), *[scene.run.book.held_by(A)[0].id])
     assert A in scene.run.open_rounds[2].claims
 
 

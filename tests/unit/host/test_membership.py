@@ -1,8 +1,11 @@
+from collections import Counter
+
 import pytest
+from msgspec.structs import replace
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, C
 
 from atoll.host.membership import Member, Membership
-from atoll.ids import RoundId, digest_of
+from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net.wire import Address
 
 STATE = digest_of(b"state")
@@ -54,7 +57,8 @@ def test_who_is_away_has_no_address_and_no_state_until_it_says_hello_again(membe
     assert (member.address, member.state, member.connected) == (None, None, False)
     membership.enter(Member(peer=A, name="a", connected=False), now=102.0)
     member = membership.get(A)
-    assert (member.connected, member.changed_at, member.heard_at) == (True, 102.0, 102.0)
+    assert (member.connected, member.changed_at) == (True, 102.0)
+    assert A not in membership.silent(SYNC, now=112.0)
     assert not member.probed
 
 
@@ -73,3 +77,18 @@ def test_what_is_said_of_nobody_changes_nothing(membership):
     membership.remove(A)
     assert set(membership.members) == {C}
     assert BUILT_IN not in membership
+
+
+def test_each_of_those_that_can_be_reached_is_named_to_equally_many():
+    membership, peers = Membership(), [PeerId(f"{n:032}") for n in range(10)]
+    for peer in peers:
+        membership.enter(Member(peer=peer, name=""), now=0.0)
+        membership.reach(peer, replace(ADDRESS, peer=peer))
+    named = Counter(other for peer in peers for other in membership.around(peer, 3))
+    assert named == dict.fromkeys(peers, 3)
+    assert membership.around(peers[8], 3) == [peers[8], peers[9], peers[0]]
+    assert membership.around(A, 3) == peers[:3], "behind the last one is the first"
+    membership.lose(peers[9], now=1.0)
+    membership.remove(peers[0])
+    assert membership.around(peers[8], 3) == [peers[8], peers[1], peers[2]]
+    assert membership.around(peers[8], 8) == membership.reachable() == peers[1:9]

@@ -2,7 +2,6 @@
 
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, C, Scene
 
-from atoll.data import leases
 from atoll.host import operate
 from atoll.host.effects import Drop
 from atoll.net import records, wire
@@ -61,7 +60,7 @@ def test_a_removed_peer_is_told_dropped_and_its_samples_go_to_others():
     scene = Scene()
     scene.join(BUILT_IN, A, B)
     scene.passes(3.0)
-    (lease,) = leases.held_by(scene.run.book, A)
+    (lease,) = scene.run.book.held_by(A)
     will(scene, operate.remove, A, "it lies")
     assert scene.sent(wire.Refused, to=A)[0].final
     assert [effect.peer for effect in scene.effects if isinstance(effect, Drop)] == [A]

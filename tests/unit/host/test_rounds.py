@@ -21,7 +21,7 @@ from tests.unit.host.scene import (
 )
 
 from atoll.host import rounds
-from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Wait
+from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Share, Wait
 from atoll.host.rounds import NOBODY, Phase, Round
 from atoll.ids import RoundId
 from atoll.net import wire
@@ -60,7 +60,7 @@ def decide(rnd, *, at, connected=EVERYONE, away=(), able=(A, B), can_reduce=EVER
     return rounds.decide(rnd, now=at, present=present, policy=SYNC)
 
 
-def roster_of(rnd, *contributors) -> tuple[wire.Share, ...]:
+def roster_of(rnd, *contributors) -> tuple[Share, ...]:
     num_tokens = dict.fromkeys(contributors, 10)
     return rounds.roster_of(rnd, contributors, num_tokens=num_tokens, policy=SYNC)
 

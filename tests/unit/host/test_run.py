@@ -26,6 +26,7 @@ from atoll import events
 from atoll.config import canonical
 from atoll.data import leases
 from atoll.host import run as decisions
+from atoll.host.decision import Share
 from atoll.host.effects import Drop, Report, SendCommits
 from atoll.host.rounds import NOBODY, Phase
 from atoll.host.state import REPLAY_ROUNDS
@@ -88,7 +89,8 @@ def test_a_round_from_the_first_hello_to_the_commit():
 
     scene.claims(A)
     (closed,) = scene.sent(wire.Closed)
-    assert closed.roster == (wire.Share(peer=A, share=1.0, num_tokens=512),)
+    assert closed.roster_version == scene.run.round.roster_version
+    assert scene.run.round.announced == (Share(peer=A, share=1.0, num_tokens=512),)
     jobs = scene.sent(wire.Reduce, to=A)
     assert [job.slice for job in jobs] == [0, 1]
     digest = name("slice", A, 1, 1)
@@ -179,7 +181,7 @@ def test_all_reachable_peers_reduce_and_the_built_in_member_only_without_them(sc
     assert scene.run.round.assignment == (A, B)
     plan = scene.sent(wire.Plan, to=A)[0]
     assert [r.reducer.peer for r in plan.reductions] == [A, B]
-    assert [source.peer for source in plan.sources] == [A, B, BUILT_IN]
+    assert [source.peer for source in plan.sources] == [B, BUILT_IN]
     (to_built_in,) = scene.sent(wire.Plan, to=BUILT_IN)
     assert to_built_in.leases == ()
 
@@ -249,7 +251,7 @@ def test_the_newest_agreed_state_may_be_older_than_the_newest_commit():
 
 @pytest.mark.parametrize(("trained", "reset"), [((), False), ((1,), False), ((1, 77), True)])
 def test_local_work_of_leases_that_are_not_held_any_more_is_dropped(scene, trained, reset):
-    assert [lease.id for lease in leases.held_by(scene.run.book, A)] == [1]
+    assert [lease.id for lease in scene.run.book.held_by(A)] == [1]
     scene.lost(A)
     scene.hello(A, trained=trained)
     (welcome,) = scene.sent(wire.Welcome)
@@ -393,7 +395,7 @@ def test_who_is_silent_is_dropped_and_later_loses_its_leases(scene):
     assert Drop(A, "silent for more than 10 s") in scene.effects
     (left,) = scene.reported(events.PeerLeft)
     assert left.peer == A
-    assert leases.held_by(scene.run.book, A) != ()
+    assert scene.run.book.held_by(A) != ()
     scene.passes(30.1)
     assert scene.recorded(records.Released) == [
         records.Released(peer=A, leases=(1,), reason="its holder is gone")
@@ -416,9 +418,17 @@ def test_who_leaves_gives_its_leases_back_at_once(scene):
 
 
 def test_the_work_of_one_that_delivered_and_left_still_counts(scene):
+    scene.join(C, reachable=False)
+    scene.delivers(C)
+    scene.says(C, wire.Leaving(reason="it left"))
+    scene.delivers(A, B)
+    assert scene.recorded(records.Released) == []
+    assert [share.peer for share in scene.run.round.roster] == [A, B, C]
+
+
+def test_of_one_that_reduced_its_own_slice_and_left_nothing_is_left(scene):
     scene.delivers(A)
     scene.says(A, wire.Leaving(reason="it left"))
-    assert scene.recorded(records.Released) == []
     scene.delivers(B)
     # A's slice went with it: whoever takes over asks the contributors again, and A is gone.
     scene.passes(2.1)
@@ -504,7 +514,7 @@ def test_a_restarted_host_waits_a_moment_for_those_who_hold_leases(scene):
     scene.now = 100.0
     scene = scene.restart()
     assert [m.connected for m in scene.run.membership.members.values()] == [False, False]
-    assert leases.held_by(scene.run.book, A) != ()
+    assert scene.run.book.held_by(A) != ()
     scene.join(A)
     assert scene.run.round is None
     scene.join(B)

@@ -4,7 +4,6 @@ import pytest
 from msgspec.structs import replace
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, C, Scene, state
 
-from atoll.data import leases
 from atoll.host.effects import SendCommits
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.ids import Lease, LeaseId, RoundId
@@ -71,7 +70,7 @@ def test_a_peer_that_was_late_keeps_its_work_and_gets_no_more_of_it():
     scene = Scene.of(OVERLAP)
     scene.join(A, B, C)
     commit_round(scene, A, C, num_leases=1)
-    held = [[one.id for one in leases.held_by(scene.run.book, peer)] for peer in (A, B, C)]
+    held = [[one.id for one in scene.run.book.held_by(peer)] for peer in (A, B, C)]
     assert held == [[2, 7], [3, 4], [6, 8]]
 
 
@@ -81,7 +80,7 @@ def test_a_contribution_may_end_where_a_lease_does_and_the_rest_stays_held():
     commit_round(scene, A, num_leases=1)
     (entry,) = scene.recorded(records.Committed)[0].roster
     assert (entry.leases, entry.num_tokens) == ((1,), PER_ROUND * 128)
-    assert lease(2) in leases.held_by(scene.run.book, A)
+    assert lease(2) in scene.run.book.held_by(A)
 
 
 def test_samples_that_are_free_again_are_the_next_work_cut_at_the_end_of_a_round():
@@ -97,7 +96,7 @@ def test_half_a_round_of_work_is_filled_up_to_a_whole_one():
     """What is left of an odd lease, and then a round more: each contribution can be a round's."""
     scene = Scene.of(OVERLAP)
     scene.join(BUILT_IN)
-    scene.run.book, _ = leases.grant(scene.run.book, A, num_samples=3)
+    scene.run.book.grant(A, num_samples=3)
     scene.join(A)
     granted = [r.leases for r in scene.recorded(records.Leased)]
     assert [[(one.start, one.stop) for one in each] for each in granted] == [[(3, 4)], [(4, 8)]]
@@ -158,7 +157,7 @@ def test_a_round_has_its_part_of_the_inner_steps():
 def test_a_contribution_with_the_slices_of_another_fragment_is_none():
     scene = halves(A)
     commit_round(scene, A)
-    ids = [one.id for one in leases.held_by(scene.run.book, A)]
+    ids = [one.id for one in scene.run.book.held_by(A)]
     claim = wire.Contribution(
         round=RoundId(2), leases=tuple(ids), num_steps=1, mean_loss=2.0, digests=("0" * 64,) * 2
     )

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from atoll.errors import ProtocolError
 from atoll.ids import Digest, LeaseId, PeerId, RoundId, digest_of
-from atoll.net import records
+from atoll.net import records, wire
 from atoll.net.identity import Identity
 from atoll.net.records import Committed, Entry, Planned, RosterEntry, SliceUpdate, entry_hash
 
@@ -37,6 +37,7 @@ def announced(body: bytes, *, signer: Identity = HOST):
     return Entry(5, PREVIOUS, body, digest, signer.sign(bytes.fromhex(digest))).to_commit()
 
 
+COUNTED = wire.Counted(leases=(LeaseId(1),), contribution=digest_of(b"c"))
 GOOD = announced(records.encode(COMMIT))
 
 
@@ -45,8 +46,32 @@ def judge(message):
 
 
 def test_a_commit_that_the_host_signed_is_believed():
-    assert judge(GOOD) == COMMIT
-    assert records.decode(GOOD.body) == COMMIT
+    heard = judge(replace(GOOD, counted=COUNTED))
+    assert heard.counted == COUNTED
+    assert (heard.round, heard.num_contributors) == (7, 1)
+    assert (heard.updates, heard.update_codec) == (COMMIT.updates, "int8")
+
+
+def test_what_members_are_told_of_a_commit_does_not_grow_with_its_roster():
+    (entry,) = COMMIT.roster
+    crowd = replace(COMMIT, roster=(entry,) * 1000)
+    few, many = (len(records.brief(records.encode(commit))) for commit in (COMMIT, crowd))
+    assert many == few + len("1000") - len("1")
+
+
+@pytest.mark.parametrize("name", Committed.__struct_fields__)
+def test_the_hash_of_a_commit_is_of_all_of_it(name):
+    (entry,) = COMMIT.roster
+    others = {
+        "round": RoundId(8),
+        "fragment": 1,
+        "codec": "fp32",
+        "update_codec": "fp32",
+        "roster": (replace(entry, leases=(LeaseId(2),)),),
+        "updates": (),
+    }
+    other = records.encode(replace(COMMIT, **{name: others[name]}))
+    assert announced(other).hash != GOOD.hash
 
 
 @pytest.mark.parametrize(
@@ -55,7 +80,7 @@ def test_a_commit_that_the_host_signed_is_believed():
         announced(GOOD.body, signer=Identity.create()),
         replace(GOOD, seq=6),
         replace(GOOD, previous=digest_of(b"another")),
-        replace(GOOD, body=GOOD.body.replace(b"512", b"513")),
+        replace(GOOD, body=GOOD.body.replace(b"int8", b"fp32")),
         replace(GOOD, hash=digest_of(b"another")),
         replace(GOOD, signature=b""),
         replace(GOOD, signature=bytes(64)),
@@ -71,7 +96,7 @@ def test_another_record_is_no_commit():
         judge(announced(records.encode(Planned(round=RoundId(7), peers=(A,)))))
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b"[" * 100_000, b'{"kind":"committed"}'])
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b"[" * 100_000, b'{"kind":"announced"}'])
 def test_signed_garbage_is_a_protocol_error(body):
     with pytest.raises(ProtocolError, match="not a journal record"):
         judge(announced(body))

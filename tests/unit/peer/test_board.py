@@ -38,7 +38,7 @@ def test_who_waits_gets_the_first_thing_that_is_there():
         board.notify()  # of something else
         await a_moment()
         assert not waiting.done()
-        board.closed[1] = wire.Closed(round=1, roster_version=1, roster=())
+        board.closed[1] = wire.Closed(round=1, roster_version=1)
         board.notify()
         assert await waiting is board.closed[1]
 

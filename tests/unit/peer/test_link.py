@@ -47,7 +47,7 @@ PLAN = wire.Plan(
     leases=(),
     sources=(wire.Address(peer="b" * 32, host="h", port=1),),
 )
-CLOSED = wire.Closed(round=RoundId(1), roster_version=1, roster=())
+CLOSED = wire.Closed(round=RoundId(1), roster_version=1)
 STOP = wire.Stop(reason="the run is complete", complete=True)
 SILENT_S = 10.0
 

@@ -50,6 +50,7 @@ class Seen(Scene):
         self._enter(record)
 
     def note(self, effects):
+        effects = super().note(effects)
         for effect in effects:
             match effect:
                 case Append(records=records):
@@ -59,7 +60,7 @@ class Seen(Scene):
                     self.report(event)
                 case _:
                     pass
-        return super().note(effects)
+        return effects
 
     def report(self, event: events.Event) -> None:
         self.board.replay([Stamped(at=self.began_at + self.now, event=event)])
