@@ -95,7 +95,7 @@ def measure(folder: Path) -> dict[str, object]:
     home.mkdir()
     (run / "run.toml").write_text(template(config()), encoding="utf-8")
     with ExitStack() as stack:
-        place = ("--listen", "127.0.0.1", "--advertise", "127.0.0.1")
+        place = ("--listen", "127.0.0.1", "--advertise", "127.0.0.1", "--no-web")
         host = stack.enter_context(started(run, "host", str(run), *place))
         wait_until(lambda: (run / "invite.txt").exists(), run)
         invite = (run / "invite.txt").read_text(encoding="utf-8").strip()

@@ -94,7 +94,7 @@ def measured(config: RunConfig) -> tuple[int, int]:
         run.mkdir()
         home.mkdir()
         (run / "run.toml").write_text(template(config), encoding="utf-8")
-        host = start(home, "host", str(run), "--advertise", "127.0.0.1")
+        host = start(home, "host", str(run), "--advertise", "127.0.0.1", "--no-web")
         try:
             wait_for(run / "invite.txt", host)
             invite = (run / "invite.txt").read_text(encoding="utf-8").strip()

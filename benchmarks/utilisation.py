@@ -277,7 +277,7 @@ def change_last_link(network: Lab, rate: Rate) -> None:
 
 def let_run(network: Lab, directory: Path, homes: Sequence[Path]) -> None:
     """Start the host and the peers, and return when all have ended by themselves."""
-    place = ("--advertise", HOST, "--port", str(PORT))
+    place = ("--advertise", HOST, "--port", str(PORT), "--no-web")
     host = start(network.hub, directory, "host", str(directory), *place)
     processes = [(directory, host)]
     wait_for_file(directory / "invite.txt", directory, host)
