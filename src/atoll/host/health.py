@@ -35,7 +35,7 @@ def concerns(
         return [Concern(severity="note", text="The run is complete.")]
     found = [
         *_paused(live),
-        *_nobody(live, sync),
+        *_nobody(view, live, sync),
         *_stuck(live, names),
         *_members(view, live, names, at=at),
         *_often_late(rounds, names),
@@ -53,13 +53,13 @@ def _paused(live: Live) -> Iterator[Concern]:
         )
 
 
-def _nobody(live: Live, sync: SyncConfig) -> Iterator[Concern]:
+def _nobody(view: Overview, live: Live, sync: SyncConfig) -> Iterator[Concern]:
     num_in = len(live.members)
     if num_in < sync.min_peers and not live.open_rounds:
+        here = f"{num_in} {'peer is' if num_in == 1 else 'peers are'} here" if num_in else ""
         yield Concern(
-            severity="warning",
-            text=f"{'Nobody trains yet' if not num_in else f'{num_in} of the peers are here'}: "
-            f"a round begins with {sync.min_peers}.",
+            severity="warning" if view.committed else "note",  # a run begins by waiting
+            text=f"{here or 'Nobody is here'}: a round begins with {sync.min_peers}.",
             hint="Let others join: atoll join INVITE.",
         )
     elif not num_in:

@@ -4,7 +4,9 @@ from tests.unit.host.scene import BUILT_IN
 from tests.unit.web.cast import Seen
 
 from atoll.config import SyncConfig
+from atoll.host import operate
 from atoll.host.health import LEFT_S
+from atoll.net import wire
 
 
 def texts(seen, *, later_s=0.0):
@@ -29,7 +31,19 @@ def test_a_run_that_goes_well_has_no_concerns():
 def test_too_few_peers():
     seen = Seen.new(min_peers=3)
     seen.gather(1)
-    assert texts(seen) == [("warning", "1 of the peers are here: a round begins with 3.")]
+    assert texts(seen) == [("note", "1 peer is here: a round begins with 3.")]
+
+
+def test_a_paused_run_says_so_and_that_everybody_has_left_meanwhile():
+    seen = Seen.new(min_peers=2)
+    peers = seen.gather(2)
+    seen.note(operate.pause(seen.run, now=seen.now))
+    seen.commit_round(*peers)
+    for peer in peers:
+        seen.says(peer, wire.Leaving(reason="it left"))
+    found = texts(seen)
+    assert found[0] == ("warning", "Nobody is here: a round begins with 2.")
+    assert ("note", "The operator has paused the run: no new round begins.") in found
 
 
 def test_a_run_that_everybody_has_left():
@@ -62,8 +76,6 @@ def test_a_round_that_takes_much_longer_than_usual_names_whom_it_waits_for():
 
 
 def test_somebody_who_left_is_news_for_a_while():
-    from atoll.net import wire
-
     seen = Seen.new()
     anna, _ = seen.gather(2)
     seen.says(anna, wire.Leaving(reason="it left"))

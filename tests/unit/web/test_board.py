@@ -16,7 +16,7 @@ def test_before_anybody_has_come_there_is_a_page_all_the_same():
     document = Seen.new(min_peers=2).board.document()
     assert (document["peers"], document["rounds"], document["curve"]) == ([], {}, [])
     assert document["run"]["rounds"] == 50
-    assert "Nobody trains yet: a round begins with 2." in [c["text"] for c in document["health"]]
+    assert "Nobody is here: a round begins with 2." in [c["text"] for c in document["health"]]
 
 
 def test_a_round_is_seen_from_its_plan_to_the_agreed_state():
