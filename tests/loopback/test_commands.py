@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from math import log
 
 import numpy as np
 import pytest
@@ -134,6 +135,17 @@ def test_generate_writes_the_same_from_the_host_and_from_the_peer(trained, atoll
     assert code == 0
     assert out.startswith("The reef")
     assert len(out) > len("The reef\n")
+
+
+def test_eval_says_the_same_of_the_host_and_of_the_peer(trained, atoll, config):
+    options = ("--samples", 8, "--questions", 4, "--json", "--cache", trained.cache)
+    code, out, err = atoll("eval", trained.run, *options)
+    assert (code, err) == (0, "")
+    assert atoll("eval", trained.peers / "anna", *options)[1] == out
+    found = json.loads(out)
+    assert (found["state"], found["samples"], found["questions"]) == (ROUNDS, 8, 4)
+    assert 0 < found["validation_loss"] < 2 * log(config.model.vocab_size)
+    assert found["cloze"] in (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def test_export_writes_the_newest_state(trained, atoll, config, tmp_path):

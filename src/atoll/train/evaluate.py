@@ -1,8 +1,15 @@
-"""How well a model predicts text that nobody trains on."""
+"""How well a model predicts text that nobody trains on.
+
+Shapes: K choices of a question, C tokens of its context, P of a passage, S = C + P.
+"""
+
+from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
 from atoll.data.batches import Batches
+from atoll.data.cloze import Question
 from atoll.model.llama import Llama
 from atoll.train.inner import autocast, cut
 from atoll.train.loss import IGNORED, language_model_loss
@@ -29,3 +36,25 @@ def validation_loss(
             total += cross_entropy.item()
         num_targets += int((batch.targets_BT != IGNORED).sum())
     return total / max(1, num_targets)
+
+
+@torch.inference_mode()
+def cloze_accuracy(model: Llama, questions: Sequence[Question]) -> float:
+    """Return the share of questions whose answer the model finds likeliest of all choices."""
+    num_right = sum(likeliest(model, question) == question.answer for question in questions)
+    return num_right / max(1, len(questions))
+
+
+def likeliest(model: Llama, question: Question) -> int:
+    """Return which passage has the largest probability after the context."""
+    device = model.embedding.weight.device
+    choices_KP = torch.from_numpy(question.choices_KP).to(device)
+    context_KC = torch.from_numpy(question.context).to(device).expand(len(choices_KP), -1)
+    tokens_KS = torch.cat((context_KC, choices_KP), dim=1)
+    with autocast(device):
+        hidden_KSD = model.hidden(tokens_KS)
+        # The token before a passage foretells its first one.
+        hidden_KPD = hidden_KSD[:, context_KC.shape[1] - 1 : -1]
+        logits_KPV = F.linear(hidden_KPD, model.head_weight)
+    losses_KP = F.cross_entropy(logits_KPV.float().transpose(1, 2), choices_KP, reduction="none")
+    return int(losses_KP.sum(dim=1).argmin())

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from atoll.data.batches import Batches
+from atoll.data.cloze import Question
 from atoll.train.baseline import initial_model, train_alone
-from atoll.train.evaluate import validation_loss
+from atoll.train.evaluate import cloze_accuracy, likeliest, validation_loss
 
 CPU = torch.device("cpu")
 
@@ -38,3 +40,24 @@ def test_training_lowers_it(config, dataset, batches):
     trained = train_alone(config, dataset, device=CPU, num_steps=20, on_step=lambda *_: None)
     after = validation_loss(trained.model, batches, batch_sequences=8, num_samples=16)
     assert after < before - 0.5
+
+
+def test_the_likeliest_passage_is_so_by_the_product_of_its_tokens(config):
+    model, rng = initial_model(config, device=CPU), np.random.default_rng(0)
+    found = []
+    for _ in range(12):
+        context, choices_KP = rng.integers(300, size=5), rng.integers(300, size=(4, 3))
+        chances = []
+        for passage in choices_KP:
+            tokens, chance = list(context), 1.0
+            for token in passage:  # each from all before it
+                logits_V = model(torch.tensor([tokens]))[0, -1].double()
+                chance *= logits_V.softmax(0)[token].item()
+                tokens.append(token)
+            chances.append(chance)
+        best = int(np.argmax(chances))
+        assert likeliest(model, Question(context, choices_KP, 0)) == best
+        found.append(Question(context, choices_KP, best))
+    assert cloze_accuracy(model, found) == 1.0
+    wrong = [question._replace(answer=(question.answer + 1) % 4) for question in found[:3]]
+    assert cloze_accuracy(model, wrong + found[3:]) == 0.75

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from msgspec.structs import replace
 
 from atoll.config import RunConfig
@@ -24,6 +24,7 @@ def needed(config: RunConfig, micro_batch: int, how: Training = ALL) -> int:
     return int(total / USABLE) + 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(free_bytes=st.integers(0, 10**7), batch=st.integers(1, 40))
 def test_it_takes_the_most_that_fit(config, free_bytes, batch):
     config = replace(config, inner=replace(config.inner, batch_sequences=batch))
