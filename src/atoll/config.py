@@ -90,6 +90,9 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1)]
     tokenizer: TokenizerConfig = TokenizerConfig()
     sequence_length: Annotated[Positive, about("tokens of a sample")] = 128
+    own: Annotated[
+        bool, about("attached loops may have other data; leases then count how much, not what")
+    ] = False
     validation_share: Annotated[
         float, Meta(gt=0, lt=1), about("part of the documents that nobody trains on")
     ] = 0.05

@@ -22,6 +22,7 @@ from atoll.net.listener import Limits
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, RunFile, read_run_file, write_run_file
+from atoll.peer.trainer import StartTrainer
 from atoll.train.launch import Trainer
 
 MEGABIT = 1_000_000 // 8
@@ -85,7 +86,7 @@ def join(
         "cache_directory": None if cache is None else str(cache),
     }
     peer = changed(load_peer_config(config) if config else PeerConfig(), overrides)
-    asyncio.run(_join(Invite.parse(invite) if invite else None, _completed(peer, invite)))
+    asyncio.run(take_part(invite, peer, start_trainer=Trainer.start))
 
 
 def _bytes_per_s(megabits_per_s: float | None) -> int | None:
@@ -104,10 +105,16 @@ def _completed(peer: PeerConfig, invite: str) -> PeerConfig:
     )
 
 
-async def _join(invite: Invite | None, peer: PeerConfig) -> None:
+async def take_part(invite: str, peer: PeerConfig, *, start_trainer: StartTrainer) -> None:
+    """Become a member if we are none, and live an agent's life. Without an invite: as before.
+
+    Raises:
+        AtollError: the host turned us away, or this machine cannot go on.
+    """
+    peer = _completed(peer, invite)
     directory = Path(peer.directory)
-    if invite is not None:
-        await _enrol(invite, directory, name=peer.name)
+    if invite:
+        await _enrol(Invite.parse(invite), directory, name=peer.name)
     run_file = read_run_file(directory)
     console.print(f"run {run_file.config.name} at {run_file.host}:{run_file.port}", markup=False)
     home = Home(directory, keep_states=peer.keep_states)
@@ -118,7 +125,7 @@ async def _join(invite: Invite | None, peer: PeerConfig) -> None:
         congestion=peer.congestion,
     )
     transport = TcpTransport(home.identity, limits)
-    agent = Agent(home, peer, transport=transport, start_trainer=Trainer.start, emit=log.emit)
+    agent = Agent(home, peer, transport=transport, start_trainer=start_trainer, emit=log.emit)
     try:
         await agent.run()
     finally:

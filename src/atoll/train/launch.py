@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from secrets import compare_digest, token_hex
-from typing import BinaryIO, Final, TypeAlias, TypeVar
+from typing import BinaryIO, Final, Protocol, TypeAlias, TypeVar
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, ConnectionLost, ProtocolError, RunError
@@ -78,21 +78,46 @@ class TrainerDied(AtollError):
         self.lasting = lasting
 
 
+class OtherEnd(Protocol):
+    """The process at the other end of the channel."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def kill(self) -> None:
+        """End it at once, or our connection to it."""
+        ...
+
+    async def ended(self) -> Failed:
+        """Return, once the connection has ended, what can be said about it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
-    """The process, and where in its log it began to write."""
+    """A process of ours, and where in its log it began to write."""
 
     process: Process
     log_path: Path
     log_start: int
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        kill(self.process)
+
+    async def ended(self) -> Failed:
+        return what_happened(self, await end_of(self.process))
+
 
 class Trainer:
     """A running trainer. `start` it, and `stop` it at the end."""
 
-    def __init__(self, child: Child, streams: Streams) -> None:
+    def __init__(self, other: OtherEnd, streams: Streams) -> None:
         self.started = Started(device="", threads=0)
-        self._child = child
+        self._other = other
         self._reader, self._writer = streams
         # Of the commands that are not answered yet, by the answer to them, oldest first.
         self._inboxes: defaultdict[type[object], deque[Inbox]] = defaultdict(deque)
@@ -118,20 +143,28 @@ class Trainer:
         try:
             async with asyncio.timeout(START_S):
                 trainer = cls(*await launch(log_path))
-                try:
-                    trainer.started = await trainer._ask(setup, Started)
-                except BaseException:
-                    await trainer.stop()
-                    raise
+                await trainer.set_up(setup)
         except TimeoutError as error:
             raise TrainerDied(
                 f"the trainer was not ready after {START_S:.0f} s", hint=f"its log: {log_path}"
             ) from error
         return trainer
 
+    async def set_up(self, setup: Setup) -> None:
+        """Return once it is ready; if it cannot be, it is gone.
+
+        Raises:
+            TrainerDied: it ended.
+        """
+        try:
+            self.started = await self._ask(setup, Started)
+        except BaseException:
+            await self.stop()
+            raise
+
     @property
     def pid(self) -> int:
-        return self._child.process.pid
+        return self._other.pid
 
     async def train(self, work: Train, *, on_step: OnStep) -> Trained:
         """Return when the work is done or halted. One work at a time.
@@ -182,7 +215,7 @@ class Trainer:
 
     def kill(self) -> None:
         """End the process at once; whoever waits for an answer learns that it died."""
-        kill(self._child.process)
+        self._other.kill()
 
     async def stop(self) -> None:
         """End the process, at its next step boundary or after `STOP_S`. It has nothing to save."""
@@ -190,7 +223,7 @@ class Trainer:
         try:
             await asyncio.wait([self._listener], timeout=STOP_S)
         finally:
-            kill(self._child.process)
+            self._other.kill()
             await asyncio.wait([self._listener])
 
     def _send(self, message: ToTrainer) -> None:
@@ -224,8 +257,8 @@ class Trainer:
             last_words = await self._deal_out()
         finally:
             self._writer.close()
-            exit_code = await end_of(self._child.process)
-            self._end = last_words or what_happened(self._child, exit_code)
+            end = await self._other.ended()
+            self._end = last_words or end
             for inbox in chain(*self._inboxes.values()):
                 inbox.put_nowait(None)
             self._inboxes.clear()
