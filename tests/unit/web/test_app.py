@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import resource
 import socket
 from contextlib import AsyncExitStack, suppress
 
@@ -177,6 +178,15 @@ def test_one_connection_too_many_is_closed_and_the_others_live(monkeypatch):
                 pass
 
     served(test)
+
+
+def test_most_files_are_left_to_members():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+        assert server.most_connections() == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_viewer_that_takes_nothing_is_dropped_and_costs_the_others_nothing():
