@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 INSTALLED := $(VENV)/installed
 SEEDS ?= 1000
 FIRST ?= 0
+SECONDS ?= 1800
 INSTALLED_DEV := $(VENV)/installed-dev
 INSTALLED_DOCS := $(VENV)/installed-docs
 INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos chaos-loopback check bench bench-peers bench-exchange bench-losses bench-churn bench-utilisation bench-plan fmt docs clean
+.PHONY: help setup demo test chaos chaos-loopback soak check bench bench-peers bench-exchange bench-losses bench-churn bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ chaos: $(INSTALLED)  ## random faults in virtual time: SEEDS=1000, from FIRST=0 
 
 chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on real processes (long)
 	$(BIN)/python -m pytest -n 2 -m chaos tests/loopback
+
+soak: $(INSTALLED)  ## 16 peers, one of them killed or frozen every 30 s, for SECONDS=1800; writes a report
+	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
 
 check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
 	$(BIN)/ruff format --check

@@ -52,6 +52,11 @@ class Process:
             )
 
     @property
+    def pid(self) -> int | None:
+        """The id of the newest process; None: it was not started."""
+        return None if self._popen is None else self._popen.pid
+
+    @property
     def is_running(self) -> bool:
         return self._popen is not None and self._popen.poll() is None
 
