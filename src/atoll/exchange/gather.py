@@ -8,7 +8,7 @@ from atoll.errors import ProtocolError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, measured, patience, unexpected
-from atoll.exchange.tasks import first_error
+from atoll.exchange.tasks import group
 from atoll.ids import Buffer, Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -58,22 +58,19 @@ async def gather_from(
         gathered(index, digest, payload)
         links.buffers.give(payload)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            async with patience(0):
-                await connection.send(request)
-            for index in indices:
-                update = await _next(connection, index, wanted)
-                if update is None:
-                    break
-                async with patience(update.num_bytes):
-                    payload = links.buffers.take(update.num_bytes)
-                    with measured(links.down, update.num_bytes):
-                        await connection.receive_payload(update.num_bytes, memoryview(payload))
-                await checking.acquire()
-                group.create_task(keep(index, update.digest, payload))
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+    async with group() as start:
+        async with patience(0):
+            await connection.send(request)
+        for index in indices:
+            update = await _next(connection, index, wanted)
+            if update is None:
+                break
+            async with patience(update.num_bytes):
+                payload = links.buffers.take(update.num_bytes)
+                with measured(links.down, update.num_bytes):
+                    await connection.receive_payload(update.num_bytes, memoryview(payload))
+            await checking.acquire()
+            start(keep(index, update.digest, payload))
 
 
 async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Update | None:

@@ -14,7 +14,7 @@ from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.joiners import Joiners
 from atoll.exchange.links import Links, measured, patience
 from atoll.exchange.reduce import Reducer, Reducers
-from atoll.exchange.tasks import first_error
+from atoll.exchange.tasks import group
 from atoll.ids import Buffer, Digest, PeerId
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -61,25 +61,19 @@ class BlobServer:
             )
             return
         checking = asyncio.Semaphore(UNCHECKED)
-        try:
-            async with asyncio.TaskGroup() as checks:
+        # Whoever is lost has what it wanted, or is gone.
+        with suppress(ConnectionLost, TimeoutError):
+            async with group() as start:
                 while True:
                     async with asyncio.timeout(IDLE_S):
                         message = await connection.receive()
                     if isinstance(message, wire.Slice):
                         reducer, payload = await self._receive(connection, message)
                         await checking.acquire()
-                        check = checks.create_task(
-                            _take(reducer, connection, peer, message, payload)
-                        )
+                        check = start(_take(reducer, connection, peer, message, payload))
                         check.add_done_callback(lambda _: checking.release())
                     else:
                         await self._answer(connection, peer, message)
-        except BaseExceptionGroup as errors:
-            error = first_error(errors)
-            # It has what it wanted, or it is gone.
-            if not isinstance(error, ConnectionLost | TimeoutError):
-                raise error from None
 
     async def _answer(self, connection: Connection, peer: PeerId, message: wire.Message) -> None:
         match message:

@@ -3,20 +3,50 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+@asynccontextmanager
+async def group() -> AsyncIterator[Start]:
+    """Let the body start tasks, and end once all are done; a failure ends the body and the others.
+
+    What is raised is the plain error that it began with. But if the task of the body was cancelled,
+    that comes first: until Python 3.13 a TaskGroup lets a failure in the same moment hide it, and
+    then whoever tries again after a failure never ends, and whoever cancelled it waits for ever.
+    """
+    owner = asyncio.current_task()
+    assert owner is not None, "only a task can have others"
+    cancelled_before = owner.cancelling()
+    started: set[asyncio.Task[None]] = set()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+
+            def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                task = tasks.create_task(work)
+                started.add(task)
+                task.add_done_callback(started.discard)
+                return task
+
+            yield start
+            # In here, and not at the end of the TaskGroup: what fails while that waits counts as a
+            # cancellation of the owner for good, and could not be told from a real one.
+            while started:
+                await asyncio.wait(started)
+    except BaseExceptionGroup as errors:
+        if owner.cancelling() > cancelled_before:
+            raise asyncio.CancelledError from None
+        raise _first(errors) from None
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:
     """Return when all are done. If one fails the others are cancelled, and its error is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for one in work:
-                group.create_task(one)
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+    async with group() as start:
+        for one in work:
+            start(one)
 
 
 async def in_thread(work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -37,18 +67,15 @@ async def in_thread(work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) 
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` beside the body: its failure ends the body, the end of the body ends it."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(work)
-            try:
-                yield
-            finally:
-                task.cancel()
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+    async with group() as start:
+        task = start(work)
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
-def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error that a group of groups began with."""
     first = errors.exceptions[0]
-    return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

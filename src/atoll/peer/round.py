@@ -23,7 +23,7 @@ from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_t
 from atoll.exchange.gather import Wanted, gather_from
 from atoll.exchange.links import fetch_from_any
 from atoll.exchange.plan import send_order
-from atoll.exchange.tasks import first_error, running, together
+from atoll.exchange.tasks import group, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Heard
@@ -43,18 +43,14 @@ async def run_rounds(first: RoundId, member: Member) -> None:
         BadUpdateError: our own parameters are not fit to be shared.
     """
     before = asyncio.ensure_future(asyncio.sleep(0))
-    try:
-        async with asyncio.TaskGroup() as rounds:
-            round_id, goes_on = first, True
-            while goes_on:
-                trained = asyncio.Event()
-                live = run_round(round_id, member, before=before, trained=trained)
-                before = rounds.create_task(live)
-                await trained.wait()
-                round_id = RoundId(round_id + 1)
-                goes_on = await _opens_before(before, round_id, member)
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+    async with group() as start:
+        round_id, goes_on = first, True
+        while goes_on:
+            trained = asyncio.Event()
+            before = start(run_round(round_id, member, before=before, trained=trained))
+            await trained.wait()
+            round_id = RoundId(round_id + 1)
+            goes_on = await _opens_before(before, round_id, member)
 
 
 async def run_round(

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import threading
+from contextlib import suppress
 
 import pytest
 from tests.unit.virtual import now, run
@@ -84,6 +85,41 @@ def test_an_error_of_the_body_ends_what_runs_beside_it():
         return done
 
     assert run(main()) == [1]
+
+
+async def beside(work):
+    async with running(work):
+        await asyncio.sleep(100)
+
+
+@pytest.mark.parametrize("group", [together, beside])
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_a_failure_in_the_moment_of_a_cancellation_does_not_hide_it(group, fails_first):
+    """Whoever tries again after each failure would not end; who has cancelled it waits for that."""
+
+    async def main():
+        failing = asyncio.Event()
+
+        async def work():
+            await failing.wait()
+            raise PeerError("the other side closed the connection")
+
+        async def stubborn():
+            while True:
+                with suppress(PeerError):
+                    await group(work())
+                failing.clear()
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(1)
+        for act in (failing.set, task.cancel) if fails_first else (task.cancel, failing.set):
+            act()
+        await asyncio.wait([task], timeout=5)
+        is_cancelled = task.cancelled()
+        task.cancel()
+        return is_cancelled
+
+    assert run(main())
 
 
 def test_work_that_is_done_first_leaves_the_body_alone():
