@@ -1,10 +1,12 @@
 """Runs exchange.py for each kind of link and each system, and writes what came out into the docs.
 
-    sudo python benchmarks/exchange_table.py [--systems atoll,gloo]       (make bench-exchange)
+    sudo python benchmarks/exchange_table.py [--systems atoll,gloo] [--cases "4 peers"]
+                                                                          (make bench-exchange)
 
 One case after the other, its systems one right after the other: on a shared machine, compare
-figures of one case. The table goes between the marks in docs/benchmarks/exchange.md, and the plot
-lies beside it.
+figures of one case. Figures lie in docs/benchmarks/exchange.jsonl, where those of a case and
+system replace the ones before; their table goes between the marks in exchange.md,
+and the plot lies beside it.
 """
 
 import argparse
@@ -20,12 +22,13 @@ from matplotlib import pyplot
 
 BENCHMARKS = Path(__file__).parent
 PAGE = BENCHMARKS.parent / "docs" / "benchmarks" / "exchange.md"
+KEPT = PAGE.with_suffix(".jsonl")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 SYSTEMS = ("atoll", "gloo", "torchft", "hivemind")
 HEAD = (
     "| case | system | bits | wall, s | link limit, s | share of the link "
-    "| MB per peer | CPU, s | peak, MB | error | error, heavy tails | identical |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| MB per peer | CPU, s | peak, MB | error | error, heavy tails | identical | measured |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -37,7 +40,9 @@ class Case(NamedTuple):
 FAR = "--link 100mbit --rtt 80ms --loss 0.1%"
 CASES = (
     Case("2 peers, 4 M, 100 Mb/s", "--peers 2 --params 4e6 --link 100mbit"),
+    Case("2 peers, 4 M, 100 Mb/s, BBR", "--peers 2 --params 4e6 --link 100mbit --congestion bbr"),
     Case("4 peers, 4 M, 100 Mb/s", "--peers 4 --params 4e6 --link 100mbit"),
+    Case("4 peers, 4 M, 100 Mb/s, BBR", "--peers 4 --params 4e6 --link 100mbit --congestion bbr"),
     Case("8 peers, 4 M, 100 Mb/s", "--peers 8 --params 4e6 --link 100mbit"),
     Case("4 peers, 20 M, 100 Mb/s", "--peers 4 --params 20e6 --link 100mbit"),
     Case("4 peers, 20 M, 1 Gb/s", "--peers 4 --params 20e6 --link 1gbit"),
@@ -56,19 +61,39 @@ class Result(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="which, with commas between")
-    systems = parser.parse_args().systems.split(",")
-    results = [
-        Result(case, figures)
-        for case in CASES
-        for system in systems
-        if (figures := run(case, system))
-    ]
+    parser.add_argument("--cases", default="", help="only those with this in their title")
+    given = parser.parse_args()
+    for case in CASES:
+        for system in given.systems.split(",") if given.cases in case.title else ():
+            if figures := run(case, system):
+                keep({"case": case.title, "day": str(datetime.now(UTC).date()), **figures})
+    results = kept()
     if not results:
         sys.exit("exchange_table.py: nothing was measured")
     plot(results, PAGE.with_suffix(".svg"))
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+
+
+def kept() -> list[Result]:
+    """Return all that was measured, in the order of the cases and systems."""
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
+    by_place = {(of["case"], of["system"]): of for of in map(json.loads, lines)}
+    return [
+        Result(case, by_place[case.title, system])
+        for case in CASES
+        for system in SYSTEMS
+        if (case.title, system) in by_place
+    ]
+
+
+def keep(figures: dict[str, Any]) -> None:
+    """Put the figures of a case and system in the place of those that were there."""
+    place = (figures["case"], figures["system"])
+    others = [r.figures for r in kept() if (r.figures["case"], r.figures["system"]) != place]
+    lines = [json.dumps(of) + "\n" for of in (*others, figures)]
+    KEPT.write_text("".join(lines), encoding="utf-8")
 
 
 def run(case: Case, system: str) -> dict[str, Any]:
@@ -83,9 +108,8 @@ def run(case: Case, system: str) -> dict[str, Any]:
 
 
 def table(results: list[Result]) -> str:
-    day = datetime.now(UTC).date()
     rows = [row(result) for result in results]
-    return f"Measured on {day}.\n\n" + "\n".join((HEAD, *rows)) + "\n\n![wall time](exchange.svg)"
+    return "\n".join((HEAD, *rows)) + "\n\n![wall time](exchange.svg)"
 
 
 def row(result: Result) -> str:
@@ -104,6 +128,7 @@ def row(result: Result) -> str:
         f"{of['error_gaussian']:.2g}",
         f"{of['error_student_t']:.2g}",
         "yes" if of["identical"] else "no",
+        of["day"],
     )
     return f"| {' | '.join(cells)} |"
 
