@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --models 1b --sequence-length 8192 --batch 1
     python benchmarks/gpu.py --device cpu --models tiny --sequence-length 64 --batch 2 --steps 4
 
-    step        seconds of an inner step, tokens per second, utilisation of the device (MFU), memory
+    step        seconds of an inner step, tokens per second, utilisation of the device (MFU),
+                memory; with --sharded a second time, by FSDP2 with a single rank
     snapshot    seconds that training stands still for one, and until it is in shared memory
     beside      a step while a snapshot is copied, over a step without: pairs, one after the other
     merge       seconds between two steps, for each way to merge
@@ -32,14 +33,16 @@ from atoll.config import DataConfig, InnerConfig, ModelConfig, RunConfig, Source
 from atoll.data.batches import Batch
 from atoll.model.accounting import count_parameters, flops_per_token
 from atoll.model.flat import load_flat_
+from atoll.model.initial import fill_initial_
 from atoll.model.layout import Layout, layout_of
-from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
-from atoll.train.channel import Merge, Snapshot
-from atoll.train.device import device_name, pick_device
+from atoll.train.channel import Merge, Seat, Snapshot
+from atoll.train.device import computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
 from atoll.train.inner import Computing, InnerLoop
+from atoll.train.parallel import ALONE, Ranks, join
 from atoll.train.shared import SharedVectors
+from atoll.train.trainer import build
 
 WARM_UP_STEPS = 3
 # Dense bf16 products, FLOP/s, by the words in the name of the device; from NVIDIA's data sheets.
@@ -57,6 +60,12 @@ def main() -> None:
             peer = Peer(model, device, Path(folder), arguments=arguments)
             for line in (peer.step(arguments.steps), *peer.exchange(), *peer.merges()):
                 show({"model": name, "layers": model.num_layers, **line})
+            if arguments.sharded:
+                del peer  # and what it holds on the device
+                forget_peak(device)
+                peer = Peer(model, device, Path(folder), arguments=arguments, sharded=True)
+                line = peer.step(arguments.steps)
+                show({"model": name, "layers": model.num_layers, "sharded": True, **line})
     show(reference(device))
 
 
@@ -69,6 +78,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2, help="samples of an inner step")
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--sharded", action="store_true", help="a step by FSDP2 as well, with a single rank"
+    )
     parser.add_argument("--pairs", type=int, default=8, help="snapshots and merges of a kind")
     return parser.parse_args()
 
@@ -102,15 +114,18 @@ def run_config(model: ModelConfig, *, sequence_length: int, batch: int) -> RunCo
     )
 
 
-def inner_loop(config: RunConfig, device: torch.device, *, micro_batch: int) -> InnerLoop:
+def inner_loop(
+    config: RunConfig, device: torch.device, *, micro_batch: int, ranks: Ranks = ALONE
+) -> InnerLoop:
     batches = RandomBatches(
         vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
     )
     return InnerLoop(
-        Llama(config.model).to(device),
+        build(config.model, device, ranks=ranks, bf16=computes_in_bf16(device)),
         batches,  # type: ignore[arg-type]
         config,
         how=Computing(micro_batch=micro_batch),
+        ranks=ranks,
     )
 
 
@@ -130,6 +145,7 @@ class Peer:
         folder: Path,
         *,
         arguments: argparse.Namespace,
+        sharded: bool = False,
     ) -> None:
         self.config = run_config(
             model, sequence_length=arguments.sequence_length, batch=arguments.batch
@@ -137,7 +153,13 @@ class Peer:
         self.device = device
         self.layout: Layout = layout_of(self.config)
         self.vectors = SharedVectors.create(folder / "vectors", self.layout.num_values)
-        self.loop = inner_loop(self.config, device, micro_batch=arguments.micro_batch)
+        ranks = ALONE
+        if sharded:
+            ranks = join(Seat(rank=0, num_ranks=1, store=str(folder / "store")), device)
+        self.loop = inner_loop(self.config, device, micro_batch=arguments.micro_batch, ranks=ranks)
+        if sharded:  # there is anything in it so far
+            fill_initial_(self.vectors.global_N, self.layout, seed=0)
+            load_flat_(self.loop.model, self.vectors.global_N, self.layout)
         self.pairs = arguments.pairs
         self._next = 0
 
@@ -252,6 +274,12 @@ def reference(device: torch.device) -> dict[str, Any]:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gb(device: torch.device) -> float | None:

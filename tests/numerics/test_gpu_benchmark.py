@@ -10,10 +10,12 @@ SMALL = ("--models", "tiny", "--layers", "1", "--sequence-length", "16", "--step
 
 
 def test_answers_each_question_on_a_cpu():
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--pairs", "1", *SMALL]
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--pairs", "1", "--sharded", *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     questions = [line["question"] for line in lines]
-    assert questions == ["step", "snapshot", "beside", "merge", "merge", "merge", "reference"]
+    one_each = ["step", "snapshot", "beside", "merge", "merge", "merge", "step", "reference"]
+    assert questions == one_each
+    assert lines[-2]["sharded"]
     assert lines[-1]["loss_difference"] == lines[-1]["gradient_error"] == 0
