@@ -12,6 +12,7 @@ from atoll.cli.show import console
 from atoll.config import RunConfig, load_run_config
 from atoll.durable import disk_errors
 from atoll.errors import ConfigError
+from atoll.model.accounting import flops_per_token
 from atoll.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:  # the codecs take a second to load, which --help need not wait for
@@ -81,6 +82,7 @@ def _as_json(seen: "Forecast", warnings: tuple[str, ...]) -> dict[str, Any]:
 
 def _print_run(config: RunConfig, seen: "Forecast") -> None:
     sync = config.sync
+    length = config.data.sequence_length
     parts = f", {sync.fragments} fragments" if sync.fragments > 1 else ""
     facts = (
         ("run", f"{seen.run}, {format_count(seen.num_values)} parameters, {seen.num_peers} peers"),
@@ -92,6 +94,11 @@ def _print_run(config: RunConfig, seen: "Forecast") -> None:
         ("all", f"{sync.rounds} rounds in {format_seconds(seen.total_s)}"),
         ("trains", f"{seen.utilisation:.1%} of the time, mean of the peers"),
         ("speed", f"{format_count(seen.tokens_per_s)} tokens/s"),
+        (
+            "work",
+            f"{format_count(flops_per_token(config.model, sequence_length=length))} operations "
+            f"for each token, attention to {length} tokens included",
+        ),
         ("bits", f"{seen.bits:.3f} sent for each parameter and inner step"),
         (
             "host",

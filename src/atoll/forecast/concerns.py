@@ -22,7 +22,6 @@ def concerns(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> tuple[str
     return (
         *_never_begins(config, seen),
         *_memory(config, fleet, seen),
-        *_one_device(fleet),
         *_late(seen),
         *_unequal(seen),
         *_exchange(config, seen),
@@ -74,23 +73,6 @@ def _memory(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> Iterator[s
             f"{format_bytes(host.memory.total)} are needed, and it has "
             f"{format_bytes(host.memory_has)}"
         )
-
-
-def _one_device(fleet: FleetConfig) -> Iterator[str]:
-    for group in fleet.groups:
-        beyond = [
-            name
-            for name, is_wanted in (
-                (f"devices = {group.devices}", group.devices > 1),
-                ("recomputes = true", group.recomputes),
-            )
-            if is_wanted
-        ]
-        if beyond:
-            yield (
-                f"{group.name}: {' and '.join(beyond)}: a trainer of this version has one device "
-                "and keeps all activations; these figures are for one that can"
-            )
 
 
 def _late(seen: Forecast) -> Iterator[str]:

@@ -30,15 +30,11 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     device: Annotated[DeviceName, about("what trains; own: as the next two keys say")]
     peak_tflops: Annotated[NotNegativeFloat, about("of one device; 0: as in the table")] = 0.0
     device_gib: Annotated[NotNegativeFloat, about("memory of one; 0: as in the table")] = 0.0
-    devices: Annotated[
-        Positive, about("in one peer, which share one model; this version trains on one")
-    ] = 1
+    devices: Annotated[Positive, about("in one peer, which share one model")] = 1
     mfu: Annotated[
         float, Meta(gt=0, le=1), about("part of the peak that training reaches: an assumption")
     ] = 0.4
-    recomputes: Annotated[
-        bool, about("keeps no activations within layers; this version cannot")
-    ] = False
+    recomputes: Annotated[bool, about("keeps no activations within layers")] = False
     micro_batch: Annotated[NotNegative, about("samples at once on a device; 0: as many as fit")] = 0
     memory_gib: Annotated[PositiveFloat, about("memory of the machine, besides the devices' own")]
     disk_mb_per_s: Annotated[PositiveFloat, about("that its disk writes")] = 500.0

@@ -23,8 +23,6 @@ def test_nothing_hurts_where_the_exchange_hides_behind_equal_peers():
     ("sync", "fleet", "words"),
     [
         ({"min_peers": 5}, fleet_of(group_of()), "the run never begins: sync.min_peers = 5"),
-        ({}, fleet_of(group_of(devices=8)), "devices = 8: a trainer of this version has one"),
-        ({}, fleet_of(group_of(recomputes=True)), "recomputes = true: a trainer of this version"),
         ({}, fleet_of(group_of(device_gib=1.0)), "does not fit into a device"),
         ({}, fleet_of(group_of(memory_gib=0.5)), "the machine's memory is too small"),
         (
