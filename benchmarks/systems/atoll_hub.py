@@ -86,15 +86,12 @@ class Hub:
 
     async def announce_roster(self) -> None:
         share = 1 / len(self.peers)
-        roster = tuple(wire.Share(peer=p, share=share, num_tokens=1) for p in sorted(self.peers))
         for connection in self.connections.values():
-            await connection.send(wire.Closed(round=self.round, roster_version=1, roster=roster))
+            await connection.send(wire.Closed(round=self.round, roster_version=1))
         for index, reducer in enumerate(self.assignment):
             inputs = tuple(
-                wire.ReduceInput(
-                    peer=one.peer, share=share, digest=self.contributions[one.peer][index]
-                )
-                for one in roster
+                wire.ReduceInput(peer=peer, share=share, digest=self.contributions[peer][index])
+                for peer in sorted(self.peers)
             )
             await self.connections[reducer].send(
                 wire.Reduce(round=self.round, roster_version=1, slice=index, inputs=inputs)
