@@ -72,8 +72,8 @@ page; `make soak SECONDS=300` is shorter.
 
 Every 30 s a random peer is killed (SIGKILL), frozen (SIGSTOP) or restarted (Ctrl-C), and comes back
 5 to 20 s later; every five minutes the host is killed, and started again after a second.
-Here {num_killed} peers were killed, {num_frozen} frozen, {num_restarted} restarted, and
-{num_hosts} hosts killed.
+So often did it happen here: killed {num_killed}, frozen {num_frozen}, restarted {num_restarted}; \
+the host killed {num_hosts}.
 
 | | calm | disturbed |
 |---|---|---|
