@@ -1,0 +1,204 @@
+"""How fast the trainer is on this machine, beside others that do the same: tokens per second.
+
+    python benchmarks/trainer.py --model small --sequence-length 512 --batch 4 --steps 8 --json
+
+    atoll           the trainer's inner step: samples, loss, backward, clip, AdamW
+    bare            a loop without a framework over our model and our loss, on tensors made before
+    transformers    a plain loop over LlamaForCausalLM with the same shapes, and its own loss
+
+All have random tokens of one document each, fp32, the same threads and a fused AdamW. They take
+their steps in turns, so that a machine that is busy is busy for all; a ratio is the median of those
+of each turn, above 1 where we are faster. `of_peak` is what our step reaches of the operations that
+plain matrix products of the model's shapes do per second, in the same turns: the physical limit.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from gpu import inner_loop, run_config
+from torch import Tensor
+
+from atoll.clock import monotonic_s
+from atoll.config import RunConfig
+from atoll.model.accounting import flops_per_token
+from atoll.model.hf_config import describe
+from atoll.model.llama import Llama
+from atoll.model.presets import PRESETS
+from atoll.train.loss import language_model_loss
+
+CPU = torch.device("cpu")
+Step = Callable[[], float]
+"""Takes a step and returns its loss, as every loop reads it."""
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = run_config(
+        PRESETS[arguments.model],
+        sequence_length=arguments.sequence_length,
+        batch=arguments.batch,
+    )
+    steps: dict[str, Step] = {
+        "atoll": atoll(config),
+        "bare": bare(config),
+        "transformers": transformers(config),
+    }
+    seconds = in_turns(steps | {"products": products(config)}, num_turns=arguments.steps)
+    result = summary(config, seconds) | {
+        "model": arguments.model,
+        "threads": torch.get_num_threads(),
+    }
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:<24} {value}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=list(PRESETS), default="small")
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4, help="samples of an inner step")
+    parser.add_argument("--steps", type=int, default=8, help="turns that count; one more warms up")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    return parser.parse_args()
+
+
+def atoll(config: RunConfig) -> Step:
+    loop = inner_loop(config, CPU, micro_batch=0)
+    size = config.inner.batch_sequences
+
+    def step() -> float:
+        number = loop.steps_since_fresh
+        return loop.step([(number * size, (number + 1) * size)], step=number).loss
+
+    return step
+
+
+def bare(config: RunConfig) -> Step:
+    model = Llama(config.model)
+    tokens_BT, targets_BT = random_tokens(config)
+
+    def loss() -> Tensor:
+        objective, _ = language_model_loss(
+            model.hidden(tokens_BT),
+            model.head_weight,
+            targets_BT,
+            num_targets=targets_BT.numel(),
+            z_loss=0.0,
+        )
+        return objective
+
+    return plain_loop(model, config, loss)
+
+
+def transformers(config: RunConfig) -> Step:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    theirs = LlamaConfig(
+        **describe(config.model),
+        max_position_embeddings=config.data.sequence_length,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(theirs).float()
+    tokens_BT, _ = random_tokens(config)
+    return plain_loop(model, config, lambda: model(input_ids=tokens_BT, labels=tokens_BT).loss)
+
+
+def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Tensor]) -> Step:
+    inner = config.inner
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=inner.lr,
+        betas=(inner.beta1, inner.beta2),
+        eps=inner.eps,
+        weight_decay=inner.weight_decay,
+        fused=True,
+    )
+
+    def step() -> float:
+        optimizer.zero_grad()
+        objective = loss()
+        objective.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)
+        optimizer.step()
+        return objective.item()
+
+    return step
+
+
+def products(config: RunConfig) -> Step:
+    """Return the matrix products of a forward and a backward pass, with nothing between them."""
+    num_tokens = config.inner.batch_sequences * config.data.sequence_length
+    weights = [p.detach() for p in Llama(config.model).parameters() if p.ndim == 2]
+    if not config.model.tied_embeddings:
+        weights = weights[1:]  # the embedding is a lookup
+    inputs = {size: torch.randn(num_tokens, size) for w in weights for size in w.shape}
+
+    def step() -> float:
+        for weight in weights:
+            rows, columns = weight.shape
+            inputs[columns] @ weight.T
+            inputs[rows] @ weight
+            inputs[rows].T @ inputs[columns]
+        return 0.0
+
+    return step
+
+
+def random_tokens(config: RunConfig) -> tuple[Tensor, Tensor]:
+    size = (config.inner.batch_sequences, config.data.sequence_length + 1)
+    tokens_BS = torch.randint(0, config.model.vocab_size, size)
+    return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()
+
+
+def in_turns(steps: dict[str, Step], *, num_turns: int) -> dict[str, list[float]]:
+    """Return the seconds of each one's steps, but for the first, which warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(num_turns + 1):
+        for name, step in steps.items():
+            began_at = monotonic_s()
+            step()
+            seconds[name].append(monotonic_s() - began_at)
+    return {name: each[1:] for name, each in seconds.items()}
+
+
+def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, float | int]:
+    num_tokens = config.inner.batch_sequences * config.data.sequence_length
+    flops = num_tokens * flops_per_token(config.model, sequence_length=config.data.sequence_length)
+    of_products = (
+        6 * num_tokens * sum(p.numel() for p in Llama(config.model).parameters() if p.ndim == 2)
+    )
+    if not config.model.tied_embeddings:
+        of_products -= 6 * num_tokens * config.model.vocab_size * config.model.width
+
+    def ratio(other: str) -> float:
+        turns = zip(seconds[other], seconds["atoll"], strict=True)
+        return round(median(theirs / ours for theirs, ours in turns), 3)
+
+    turns = zip(seconds["products"], seconds["atoll"], strict=True)
+    return {
+        "sequence_length": config.data.sequence_length,
+        "batch": config.inner.batch_sequences,
+        "turns": len(seconds["atoll"]),
+        **{
+            f"tokens_per_s_{name}": round(num_tokens / median(seconds[name]))
+            for name in ("atoll", "bare", "transformers")
+        },
+        "ratio_transformers": ratio("transformers"),
+        "ratio_bare_loop": ratio("bare"),
+        "gflops_per_s_atoll": round(flops / median(seconds["atoll"]) / 1e9, 1),
+        "gflops_per_s_products": round(of_products / median(seconds["products"]) / 1e9, 1),
+        "of_peak": round(median(limit / ours for limit, ours in turns) * flops / of_products, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

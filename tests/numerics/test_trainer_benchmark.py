@@ -1,0 +1,26 @@
+"""benchmarks/trainer.py, in small: it must be right before the machine is quiet for it."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SMALL = ("--model", "tiny", "--sequence-length", "16", "--batch", "2", "--steps", "1", "--json")
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("trainer")
+
+
+def test_prints_the_ratios(trainer, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["trainer.py", *SMALL])
+    trainer.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio_transformers"] > 0
+    assert found["ratio_bare_loop"] > 0
+    assert found["of_peak"] > 0
+    assert (found["model"], found["turns"]) == ("tiny", 1)
