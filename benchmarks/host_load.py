@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from statistics import quantiles
@@ -38,6 +38,7 @@ from atoll.config import (
     run_digest,
     template,
 )
+from atoll.errors import ConnectionLost
 from atoll.events import EventLog, RoundCommitted
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import slices_of
@@ -53,6 +54,7 @@ from atoll.net.transport import Connection, TcpTransport, allow_many_connections
 
 NUM_REDUCERS = 2
 AT_ONCE = 32  # members that come in
+TRIES = 60  # of each, to enrol
 FIRST = 1  # rounds that are not measured: members are still coming in
 
 
@@ -101,7 +103,9 @@ async def serve(directory: Path, num_members: int) -> None:
     serving = asyncio.create_task(host.serve(host="127.0.0.1", port=0, started=started))
     await started.wait()
     print(host.make_invite(uses=num_members, valid_s=3600.0), flush=True)
-    await serving
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), serving.cancel)
+    with suppress(asyncio.CancelledError):
+        await serving
 
 
 class HostProcess:
@@ -110,7 +114,11 @@ class HostProcess:
     def __init__(self, directory: Path, num_members: int) -> None:
         command = [sys.executable, __file__, "--serve", str(directory), str(num_members)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=(directory / "host.log").open("w"), text=True
+            command,
+            stdin=subprocess.PIPE,  # its end tells the host that we are gone
+            stdout=subprocess.PIPE,
+            stderr=(directory / "host.log").open("w"),
+            text=True,
         )
         assert self._process.stdout is not None
         invite = self._process.stdout.readline().strip()
@@ -194,7 +202,7 @@ class Member:
     async def come(self, invite: Invite) -> None:
         """Become a member, and say hello."""
         crowd, name = self.crowd, f"member-{self.number}"
-        enrolled = await enrol(invite, self.identity, name, timeout_s=60.0)
+        enrolled = await enrolled_at_last(invite, self.identity, name)
         transport, port = TcpTransport(self.identity), 0
         if self.number < NUM_REDUCERS:
             self._listener = await transport.listen(answer_probe, host="127.0.0.1", port=0)
@@ -330,6 +338,15 @@ class Member:
             held = wire.Held(round=closed.round, roster_version=version, digests=digests)
             await self.say(held)
             self.crowd.note_held(closed.round)
+
+
+async def enrolled_at_last(invite: Invite, identity: Identity, name: str) -> wire.Enrolled:
+    """Enrol, again after a second when the host has no place for one more stranger."""
+    for _ in range(TRIES):
+        with suppress(ConnectionLost):
+            return await enrol(invite, identity, name, timeout_s=60.0)
+        await asyncio.sleep(1.0)
+    raise SystemExit(f"{name} could not enrol in {TRIES} tries")
 
 
 async def answer_probe(connection: Connection) -> None:
