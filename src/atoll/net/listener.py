@@ -128,6 +128,9 @@ class TcpListener:
 
     async def _serve_stranger(self, connection: TcpConnection) -> None:
         if self._num_strangers >= self._limits.strangers:
+            reason = f"{self._limits.strangers} newcomers are coming in at this moment"
+            hint = "try again in a minute"
+            await connection.send(wire.Refused(reason=reason, hint=hint, final=False))
             return
         self._num_strangers += 1
         patience = asyncio.timeout(self._limits.stranger_s)

@@ -540,6 +540,9 @@ def test_strangers_are_few_and_do_not_stay_while_members_come_in(anna, ben):
                     await stranger.send(PING)
                     assert await stranger.receive() == PING
                 async with dialled(None, listener.port) as third:
+                    refused = await third.receive()
+                    assert isinstance(refused, wire.Refused)
+                    assert (refused.final, refused.hint) == (False, "try again in a minute")
                     with pytest.raises(ConnectionLost):
                         await third.receive()
                 await first.send(PING)
