@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 
 from atoll.config import RunConfig
-from atoll.data import leases
 from atoll.data.batches import Batches
 from atoll.data.leases import LeaseBook
 from atoll.data.shards import Dataset
@@ -325,12 +324,11 @@ class Fleet:
 
     def _remove(self, peer: PeerId) -> None:
         del self._replicas[peer]
-        ids = [lease.id for lease in leases.held_by(self.book, peer)]
-        self.book = leases.release(self.book, ids)
+        self.book.release(peer, [lease.id for lease in self.book.held_by(peer)])
 
     def _train(self, peer: PeerId, num_steps: int) -> None:
         batch = self.config.inner.batch_sequences
-        self.book, granted = leases.grant(self.book, peer, num_samples=num_steps * batch)
+        granted = self.book.grant(peer, num_samples=num_steps * batch)
         first_step = self.state.round * self.config.steps_per_round
         spans = [(lease.start, lease.stop) for lease in granted]
         for step, of_step in enumerate(cut_into_steps(spans, batch_sequences=batch), first_step):
@@ -339,7 +337,7 @@ class Fleet:
     def _step(self, contributors: Sequence[PeerId]) -> None:
         """Form the mean of these peers' work, take the outer step, and let all go on from there."""
         round_id, fragment = RoundId(self.state.round + 1), self._layout.fragments[0]
-        held = {peer: leases.held_by(self.book, peer) for peer in contributors}
+        held = {peer: self.book.held_by(peer) for peer in contributors}
         contributions = {}
         for peer in contributors:
             self._replicas[peer].snapshot(fragment)
@@ -353,7 +351,7 @@ class Fleet:
         self.seen.append(Seen(share, sum(num_tokens.values()), norm))
         before_N = self.state.params_N.copy()
         self._apply_(updates)
-        self.book = leases.commit(self.book, [i.id for each in held.values() for i in each])
+        self.book.commit({peer: [lease.id for lease in mine] for peer, mine in held.items()})
         for peer, replica in self._replicas.items():
             if peer in share:
                 replica.take_over(self.state, fragment)
@@ -379,7 +377,7 @@ class Fleet:
     def fork(self, rule: Rule) -> "Fleet":
         """Return the same fleet, to go on with another rule; nobody may be late."""
         twin = Fleet(self.config, self._dataset, rule=rule)
-        twin.seen, twin.book, twin.state = list(self.seen), self.book, deepcopy(self.state)
+        twin.seen, twin.book, twin.state = deepcopy((self.seen, self.book, self.state))
         for peer, replica in self._replicas.items():
             twin._replicas[peer] = twin._newcomer()
             copy_moments_(twin._replicas[peer], replica)

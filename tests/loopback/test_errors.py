@@ -17,7 +17,15 @@ from tests.loopback.cluster import SLOW, Cluster, Process, wait_until, with_sync
 from tests.loopback.proof import assert_all_leave, assert_contributes, assert_run_is_sound
 
 from atoll.config import RunConfig, run_digest
-from atoll.events import PeerJoined, PhaseTimed, RoundClosed, RoundCommitted, Warned, read_events
+from atoll.events import (
+    PeerJoined,
+    PhaseTimed,
+    RoundClosed,
+    RoundCommitted,
+    TrainerDied,
+    Warned,
+    read_events,
+)
 from atoll.net import records, wire
 from atoll.net.enrol import enrol
 from atoll.net.identity import Identity
@@ -331,7 +339,7 @@ def test_a_trainer_that_runs_out_of_memory(cluster, config):
     cluster.write_run(config)
     host = cluster.start_host()
 
-    anna = cluster.join("anna")
+    anna = cluster.join("anna", "--micro-batch", "2000")
     limit_trainers(anna)
     assert_fails(
         anna,
@@ -340,9 +348,10 @@ def test_a_trainer_that_runs_out_of_memory(cluster, config):
         hint="a smaller --micro-batch needs less, and changes no result",
     )
 
-    anna = cluster.join("anna", "--micro-batch", "8")
+    anna = cluster.join("anna")
     limit_trainers(anna)
     assert [anna.wait(), host.wait()] == [0, 0]
+    assert anna.find(TrainerDied), "what it chose itself was too much, too; then it took less"
     assert_run_is_sound(cluster, config, rounds=1)
 
 
