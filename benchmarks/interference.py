@@ -81,7 +81,7 @@ def config() -> RunConfig:
             sequence_length=SEQUENCE,
         ),
         inner=InnerConfig(lr=1e-3, batch_sequences=1),
-        outer=outer_config(ROUNDS),
+        outer=outer_config(ROUNDS, inner_steps=INNER_STEPS, peers_expected=0),
         sync=SyncConfig(
             rounds=ROUNDS, inner_steps=INNER_STEPS, mode="overlap", heartbeat_s=HEARTBEAT_S
         ),

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from statistics import mean, median
 
-from exchange import SYSTEMS, TIMED, Exchanged, Task, hub, link_limit_s, started, timed_exchange
+from exchange import SYSTEMS, TIMED, Exchanged, Task, exchange, hub, link_limit_s, started
 from lab.links import LabError, Link, parse_loss, parse_rate, parse_rtt_s
 from lab.network import lab
 from systems.peer import Setup
@@ -90,15 +90,15 @@ def measure(task: Task, link: Link) -> dict[str, object]:
         for process in (*peers, *joiners):
             process.reply()
         for _ in range(WARM_UP):
-            timed_exchange(peers, network)
+            exchange(peers, network, "gaussian")
         alone: list[Exchanged] = []
         joined: list[Exchanged] = []
         mbit: list[float] = []
         for _ in range(TIMED):
-            alone.append(timed_exchange(peers, network))
+            alone.append(exchange(peers, network, "gaussian"))
             for joiner in joiners:
                 joiner.ask("go")
-            joined.append(timed_exchange(peers, network))
+            joined.append(exchange(peers, network, "gaussian"))
             replies = [joiner.ask("stop") for joiner in joiners]
             mbit += [8e-6 * reply["num_bytes"] / reply["seconds"] for reply in replies]
         for process in (*peers, *joiners):

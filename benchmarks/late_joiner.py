@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import torch
 from losses import DEMO, VALIDATION_SAMPLES, run_config
-from replicas import CPU, Replica, reduce
+from replicas import CPU, Replica, peer_id, reduce, shares_of, steps_of
 
 from atoll.cli.places import cache_directory
 from atoll.config import RunConfig
@@ -84,7 +84,7 @@ class Run:
         self.peers = [self._peer(config, place) for place in range(PEERS)]
 
     def _peer(self, config: RunConfig, place: int) -> Replica:
-        return Replica(config, self.batches, place=place, num_peers=PEERS)
+        return Replica(config, self.batches, steps_of(config, place=place, num_peers=PEERS))
 
     def round(self) -> list[float]:
         """Do one round; return the losses of the third peer's inner steps."""
@@ -94,10 +94,15 @@ class Run:
         for peer in self.peers:
             losses = peer.train(upto=H * round_id)
             peer.snapshot(fragment)
-        contributions = [peer.contribution(self.state) for peer in self.peers]
+        contributions = {
+            peer_id(place): peer.contribution(self.state) for place, peer in enumerate(self.peers)
+        }
+        tokens_per_peer = self.config.samples_per_round * self.config.data.sequence_length
+        num_tokens = dict.fromkeys(contributions, tokens_per_peer)
+        share = shares_of(contributions, num_tokens, self.config, round_id)
         apply_updates_(
             self.state,
-            reduce(contributions, self.config, round_id),
+            reduce(contributions, share, self.config, round_id),
             codec=CODECS[self.config.sync.update_codec],
             outer=self.config.outer,
             layout=self.layout,

@@ -257,7 +257,7 @@ async def send_to_self(payload: bytes) -> list[float]:
         for _ in range(TRIES):
             await connection.receive()
             await connection.receive_payload(len(payload))
-            await connection.send(wire.Taken())
+            await connection.send(wire.Taken(slice=0))
 
     listener = await TcpTransport(ben).listen(serve, host=LOOPBACK, port=0)
     connection = await TcpTransport(anna).dial(

@@ -137,7 +137,9 @@ def config_of(case: Case, *, rounds: int = ROUNDS, inner_steps: int = INNER_STEP
             tokenizer=TokenizerConfig(vocab_size=PRESETS["tiny"].vocab_size),
         ),
         inner=InnerConfig(lr=4e-3, batch_sequences=4, warmup_steps=rounds * inner_steps // 8),
-        outer=OuterConfig(lr=1.0, momentum=0.0) if is_sparse else outer_config(rounds),
+        outer=OuterConfig(lr=1.0, momentum=0.0)
+        if is_sparse
+        else outer_config(rounds, inner_steps=inner_steps, peers_expected=0),
         sync=SyncConfig(
             rounds=rounds * fragments,
             inner_steps=inner_steps,
