@@ -5,8 +5,8 @@ r"""Requests that only the operator can make: each is signed, and good once.
          mac = HMAC-SHA256(token, "POST\npath\nNONCE\n" + body)
 
 The token itself never travels, so it is safe on plain HTTP, too: whoever listens can read what was
-asked, but cannot ask it again. A nonce is good for a minute, once, and for this host process alone;
-no clock but the host's has a say.
+asked, and the answer (an invite, if that was asked for), but cannot ask again. A nonce is good for
+a minute, once, and for this host process alone; no clock but the host's has a say.
 """
 
 import hmac
