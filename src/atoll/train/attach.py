@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +61,7 @@ from atoll.train.parallel import ALONE, Ranks
 from atoll.train.ranks import Followers
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
+from atoll.train.tally import Tally
 from atoll.train.work import Span, cut_into_steps, num_samples
 
 LEAVE_S: Final = 60.0  # for the agent to say goodbye, and to put the last state on its disk
@@ -151,10 +152,7 @@ class _Work:
 
     order: Train
     spans: tuple[Span, ...]  # what is left of it
-    num_steps: int = 0
-    num_samples: int = 0
-    num_tokens: int = 0
-    total_loss: float = 0.0
+    done: Tally = field(default_factory=Tally)
 
     def take(self, most: int) -> tuple[Span, ...]:
         """Return the spans of the next step, of so many samples at most; they stay until `note`."""
@@ -170,19 +168,10 @@ class _Work:
             if size:
                 spans.insert(0, (stop - size, stop))
         self.spans = tuple(spans)
-        self.num_steps += 1
-        self.num_samples += samples
-        self.num_tokens += num_tokens
-        self.total_loss += loss * num_tokens
+        self.done.note(samples, num_tokens, loss=loss)
 
     def report(self) -> Trained:
-        return Trained(
-            num_steps=self.num_steps,
-            num_samples=self.num_samples,
-            num_tokens=self.num_tokens,
-            mean_loss=self.total_loss / max(1, self.num_tokens),
-            halted=bool(self.spans),
-        )
+        return self.done.report(halted=bool(self.spans))
 
 
 class Replica:
@@ -220,7 +209,7 @@ class Replica:
         if self._work is None:
             return 0
         order = self._work.order
-        return min(order.first_step + self._work.num_steps, order.last_step)
+        return min(order.first_step + self._work.done.num_steps, order.last_step)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the samples of each inner step that the run leases to this peer, until it is over.

@@ -48,6 +48,7 @@ from atoll.train.ranks import Followers
 from atoll.train.recompute import recompute_
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
+from atoll.train.tally import Tally
 from atoll.train.work import cut_into_steps, num_samples
 
 
@@ -62,8 +63,7 @@ class Work:
             start=order.first_step,
         )
         self._next = next(self._steps, None)
-        self._num_steps = self._num_samples = self._num_tokens = 0
-        self._total_loss = 0.0
+        self._done = Tally()
 
     @property
     def is_done(self) -> bool:
@@ -84,10 +84,7 @@ class Work:
         result = self._loop.step(spans, step=step)
         seconds = monotonic_s() - began_at
         self._next = next(self._steps, None)
-        self._num_steps += 1
-        self._num_samples += num_samples(spans)
-        self._num_tokens += result.num_tokens
-        self._total_loss += result.loss * result.num_tokens
+        self._done.note(num_samples(spans), result.num_tokens, loss=result.loss)
         return Stepped(
             step=step,
             loss=result.loss,
@@ -99,13 +96,7 @@ class Work:
 
     def report(self) -> Trained:
         """Return what is done; it was halted if that is not all."""
-        return Trained(
-            num_steps=self._num_steps,
-            num_samples=self._num_samples,
-            num_tokens=self._num_tokens,
-            mean_loss=self._total_loss / max(1, self._num_tokens),
-            halted=not self.is_done,
-        )
+        return self._done.report(halted=not self.is_done)
 
 
 class Made(NamedTuple):
