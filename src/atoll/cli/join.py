@@ -8,20 +8,17 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
+from atoll.cli.enrolment import become_member
 from atoll.cli.places import cache_directory, peer_directory
 from atoll.cli.show import Lines, console
-from atoll.config import PeerConfig, changed, load_peer_config, parse_canonical
+from atoll.config import PeerConfig, changed, load_peer_config
 from atoll.errors import ConfigError
 from atoll.events import EventLog
-from atoll.ids import digest_of
-from atoll.net import wire
-from atoll.net.enrol import enrol
-from atoll.net.identity import Identity
 from atoll.net.invite import Invite
 from atoll.net.listener import Limits
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
-from atoll.peer.home import Home, RunFile, read_run_file, write_run_file
+from atoll.peer.home import Home, read_run_file
 from atoll.peer.trainer import StartTrainer
 from atoll.train.launch import Trainer
 
@@ -114,7 +111,7 @@ async def take_part(invite: str, peer: PeerConfig, *, start_trainer: StartTraine
     peer = _completed(peer, invite)
     directory = Path(peer.directory)
     if invite:
-        await _enrol(Invite.parse(invite), directory, name=peer.name)
+        await become_member(Invite.parse(invite), directory, name=peer.name)
     run_file = read_run_file(directory)
     console.print(f"run {run_file.config.name} at {run_file.host}:{run_file.port}", markup=False)
     home = Home(directory, keep_states=peer.keep_states)
@@ -130,37 +127,3 @@ async def take_part(invite: str, peer: PeerConfig, *, start_trainer: StartTraine
         await agent.run()
     finally:
         log.close()
-
-
-async def _enrol(invite: Invite, directory: Path, *, name: str) -> None:
-    """Become a member, or, if we are one, take over where the host is now."""
-    if Identity.exists(directory) and (directory / "run.json").exists():
-        if digest_of(Identity.load(directory).authority) != invite.authority:
-            raise ConfigError(
-                f"{directory} belongs to another run than the invite",
-                hint="give this run a directory of its own with --dir",
-            )
-        known = read_run_file(directory)
-        others = known.others + _others(invite)
-        moved = replace(known, host=invite.host, port=invite.port, others=others)
-        write_run_file(directory, moved)
-        return
-    # The key is on disk before the host hears of it: with the same key, the same invite is good
-    # again if we are killed in between.
-    identity = Identity.load(directory) if Identity.exists(directory) else Identity.create()
-    identity.save(directory)
-    enrolled = await enrol(invite, identity, name)
-    identity.save(directory)
-    run_file = RunFile(
-        config=parse_canonical(enrolled.run_config),
-        host=invite.host,
-        port=invite.port,
-        host_id=enrolled.host,
-        built_in=enrolled.built_in,
-        others=_others(invite),
-    )
-    write_run_file(directory, run_file)
-
-
-def _others(invite: Invite) -> tuple[wire.HostAddress, ...]:
-    return tuple(wire.HostAddress(host=host, port=port) for host, port in invite.others)
