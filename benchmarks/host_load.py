@@ -50,7 +50,8 @@ from atoll.net import wire
 from atoll.net.enrol import enrol
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite
-from atoll.net.transport import Connection, TcpTransport, allow_many_connections
+from atoll.net.transport import Connection, TcpTransport
+from atoll.system import allow_many_files
 
 NUM_REDUCERS = 2
 AT_ONCE = 32  # members that come in
@@ -82,7 +83,7 @@ def config_of(num_members: int, *, heartbeat_s: float) -> RunConfig:
 
 async def serve(directory: Path, num_members: int) -> None:
     """Serve the run of this directory, and print the invite."""
-    allow_many_connections()
+    allow_many_files()
     config = load_run_config(directory / "run.toml")
     opened = open_run(directory, config, dataset=digest_of(b"no text"))
 
@@ -457,7 +458,7 @@ def main() -> int:
     if given.serve:
         asyncio.run(serve(Path(given.serve[0]), int(given.serve[1])))
         return 0
-    allow_many_connections()
+    allow_many_files()
     for num_members in given.members:
         result = load(
             num_members,

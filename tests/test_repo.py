@@ -102,6 +102,54 @@ def test_only_the_command_line_prints():
     assert prints == []
 
 
+# What Windows, or all but Linux, lack or do otherwise: modules, and names of os, signal, ...
+OF_SOME_SYSTEMS = re.compile(
+    r"""fcntl | resource | pwd | grp | termios | tty | pty | posix | syslog | msvcrt | winreg
+    | ctypes
+    | SIGHUP | SIGKILL | SIGTERM | SIGSTOP | SIGCONT | SIGUSR[12] | SIGCHLD | SIGQUIT | SIGALRM
+    | SIGPIPE | CTRL_\w+ | pthread_\w+ | add_signal_handler | setitimer | alarm | sigwait\w*
+    | fork\w* | posix_\w+ | kill | killpg | nice | [gs]etpriority | sched_\w+ | [gs]ete?[ug]id
+    | setsid | getpgid | wait[34] | waitpid | times | uname | getloadavg | sysconf | statvfs
+    | mkfifo | mknod | l?chown | fchmod | pread | pwrite\w* | sendfile | fdatasync | openpty
+    | start_new_session | preexec_fn | creationflags | STARTUPINFO | pass_fds | process_group
+    | AF_UNIX | open_unix_connection | start_unix_server | create_unix_\w+ | fromshare
+    | SO_REUSEPORT | TCP_NOTSENT_LOWAT | TCP_CONGESTION | TCP_USER_TIMEOUT | TCP_QUICKACK
+    | MAP_SHARED | MAP_PRIVATE | PROT_\w+ | MADV_\w+""",
+    re.VERBOSE,
+)
+STARTING = {"start_new_session", "preexec_fn", "creationflags", "pass_fds", "process_group"}
+SYSTEM_MODULES = {"os", "signal", "socket", "asyncio", "loop", "subprocess", "mmap"}
+
+
+def calls_of_some_systems(path: Path) -> Iterator[str]:
+    """Yield what the module uses that only some operating systems have."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                used = [name.name for name in names]
+            case ast.ImportFrom(module=str(module), names=names):
+                used = [module, *(n.name for n in names if module in SYSTEM_MODULES)]
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in SYSTEM_MODULES:
+                used = [name]
+            case ast.Attribute(value=ast.Name(id="sys"), attr="platform"):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}: sys.platform"
+                continue
+            case ast.keyword(arg=str(name)):
+                used = [name] if name in STARTING else []
+            case _:
+                continue
+        found = [name for name in used if OF_SOME_SYSTEMS.fullmatch(name)]
+        yield from (f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {n}" for n in found)
+
+
+def test_calls_that_only_some_systems_have_stand_in_one_module():
+    system = ROOT / "src" / "atoll" / "system.py"
+    assert [use for path in SOURCES if path != system for use in calls_of_some_systems(path)] == []
+    assert {"resource", "SIGTERM", "nice", "fromshare"} <= {
+        use.rpartition(" ")[2] for use in calls_of_some_systems(system)
+    }
+
+
 def test_nothing_is_left_for_later():
     assert matches(r"\b(TODO|FIXME|XXX)\b") == []
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from atoll.errors import RunError
 from atoll.ids import Buffer
+from atoll.system import sync
 
 TEMPORARY = ".tmp-"  # a name that begins like this was left behind by a crash
 
@@ -49,17 +50,6 @@ def publish(temporary: Path, path: Path) -> None:
     """Give a finished file or folder, whose content is on the disk, its name."""
     temporary.replace(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on the disk."""
-    if os.name != "posix" and path.is_dir():
-        return  # such a system opens no directories, and keeps their lists of names by itself
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

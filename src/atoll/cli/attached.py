@@ -5,13 +5,12 @@ standard input: a socket to the loop
 """
 
 import asyncio
-import signal
-import socket
 import sys
 from contextlib import suppress
 
 import msgspec
 
+from atoll import system
 from atoll.cli.join import take_part
 from atoll.cli.main import report
 from atoll.config import PeerConfig
@@ -21,7 +20,7 @@ from atoll.train.attached import AttachedLoop
 
 async def serve(invite: str, peer: PeerConfig) -> None:
     """Take part for as long as the loop lives, or until the run is complete."""
-    loop = AttachedLoop(socket.socket(fileno=sys.stdin.fileno()))
+    loop = AttachedLoop(system.line_from_parent())
     taking_part = asyncio.create_task(take_part(invite, peer, start_trainer=loop.start))
     gone = asyncio.create_task(loop.gone.wait())
     try:
@@ -34,7 +33,7 @@ async def serve(invite: str, peer: PeerConfig) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    system.end_as_with_ctrl_c()
     try:
         asyncio.run(serve(sys.argv[2], msgspec.json.decode(sys.argv[1], type=PeerConfig)))
     except AtollError as error:

@@ -1,10 +1,8 @@
 """Accidents for the demo: a trainer is killed in mid-round, then a whole peer, which comes back."""
 
-import os
-import signal
-from contextlib import suppress
 from typing import Final
 
+from atoll import system
 from atoll.cli.processes import Process
 from atoll.cli.story import Story, Tone
 from atoll.clock import wall_s
@@ -61,8 +59,7 @@ class Chaos:
     def _kill_trainer_of(self, process: Process) -> None:
         pid = self._story.actors[process.name].trainer
         assert pid is not None, "it has trained"
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        system.kill(pid)
 
     def _say(self, text: str, *, tone: Tone = "alarm") -> None:
         self._story.say(text, at=wall_s(), tone=tone)

@@ -7,7 +7,6 @@ All are processes of their own, started as a user would start them, joined by an
 
 import shlex
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -97,8 +96,6 @@ def demo(
             f"--keep {keep}: there is something already",
             hint=f"name a new folder; a demo that was kept goes on with: atoll host {keep}",
         )
-    for request in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(request, signal.default_int_handler)  # nothing that we start outlives us
     stage = Stage(
         directory=keep or Path(mkdtemp(prefix="atoll-demo-")),
         cache=cache or cache_directory(),

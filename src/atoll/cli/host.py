@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from atoll import system
 from atoll.cli.operator import DAY_S, URL_FILE, HostOperator, operator_token
 from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import Lines, console, progress
@@ -29,7 +29,7 @@ from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
 from atoll.host.stores import journal_url
 from atoll.net.identity import write_private
-from atoll.net.transport import TcpTransport, allow_many_connections
+from atoll.net.transport import TcpTransport
 from atoll.peer.home import RunFile, write_run_file
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Service:
         """Serve until the run is complete."""
         if self._host.run.is_complete:
             console.print("the run is complete; whoever lacks its end can fetch it for a moment")
-        allow_many_connections()
+        system.allow_many_files()
         for note in self._opened.notes:
             self._emit(Warned(text=note))
         started = asyncio.Event()
@@ -290,7 +290,7 @@ class _Service:
                 stdin=PIPE,  # its end tells the child that we are gone
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the host
+                **system.apart(),  # Ctrl-C is for the host
             )
 
 
@@ -319,5 +319,5 @@ async def _end(process: Process) -> None:
         async with asyncio.timeout(10.0):
             await process.wait()
     except TimeoutError:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         await process.wait()

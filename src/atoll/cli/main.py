@@ -3,7 +3,6 @@
 0 done, or left cleanly    1 this machine or the run cannot go on    2 wrong arguments or config
 """
 
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from atoll import __version__
+from atoll import __version__, system
 from atoll.cli.show import console, errors
 from atoll.errors import AtollError, ConfigError
 
@@ -39,8 +38,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main() -> None:
     """Run the command of this process's arguments."""
     arguments = sys.argv[1:] or ["--help"]
-    # A service manager ends us like a person does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    system.end_as_with_ctrl_c()
     try:
         app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
         code = app(arguments, prog_name="atoll", standalone_mode=False)

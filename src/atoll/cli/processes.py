@@ -11,6 +11,7 @@ from pathlib import Path
 from time import sleep
 from typing import Final
 
+from atoll import system
 from atoll.clock import monotonic_s
 from atoll.events import Stamped, read_events
 
@@ -48,7 +49,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us: we end it in order
+                **system.apart(),  # Ctrl-C is for us: we end it in order
             )
 
     @property
@@ -76,9 +77,9 @@ class Process:
         return (errors or lines or ["it said nothing"])[-1]
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
+        """Ask it to end, now but in order."""
         if self._popen is not None and self.is_running:
-            self._popen.send_signal(signal.SIGINT)
+            system.ask_to_end(self._popen)
 
     def kill(self) -> None:
         """End it as a power failure does."""
@@ -95,7 +96,7 @@ def wait_for_end(processes: Sequence[Process], *, seconds: float) -> None:
 
 
 def end(processes: Sequence[Process]) -> None:
-    """End those that still run: with Ctrl-C, and by force where that is not enough.
+    """End those that still run: in order, and by force where that is not enough.
 
     A Ctrl-C that comes meanwhile is not heard, so that nothing outlives us.
     """

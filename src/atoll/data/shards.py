@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from atoll.data import manifest as manifests
 from atoll.data.manifest import MANIFEST_FILE, SPLITS, TOKENIZER_FILE, Manifest, Shard, Split
 from atoll.data.tokenizer import Tokenizer
-from atoll.durable import sync
 from atoll.errors import BadBlobError, ConfigError, DamagedError
 from atoll.ids import Digest, digest_of
+from atoll.system import sync
 
 SHARD_TOKENS = 2**24  # 32 MiB of uint16: what a home connection fetches in half a minute
 DAMAGED_HINT = "delete the folder; it is made or fetched again"

@@ -9,16 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock, get_ident
 
-from atoll.durable import (
-    TEMPORARY,
-    Location,
-    disk_errors,
-    open_directory,
-    remove,
-    sync,
-)
+from atoll.durable import TEMPORARY, Location, disk_errors, open_directory, remove
 from atoll.errors import BadBlobError
 from atoll.ids import Buffer, Digest, digest_of
+from atoll.system import sync
 
 
 class BlobStore:

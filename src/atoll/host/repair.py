@@ -15,11 +15,12 @@ from itertools import count
 from pathlib import Path
 from shutil import copy2
 
-from atoll.durable import disk_errors, publish, sync
+from atoll.durable import disk_errors, publish
 from atoll.errors import DamagedError
 from atoll.host.file_store import COLUMNS, FileStore, read_file
 from atoll.host.journal import checked, damaged, is_whole
 from atoll.net.records import NO_HASH, Committed, Entry, decode
+from atoll.system import sync
 
 Sign = Callable[[bytes], bytes]
 

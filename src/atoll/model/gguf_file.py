@@ -18,10 +18,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from atoll.config import ModelConfig
-from atoll.durable import publish, sync
+from atoll.durable import publish
 from atoll.errors import ConfigError, RunError
 from atoll.model.hf import Text, views
 from atoll.model.llama import rotary_frequencies
+from atoll.system import sync
 
 OUTER_NAMES: Final = {
     "embedding.weight": "token_embd.weight",

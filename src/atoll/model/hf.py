@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atoll.config import ModelConfig
-from atoll.durable import sync
 from atoll.errors import ConfigError, RunError
 from atoll.model.hf_config import describe, parse
 from atoll.model.shapes import ParameterSpec, num_parameters, parameter_specs
+from atoll.system import sync
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"

@@ -11,12 +11,12 @@ a task asks for the next message. What nobody wants stays encrypted, and soon re
 import asyncio
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import isfinite
 from typing import cast, overload
 
+from atoll import system
 from atoll.errors import ConnectionLost
 from atoll.ids import Buffer
 from atoll.net.framing import Inbox, frame
@@ -26,8 +26,6 @@ from atoll.net.wire import MAX_MESSAGE_BYTES, MAX_STRANGER_BYTES, Message
 from atoll.units import KIB
 
 CLOSE_S = 1.0  # for the last bytes and the goodbye of TLS; then the connection is cut
-_SO_MAX_PACING_RATE = 47  # of asm-generic/socket.h; Python has no name for it
-_UNPACED = 2**32 - 1
 _PIECE_BYTES = 256 * KIB  # moved in either direction: between two of them, others get their turn
 _SMALL_BYTES = 16 * KIB  # the same, on a connection that has never carried a payload
 _HELD_BYTES = 256 * KIB  # of what nobody has asked for yet: when it is more, reading stops
@@ -312,8 +310,7 @@ class TcpConnection:
             self._pacing = RateLimit(bytes_per_s if isfinite(bytes_per_s) else 0.0)
         elif self.is_open:
             raw: socket.socket = self._stream.transport.get_extra_info("socket")
-            rate = int(min(bytes_per_s, _UNPACED))
-            raw.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate.to_bytes(4, sys.byteorder))
+            system.pace(raw, bytes_per_s)
 
     async def close(self) -> None:
         """End the connection once what was sent is out; a frozen other side delays that little."""

@@ -8,11 +8,11 @@ served as long as `serve` likes, on so many connections and no more.
 
 import asyncio
 import socket
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from atoll import system
 from atoll.errors import PeerError
 from atoll.ids import PeerId
 from atoll.net import wire
@@ -27,7 +27,7 @@ class Limits:
 
     upload_bytes_per_s: int = 0  # 0: no limit
     download_bytes_per_s: int = 0
-    kernel_paces: bool = sys.platform == "linux"  # otherwise we do it, as well as timers can
+    kernel_paces: bool = system.PACES  # otherwise we do it, as well as timers can
     congestion: str = ""  # control of it, "bbr" or "cubic"; the system's own where it has no such
     handshake_s: float = 10.0
     handshakes: int = 256  # at a time; further ones wait in the backlog of the system

@@ -10,10 +10,9 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Final, Protocol, TypeAlias, overload
+from typing import Protocol, TypeAlias, overload
 
+from atoll import system
 from atoll.errors import ConnectionLost, PeerError, RunError
 from atoll.ids import Buffer, PeerId
 from atoll.net.connection import Stream, TcpConnection
@@ -26,9 +25,6 @@ from atoll.units import KIB
 
 _BACKLOG = 1024  # a host that starts again is dialled by all its peers at once
 _UNSENT_BYTES = 64 * KIB  # in the kernel: more would leave later than `send` says, and later news
-_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on Windows
-_CONGESTION: Final[int | None] = getattr(socket, "TCP_CONGESTION", None)  # Linux and FreeBSD
-_OFFERED = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 
 class Connection(Protocol):
@@ -169,37 +165,11 @@ class TcpTransport:
             raise
 
 
-def allow_many_connections() -> None:
-    """Let this process have as many open files as the system allows it: a connection is one.
-
-    Where the system sets no limits, or will not have them changed, they stay as they are.
-    """
-    try:
-        import resource
-    except ModuleNotFoundError:  # on Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def available_congestion() -> tuple[str, ...]:
-    """Return the ways of congestion control that this system offers; none known: no choice."""
-    try:
-        return tuple(_OFFERED.read_text(encoding="ascii").split())
-    except OSError:
-        return ()
-
-
 def _tune(connected: socket.socket, limits: Limits) -> None:
     """Set what the system allows; where it does not, its own ways are good enough."""
-    with suppress(OSError):
-        if _NOTSENT_LOWAT is not None:
-            connected.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
-    with suppress(OSError):
-        if _CONGESTION is not None and limits.congestion:
-            connected.setsockopt(socket.IPPROTO_TCP, _CONGESTION, limits.congestion.encode())
+    system.limit_unsent(connected, _UNSENT_BYTES)
+    if limits.congestion:
+        system.choose_congestion(connected, limits.congestion)
 
 
 async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket:

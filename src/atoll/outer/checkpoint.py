@@ -29,13 +29,13 @@ from atoll.durable import (
     open_directory,
     publish,
     remove,
-    sync,
     write_synced,
 )
 from atoll.errors import BadBlobError, DamagedError, RunError
 from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.outer.manifest import StateManifest, bytes_of, parse_manifest
 from atoll.outer.state import PeerState
+from atoll.system import sync
 from atoll.units import format_bytes
 
 IN_USE_S = 60.0  # a state that was located so recently is not pruned: somebody may be fetching it

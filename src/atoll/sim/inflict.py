@@ -1,15 +1,14 @@
 """Lets the faults of a script happen to a fleet, and mends them when their time is over."""
 
-import resource
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from itertools import product
 
 import numpy as np
 
+from atoll import system
 from atoll.events import Event, RoundPlanned
 from atoll.net.wire import Message
 from atoll.sim.faults import (
@@ -207,7 +206,7 @@ class Mischief:
         return recover
 
     def _fill_disk(self, seat: Seat) -> Callable[[], None]:
-        seat.condition.within = full_disk
+        seat.condition.within = system.full_disk
 
         def make_room() -> None:
             seat.condition.within = None
@@ -235,14 +234,3 @@ def _matches(when: OnMessage, sender: Machine, receiver: Machine, message: Messa
         and when.sender in ("", sender.name)
         and when.receiver in ("", receiver.name)
     )
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Let no file grow, as on a disk without room."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

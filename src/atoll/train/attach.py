@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from atoll import system
 from atoll.clock import monotonic_s
 from atoll.config import PeerConfig, RunConfig
 from atoll.data.batches import Batch, Batches
@@ -333,7 +334,7 @@ def _start_agent(invite: str, peer: PeerConfig) -> tuple["subprocess.Popen[bytes
     described = msgspec.json.encode(peer).decode()
     command = [sys.executable, "-P", "-m", "atoll.cli.attached", described, invite]
     with theirs:
-        return subprocess.Popen(command, stdin=theirs.fileno()), Channel(ours)
+        return system.start_with_line(command, theirs), Channel(ours)
 
 
 def _ended(agent: "subprocess.Popen[bytes]") -> RunError:

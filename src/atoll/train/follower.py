@@ -4,10 +4,10 @@ python -m atoll.train.follower       standard input: a socket, with rank 0 at it
 """
 
 import signal
-import socket
 import sys
 from contextlib import closing
 
+from atoll import system
 from atoll.train.channel import Channel
 from atoll.train.ranks import end_with
 from atoll.train.trainer import run
@@ -15,7 +15,7 @@ from atoll.train.trainer import run
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = socket.socket(fileno=sys.stdin.fileno())
+    connection = system.line_from_parent()
     end_with(connection)
     with closing(Channel(connection)) as channel:
         return run(channel)

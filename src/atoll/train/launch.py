@@ -26,6 +26,7 @@ from pathlib import Path
 from secrets import compare_digest, token_hex
 from typing import BinaryIO, Final, Protocol, TypeAlias, TypeVar
 
+from atoll import system
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, ConnectionLost, ProtocolError, RunError
 from atoll.train.channel import (
@@ -318,7 +319,7 @@ async def spawn(address: Address, log_path: Path) -> Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the agent, also before the trainer ignores it
+            **system.apart(),  # Ctrl-C is for the agent, also before the trainer ignores it
         )
     assert process.stdin is not None
     process.stdin.write(write_address(address))

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from atoll.config import InnerConfig
-from atoll.durable import publish, sync
+from atoll.durable import publish
 from atoll.errors import RunError
+from atoll.system import sync
 from atoll.train.moments import ADAM, MUON, Tensors, damaged, digest_of_moments, read_moments
 from atoll.train.parallel import deal_out, whole
 

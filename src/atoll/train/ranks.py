@@ -26,6 +26,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from atoll import system
 from atoll.errors import ConnectionLost
 from atoll.train.channel import (
     Answer,
@@ -51,9 +52,8 @@ class Follower:
         ours, theirs = socket.socketpair()
         with theirs:
             # What it says goes where our own words go: to the trainer's log.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "atoll.train.follower"], stdin=theirs.fileno()
-            )
+            command = [sys.executable, "-P", "-m", "atoll.train.follower"]
+            self.process = system.start_with_line(command, theirs)
         self.line = FollowerLine(ours, rank=seat.rank)
         self._answers: defaultdict[type[Answer], queue.SimpleQueue[None]] = defaultdict(
             queue.SimpleQueue

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from atoll import system
 from atoll.errors import RunError
 from atoll.web.admin import Admin
 from atoll.web.app import application
@@ -56,12 +57,8 @@ def most_connections() -> int:
 
     The rest is for members, who come by the thousand.
     """
-    try:
-        import resource
-    except ImportError:  # Windows, which has no such limit
-        return MAX_CONNECTIONS
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 4)
+    most_files = system.most_files()
+    return MAX_CONNECTIONS if most_files is None else min(MAX_CONNECTIONS, most_files // 4)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,8 @@ from atoll.net import wire
 from atoll.net.framing import frame
 from atoll.net.listener import Limits
 from atoll.net.tls import client_context, server_context
-from atoll.net.transport import TcpTransport, available_congestion
+from atoll.net.transport import TcpTransport
+from atoll.system import offered_congestion
 
 LOCAL = "127.0.0.1"
 D = Digest("d1" * 32)
@@ -447,7 +448,7 @@ def test_two_may_close_a_connection_at_once(anna, ben):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("congestion", [*available_congestion(), "no such thing"])
+@pytest.mark.parametrize("congestion", [*offered_congestion(), "no such thing"])
 def test_congestion_control_is_as_asked_where_the_system_has_it(anna, ben, congestion):
     async def scenario():
         seen = []
@@ -469,7 +470,7 @@ def test_congestion_control_is_as_asked_where_the_system_has_it(anna, ben, conge
         return raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 
     used = asyncio.run(scenario())
-    if congestion in available_congestion():
+    if congestion in offered_congestion():
         assert used == [congestion, congestion]
     else:
         assert used[0] == used[1] != congestion

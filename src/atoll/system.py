@@ -1,0 +1,197 @@
+"""What operating systems do in different ways, or not at all: all calls of that kind stand here.
+
+Linux, macOS and Windows are meant. What one of them cannot do is left undone there, and the
+docstring says so. `tests/test_repo.py` sees to it that no other module makes such a call.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+PACES: Final = sys.platform == "linux"  # the kernel sends each connection's bytes at a given pace
+HAS_PERMISSIONS: Final = os.name == "posix"  # files with an owner, and modes such as 0600
+_PACE = 47  # SO_MAX_PACING_RATE, of asm-generic/socket.h; Python has no name for it
+_LARGEST_PACE = 2**32 - 1
+_OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+# Who asks a process to end: a service manager, a terminal that closes, and both on Windows.
+_REQUESTS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+
+
+class Signalled(Protocol):
+    """A child process, of `subprocess` or of asyncio."""
+
+    def send_signal(self, signal: int, /) -> None: ...
+
+
+# --- signals and processes -----------------------------------------------------------------------
+
+
+def on_request_to_end(do: Callable[[], None]) -> None:
+    """Call `do` when somebody else than the user asks this process to end.
+
+    Who was started so that it outlives its terminal (`nohup`) still does.
+    """
+    for name in _REQUESTS:
+        request = getattr(signal, name, None)
+        if request is not None and signal.getsignal(request) is not signal.SIG_IGN:
+            signal.signal(request, lambda *_: do())
+
+
+def end_as_with_ctrl_c() -> None:
+    """Let a request to end do what Ctrl-C does."""
+    on_request_to_end(lambda: signal.raise_signal(signal.SIGINT))
+
+
+def ask_to_end(process: Signalled) -> None:
+    """Ask a child, which was started with `apart`, to end in order."""
+    if sys.platform == "win32":
+        process.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        process.send_signal(signal.SIGTERM)
+
+
+def kill(pid: int) -> None:
+    """End a process at once, if it is there."""
+    with suppress(ProcessLookupError):
+        # Windows has no such signal: there, any other one ends a process at once.
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def apart() -> dict[str, Any]:
+    """Return the options that start a child which Ctrl-C in this terminal does not reach."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def give_way(niceness: int) -> None:
+    """Let other programs go before this process, and before those that it starts from now on.
+
+    From 0, no change, to 19, only when nobody else wants the processor; Windows knows two steps.
+    """
+    if niceness == 0:
+        return
+    if sys.platform == "win32":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        idle, below_normal = 0x40, 0x4000
+        kernel.SetPriorityClass(kernel.GetCurrentProcess(), idle if niceness > 9 else below_normal)
+    else:
+        os.nice(niceness)
+
+
+def start_with_line(command: Sequence[str], line: socket.socket) -> "subprocess.Popen[bytes]":
+    """Start a process that takes this socket from us with `line_from_parent`; we may close ours."""
+    if sys.platform == "win32":
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(line.share(process.pid))
+        process.stdin.close()
+        return process
+    return subprocess.Popen(command, stdin=line.fileno())
+
+
+def line_from_parent() -> socket.socket:
+    """Return the socket that `start_with_line` gave us by our standard input."""
+    if sys.platform == "win32":
+        return socket.fromshare(sys.stdin.buffer.read())
+    return socket.socket(fileno=sys.stdin.fileno())
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's list of names, is on the disk.
+
+    Windows opens no directories, and keeps their lists of names by itself.
+    """
+    if not HAS_PERMISSIONS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if HAS_PERMISSIONS else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def most_files() -> int | None:
+    """Return how many files, and so connections, this process may have open; None: any number."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def allow_many_files() -> None:
+    """Let this process have as many open files as the system allows it: a connection is one.
+
+    Where the system sets no limits, or will not have them changed, they stay as they are.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow, as on a disk without room; not on Windows."""
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# --- sockets -------------------------------------------------------------------------------------
+
+
+def limit_unsent(connected: socket.socket, num_bytes: int) -> None:
+    """Let the kernel take no more than this ahead of what it sends; not on Windows."""
+    _set_if_known(connected, "TCP_NOTSENT_LOWAT", num_bytes)
+
+
+def choose_congestion(connected: socket.socket, control: str) -> None:
+    """Choose how TCP shares the line, where there is a choice: on Linux and FreeBSD."""
+    _set_if_known(connected, "TCP_CONGESTION", control.encode())
+
+
+def offered_congestion() -> tuple[str, ...]:
+    """Return the ways of congestion control that this system offers; none known: no choice."""
+    try:
+        return tuple(_OFFERED_CONGESTION.read_text(encoding="ascii").split())
+    except OSError:
+        return ()
+
+
+def pace(connected: socket.socket, bytes_per_s: float) -> None:
+    """Let the kernel send no faster than that, headers included; only where it `PACES`."""
+    rate = int(min(bytes_per_s, _LARGEST_PACE))
+    connected.setsockopt(socket.SOL_SOCKET, _PACE, rate.to_bytes(4, sys.byteorder))
+
+
+def _set_if_known(connected: socket.socket, name: str, value: int | bytes) -> None:
+    option: int | None = getattr(socket, name, None)
+    if option is not None:
+        with suppress(OSError):  # its own ways are good enough
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
