@@ -34,6 +34,7 @@ def remove(run: Run, peer: PeerId, reason: str, *, now: float) -> list[Effect]:
     member = run.membership.get(peer)
     run.membership.remove(peer)
     run.departed.add(peer)
+    run.unseen.discard(peer)
     effects: list[Effect] = [Append((records.Removed(peer=peer, reason=reason),))]
     if member is not None and member.connected:
         why = f"removed by the operator: {reason}" if reason else "removed by the operator"

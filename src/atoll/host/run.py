@@ -63,6 +63,7 @@ def replay(
                 built_in=record.built_in,
                 slice_bytes=slice_bytes,
                 contribution_bytes=contribution_bytes or tuple(map(sum, slice_bytes)),
+                unseen={record.built_in},
             )
         assert run is not None, "a journal begins with its genesis"
         _replay_one(run, record)
@@ -93,6 +94,10 @@ def _replay_one(run: Run, record: records.Record) -> None:
             run.is_paused = isinstance(record, records.Paused)
         case records.ReducersChosen(peers=peers):
             run.chosen_reducers = frozenset(peers)
+        case records.Admitted(peer=peer):
+            run.unseen.add(peer)
+        case records.Removed(peer=peer):
+            run.unseen.discard(peer)
         case _:
             pass  # admission.py reads the others
 
@@ -111,6 +116,7 @@ def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list
         return [Send(peer, wire.Refused(reason=reason, hint=hint)), Drop(peer, reason)]
     run.membership.enter(member, now=now)
     run.departed.discard(peer)
+    run.unseen.discard(peer)
     base_round, base_state = base_for(run, hello)
     # The commits that it has not heard of follow, and settle what they committed of its leases.
     held = run.held_at(peer, base_round)

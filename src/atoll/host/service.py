@@ -465,9 +465,8 @@ class Host:
         for peer in sorted(set(self._sessions) - {self.run.built_in}):
             self._send(peer, END)
         # Members that are away come back, or lapse; after a restart, all get the time to do so.
-        earliest = self.run.started_at + self.run.config.sync.reconnect_s
         await self._tick(
-            lambda: self._now() >= deadline or (not self._others() and self._now() >= earliest)
+            lambda: self._now() >= deadline or not (self._others() or self._may_be_found_again())
         )
         self._send(self.run.built_in, END)
         await self._tick(
@@ -484,10 +483,13 @@ class Host:
 
     def _may_lack_the_end(self) -> bool:
         """Return whether some member has not reported the last state, and still may."""
-        if self._now() < self.run.started_at + self.run.config.sync.reconnect_s:
-            return True  # we have just started: who is not there may come yet
         members = self.run.membership.members.values()
-        return any(not m.connected or m.round < self.run.committed for m in members)
+        return self._may_be_found_again() or any(
+            not m.connected or m.round < self.run.committed for m in members
+        )
+
+    def _may_be_found_again(self) -> bool:
+        return self.run.may_be_found_again(now=self._now())
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

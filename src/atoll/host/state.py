@@ -60,6 +60,8 @@ class Run:
     waits_s: tuple[float, ...] = ()  # for the middle contributor of each of the last rounds
     exchanges_s: tuple[float, ...] = ()  # how long those of the last rounds took
     started_at: float = 0.0
+    # Members that the journal names, and that have not come since it was read.
+    unseen: set[PeerId] = field(default_factory=set)
 
     @property
     def is_complete(self) -> bool:
@@ -79,6 +81,13 @@ class Run:
     def usual_wait_s(self) -> float:
         """How long a round waits for its middle contributor; 0: nobody knows yet."""
         return median(self.waits_s) if self.waits_s else 0.0
+
+    def may_be_found_again(self, *, now: float) -> bool:
+        """Return whether members of the host's earlier lives may still come back to this one.
+
+        The built-in member is always one of them: it comes with the host.
+        """
+        return bool(self.unseen) and now < self.started_at + self.config.sync.reconnect_s
 
     def note_wait(self, seconds: float) -> None:
         self.waits_s = (*self.waits_s, seconds)[-USUAL_OF:]

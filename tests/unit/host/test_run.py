@@ -25,7 +25,7 @@ from tests.unit.host.scene import (
 from atoll import events
 from atoll.config import canonical
 from atoll.data import leases
-from atoll.host import run as decisions
+from atoll.host import operate, run as decisions
 from atoll.host.decision import Share
 from atoll.host.effects import Drop, Report, SendCommits
 from atoll.host.rounds import NOBODY, Phase
@@ -556,6 +556,32 @@ def test_leases_that_were_given_back_are_free_after_a_restart(scene):
     book = scene.run.book
     assert book.free == ((0, 4),)
     assert scene.restart().run.book == book
+
+
+def admitted(peer):
+    return records.Admitted(peer=peer, public_key="", name="", token=name("token"))
+
+
+def test_only_who_was_there_before_the_start_may_still_have_to_find_the_host():
+    scene = Scene([GENESIS, admitted(A), admitted(B)], now=100.0)
+    scene.join(C)
+    for peer in (A, B, BUILT_IN):
+        assert scene.run.may_be_found_again(now=scene.now)
+        scene.join(peer)
+    assert not scene.run.may_be_found_again(now=scene.now)
+    for peer in (A, B, BUILT_IN, C):
+        scene.lost(peer)
+    assert not scene.run.may_be_found_again(now=scene.now)  # they are members that are away
+
+
+def test_who_does_not_find_the_host_again_lapses_and_who_was_removed_is_not_expected():
+    scene = Scene([GENESIS, admitted(A), admitted(B), records.Removed(peer=A, reason="")], now=7.0)
+    scene.join(BUILT_IN)
+    assert scene.run.unseen == {B}
+    assert scene.run.may_be_found_again(now=7.0 + SYNC.reconnect_s - 0.1)
+    assert not scene.run.may_be_found_again(now=7.0 + SYNC.reconnect_s)
+    operate.remove(scene.run, B, "", now=8.0)
+    assert not scene.run.may_be_found_again(now=8.0)
 
 
 def test_a_replayed_run_is_the_one_that_was():

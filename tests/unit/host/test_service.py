@@ -70,8 +70,9 @@ class Serving:
 class Player:
     """A member from a script: it says what the test says."""
 
-    def __init__(self, serving, identity, label, *, listens=True):
+    def __init__(self, serving, identity, label, *, listens=True, trains=True):
         self.serving = serving
+        self.trains = trains
         self.identity = identity
         self.peer = identity.peer_id
         self.label = label
@@ -102,7 +103,7 @@ class Player:
                 protocol=wire.PROTOCOL,
                 run=run_digest(self.serving.config),
                 name=self.label,
-                trains=True,
+                trains=self.trains,
                 listen_host="",
                 listen_port=self.listen_port,
                 codecs=("int8",),
@@ -504,6 +505,40 @@ def test_a_member_that_does_not_go_does_not_keep_the_host_for_ever(tmp_path, bea
                     break
             await host.task
             assert now() == pytest.approx(lasts_s, abs=1.5)
+
+    run(main())
+
+
+def test_a_host_goes_with_the_last_member_unless_somebody_may_still_have_to_find_it(tmp_path):
+    """Whoever it has let in itself knows where it is; of whoever came before, it cannot know."""
+
+    async def train_to_the_end(host, member):
+        built_in = Player(host, host.directory.built_in, "built-in", trains=False)
+        await member.come()
+        await member.at_state()
+        await member.take_part()
+        await built_in.come()
+        for one in (member, built_in):
+            await one.at_state(1)
+        assert (await member.hears(wire.Stop)).complete
+        await member.say(wire.Leaving(reason="it is done"))
+        while not isinstance(message := await built_in.connection.receive(), wire.Stop):
+            if isinstance(message, wire.Heartbeat):
+                await built_in.say(wire.Heartbeat())
+        await built_in.connection.close()
+        await host.task
+
+    async def main():
+        network = Network()
+        async with serving(tmp_path / "new", config=ONE_ROUND, network=network) as host:
+            await train_to_the_end(host, await host.admitted())
+            assert now() < SYNC.reconnect_s
+        async with serving(tmp_path / "again", config=ONE_ROUND, network=network) as host:
+            anna, _ = await host.admitted("anna"), await host.admitted("ben")
+        async with serving(tmp_path / "again", config=ONE_ROUND, network=network) as host:
+            anna.serving, started_at = host, now()
+            await train_to_the_end(host, anna)
+            assert now() - started_at == pytest.approx(SYNC.reconnect_s, abs=1)
 
     run(main())
 
