@@ -1,5 +1,6 @@
 """What a user does with a run once it has trained, all on one real run with a host and one peer."""
 
+import io
 import json
 import shutil
 import sys
@@ -11,8 +12,9 @@ from msgspec.structs import replace
 from tests.loopback.cluster import Cluster
 
 from atoll.cli.main import main
+from atoll.cli.reader import reading
 from atoll.model.hf import import_hf
-from atoll.net.records import Agreed
+from atoll.net.records import Agreed, Committed
 from atoll.outer.saved import read_saved, saved_rounds
 
 ROUNDS = 3
@@ -28,13 +30,15 @@ def config(config):
 
 @pytest.fixture(scope="module")
 def trained(config, shared, tmp_path_factory):
-    """A run that is complete; its processes have ended."""
+    """A run that is complete, and that one has read along with; its processes have ended."""
     cluster = Cluster(tmp_path_factory.mktemp("commands"), cache=shared / "datasets")
     try:
         cluster.write_run(config)
         host = cluster.start_host()
-        peer = cluster.join("anna")
-        assert [process.wait(seconds=90) for process in (peer, host)] == [0, 0], cluster.report()
+        with reading(cluster.invite, cluster.peers / "reader") as reader:
+            peer = cluster.join("anna")
+            assert [p.wait(seconds=90) for p in (peer, host)] == [0, 0], cluster.report()
+            reader.check()
         yield cluster
     finally:
         cluster.close()
@@ -135,6 +139,24 @@ def test_generate_writes_the_same_from_the_host_and_from_the_peer(trained, atoll
     assert code == 0
     assert out.startswith("The reef")
     assert len(out) > len("The reef\n")
+
+
+def test_who_reads_along_has_the_model_and_not_the_samples(trained, atoll, tmp_path, monkeypatch):
+    reader = trained.peers / "reader"
+    states = reader / "states"
+    digest = read_saved(states, saved_rounds(states)[-1], run=_run_of(trained))[1]
+    assert digest == trained.records(Agreed)[-1].state
+    options = ("--tokens", 20, "--seed", 3)
+    written = atoll("generate", reader, "The reef", *options, "--cache", tmp_path)
+    assert written == atoll("generate", trained.run, "The reef", *options, "--cache", trained.cache)
+    code, _, err = atoll("eval", reader, "--cache", tmp_path)
+    assert (code, "which has the samples" in err) == (2, True)
+    rosters = [[entry.peer for entry in record.roster] for record in trained.records(Committed)]
+    assert rosters == [[trained.id_of("anna")]] * ROUNDS
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The reef\n"))
+    code, out, _ = atoll("chat", reader, "--seed", 3, "--length", 12, "--cache", tmp_path)
+    assert code == 0
+    assert f"loopback, state {ROUNDS} of {ROUNDS}" in out
 
 
 def test_eval_says_the_same_of_the_host_and_of_the_peer(trained, atoll, config):

@@ -13,6 +13,7 @@ from atoll.cli.show import console, errors
 from atoll.cli.weights import Exported, export_weights, require_free
 from atoll.config import RunConfig
 from atoll.data.batches import Batches
+from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
 from atoll.model.card import Origin
 from atoll.model.flat import store_flat_
@@ -66,8 +67,9 @@ def train_and_report(
         layout = layout_of(config)
         params_N = np.empty(layout.num_values, np.float32)
         store_flat_(trained.model, params_N, layout)
+        tokenizer = dataset.folder / TOKENIZER_FILE
         origin = Origin(f"{num_steps} steps of {batch_factor * batch_sequences} samples, alone")
-        export_weights(out, Exported(config, params_N, dataset, origin))
+        export_weights(out, Exported(config, params_N, tokenizer, origin))
         console.print(f"the model is in {out}", markup=False, soft_wrap=True)
 
 

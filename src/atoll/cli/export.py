@@ -24,7 +24,7 @@ def export(
 
     newest = open_newest(run, cache=cache or cache_directory())
     config, state = newest.config, newest.state
-    export_weights(out, Exported(config, state.params_N, newest.dataset, origin_of(newest, run)))
+    export_weights(out, Exported(config, state.params_N, newest.tokenizer, origin_of(newest, run)))
     console.print(f"state {state.round} of {config.name} is in {out}", markup=False)
     if out.suffix != GGUF_SUFFIX:
         console.print(

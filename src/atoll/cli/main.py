@@ -25,6 +25,7 @@ COMMANDS = {
     "admin": "Pause a run that is served, remove a peer, make an invite, stop the host.",
     "status": "Show how a run stands.",
     "generate": "Let the newest model of a run write.",
+    "chat": "Write with the newest model of a run, while it trains on.",
     "eval": "Say how well the newest model of a run predicts text it has not seen.",
     "export": "Write the newest model of a run as a Hugging Face folder, or as GGUF.",
     "verify": "Prove that a run is what its journal says.",

@@ -1,10 +1,12 @@
 """The newest committed state of a run, out of its host's directory or out of a peer's."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
 from atoll.config import RunConfig, run_digest
+from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
 from atoll.errors import ConfigError
 from atoll.host.overview import overview
@@ -17,20 +19,50 @@ from atoll.outer.state import PeerState
 from atoll.peer.home import DATASET_FILE, read_run_file
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Newest:
     config: RunConfig
     state: PeerState
     digest: Digest  # of the state
-    dataset: Dataset  # whose tokenizer the model reads with
+    tokenizer: Path  # the `tokenizer.json` that the model reads with
+    dataset_folder: Path  # of whoever has the samples, too
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The samples.
+
+        Raises:
+            ConfigError: they are not in the cache.
+        """
+        if not self.dataset_folder.is_dir():
+            raise _not_cached(self.dataset_folder.parent, "which has the samples")
+        return Dataset.open(self.dataset_folder)
 
 
 def open_newest(path: Path, *, cache: Path) -> Newest:
     """Return the newest state in this directory; a run.toml stands for its directory.
 
     Raises:
-        ConfigError: there is none, or its dataset is not in the cache.
+        ConfigError: there is none, or no tokenizer is at hand.
         DamagedError: the state is not what was saved.
+    """
+    home = home_of(path)
+    rounds = saved_rounds(home / "states")
+    if not rounds:
+        raise ConfigError(
+            f"no committed state in {home / 'states'}", hint="wait for the first round"
+        )
+    config = read_run_file(home).config
+    state, digest = read_saved(home / "states", rounds[-1], run=run_digest(config))
+    dataset_folder = cache / (home / DATASET_FILE).read_text()
+    return Newest(config, state, digest, _tokenizer(home, dataset_folder), dataset_folder)
+
+
+def home_of(path: Path) -> Path:
+    """Return the directory of the member whose states are meant by that of a run, or of a member.
+
+    Raises:
+        ConfigError: there is none.
     """
     directory = path.parent if path.name == "run.toml" else path
     is_host = (directory / "run.toml").exists()
@@ -40,14 +72,7 @@ def open_newest(path: Path, *, cache: Path) -> Newest:
             f"no trained model in {directory}",
             hint="name the directory of a run that has begun, or of a peer",
         )
-    run_file = read_run_file(home)
-    rounds = saved_rounds(home / "states")
-    if not rounds:
-        raise ConfigError(
-            f"no committed state in {home / 'states'}", hint="wait for the first round"
-        )
-    state, digest = read_saved(home / "states", rounds[-1], run=run_digest(run_file.config))
-    return Newest(run_file.config, state, digest, _dataset(home, cache))
+    return home
 
 
 def origin_of(newest: Newest, path: Path) -> Origin:
@@ -69,15 +94,17 @@ def origin_of(newest: Newest, path: Path) -> Origin:
     return Origin(f"{newest.state.round} of {rounds}", newest.digest, contributors)
 
 
-def _dataset(home: Path, cache: Path) -> Dataset:
-    digest = (home / DATASET_FILE).read_text()
-    if not (cache / digest).is_dir():
-        raise _not_cached(cache)
-    return Dataset.open(cache / digest)
+def _tokenizer(home: Path, dataset_folder: Path) -> Path:
+    own = home / TOKENIZER_FILE  # of a member that only reads along
+    if own.exists():
+        return own
+    if not dataset_folder.is_dir():
+        raise _not_cached(dataset_folder.parent, "so its tokenizer is not at hand")
+    return dataset_folder / TOKENIZER_FILE
 
 
-def _not_cached(cache: Path) -> ConfigError:
+def _not_cached(cache: Path, consequence: str) -> ConfigError:
     return ConfigError(
-        f"the dataset of this run is not in {cache}, so its tokenizer is not at hand",
+        f"the dataset of this run is not in {cache}, {consequence}",
         hint="name the folder that the host or the peer was started with: --cache FOLDER",
     )

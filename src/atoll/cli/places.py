@@ -18,6 +18,12 @@ def peer_directory(authority: str) -> Path:
     return Path(base) / "atoll" / authority[:16]
 
 
+def reader_directory(authority: str) -> Path:
+    """Return where the member of the run lives that only reads along, to talk to its model."""
+    peer = peer_directory(authority)
+    return peer.with_name(f"{peer.name}-reader")
+
+
 def run_directory(path: Path) -> Path:
     """Return the directory of a run that is named by it or by its run.toml.
 

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Rules
 
 from atoll.config import RunConfig
-from atoll.data.manifest import TOKENIZER_FILE
-from atoll.data.shards import Dataset
+from atoll.data.tokenizer import Tokenizer
 from atoll.errors import ConfigError
 from atoll.model.card import Origin, model_card
 from atoll.model.gguf_file import export_gguf
@@ -24,7 +23,7 @@ class Exported(NamedTuple):
 
     config: RunConfig
     params_N: NDArray[np.float32]
-    dataset: Dataset  # whose tokenizer the model reads with
+    tokenizer: Path  # the `tokenizer.json` that the model reads with
     origin: Origin
 
 
@@ -35,14 +34,14 @@ def export_weights(out: Path, exported: Exported) -> None:
         ConfigError: the folder has something in it, or the file exists.
         RunError: the disk would not take it.
     """
-    config, dataset = exported.config, exported.dataset
-    path = dataset.folder / TOKENIZER_FILE
-    start = Rules.from_file(str(path)).id_to_token(dataset.start_token)
-    assert start is not None, "the tokenizer of a dataset has its start token"
+    config, path = exported.config, exported.tokenizer
+    start_token = Tokenizer.load(path).start_token
+    start = Rules.from_file(str(path)).id_to_token(start_token)
+    assert start is not None, "it was found by its name"
     text = Text(
         tokenizer_path=path,
         document_token=start,
-        document_token_id=dataset.start_token,
+        document_token_id=start_token,
         sequence_length=config.data.sequence_length,
         card=model_card(config, exported.origin),
     )

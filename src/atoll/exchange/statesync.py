@@ -177,6 +177,27 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
         lock.release()
 
 
+async def fetch_tokenizer(dataset: Digest, *, sources: Sources, links: Links) -> bytes:
+    """Return the `tokenizer.json` of the dataset of this digest, without any of its samples.
+
+    Raises:
+        PeerError: no source has it.
+    """
+    manifest = await _fetch_manifest(dataset, sources=sources, links=links)
+    if manifest is None:
+        raise PeerError(f"none of {len(sources)} members has the dataset {dataset[:12]}")
+    needed = dataset_manifest.blobs_needed(bytes(manifest))
+    (blob,) = (b for b in needed if b.file == dataset_manifest.TOKENIZER_FILE)
+    came: list[bytearray] = []
+
+    async def keep(_: int, payload: bytearray) -> None:
+        came.append(payload)
+
+    wanted = [(blob.digest, blob.num_bytes)]
+    await _Transfer(wanted, sources, links=links, store=keep).run()
+    return bytes(came[0])
+
+
 async def _fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:
     manifest = await _fetch_manifest(digest, sources=sources, links=links)
     if manifest is None:

@@ -153,3 +153,12 @@ def _translate(theirs: _Config) -> dict[str, Any]:
         "rope_scaling": scaling,
         "init_std": theirs.initializer_range,
     }
+
+
+class _Length(Struct, frozen=True, kw_only=True):
+    max_position_embeddings: int = 2048  # transformers' default for a Llama
+
+
+def trained_length(content: bytes) -> int:
+    """Return how many tokens at once the model of this config.json was trained on."""
+    return msgspec.json.decode(content, type=_Length).max_position_embeddings

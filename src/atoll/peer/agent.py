@@ -7,9 +7,10 @@ again from its directory and from other members, so it may be killed at any mome
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,11 +21,11 @@ from atoll.events import Emit, Stopped
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.serve import BlobServer
-from atoll.exchange.statesync import fetch_dataset
+from atoll.exchange.statesync import fetch_dataset, fetch_tokenizer
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, RoundId
 from atoll.net import wire
-from atoll.net.transport import Transport
+from atoll.net.transport import Listener, Transport
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
@@ -39,6 +40,7 @@ NO_STATE = Digest("0" * 64)
 RETRY_S = 1.0
 LAST_RETRY_S = 5.0
 LAST_S = 600.0  # for the last state to be had, once the run is complete: the host may be away
+T = TypeVar("T")
 
 
 class Agent:
@@ -71,6 +73,7 @@ class Agent:
         self._port = 0
         self._lending = Lending(home, now=lambda: asyncio.get_running_loop().time())
         self._dataset: Dataset | None = None
+        self._reads_along = False
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
         self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
 
@@ -89,10 +92,12 @@ class Agent:
             inner=self._lending.offer,
             links=member.links,
         )
-        listener = await self._transport.listen(
-            server.serve, host=self._peer.listen_host, port=self._peer.listen_port
-        )
-        self._port = listener.port
+        listener: Listener | None = None
+        if not self._reads_along:
+            listener = await self._transport.listen(
+                server.serve, host=self._peer.listen_host, port=self._peer.listen_port
+            )
+            self._port = listener.port
         connecting = self._link.run(
             hello=self._hello,
             heartbeat=self._heartbeat,
@@ -106,7 +111,8 @@ class Agent:
         except RunComplete:
             self._emit(Stopped(reason="the run is complete"))
         finally:
-            await listener.close()
+            if listener is not None:
+                await listener.close()
             await self._close()
 
     # --- the life -------------------------------------------------------------------------------
@@ -173,23 +179,38 @@ class Agent:
             await run_rounds(following, member)
 
     async def _prepare(self) -> None:
-        """Get the dataset and start the trainer, if we train."""
-        member = self._member
-        if member.local is None:
-            member.report_state()
+        """Get the dataset, if we train; its tokenizer alone, if we read along."""
+        if self._member.local is not None:
+            self._dataset = await self._fetched(self._fetch_dataset)
             return
-        assert self._board.dataset is not None
-        self._home.remember_dataset(self._board.dataset)
-        cache = Path(self._peer.cache_directory)
-        while self._dataset is None:
+        if self._reads_along:
+            self._home.remember_tokenizer(await self._fetched(self._fetch_tokenizer))
+        self._member.report_state()
+
+    async def _fetched(self, fetch: Callable[[Digest], Awaitable[T]]) -> T:
+        """Return what is fetched of the run's dataset, however long it takes to be had."""
+        dataset = self._board.dataset
+        assert dataset is not None
+        self._home.remember_dataset(dataset)
+        while True:
             try:
-                self._dataset = await fetch_dataset(
-                    self._board.dataset, sources=member.sources(), links=member.links, cache=cache
-                )
+                return await fetch(dataset)
             except PeerError as error:
-                member.accounts.warn(f"waiting for the dataset: {error}")
+                self._member.accounts.warn(f"waiting for the dataset: {error}")
                 await asyncio.sleep(RETRY_S)
                 await self._link.reconnect()  # the host may know other sources by now
+
+    async def _fetch_dataset(self, digest: Digest) -> Dataset:
+        if self._dataset is not None:
+            return self._dataset
+        member, cache = self._member, Path(self._peer.cache_directory)
+        return await fetch_dataset(
+            digest, sources=member.sources(), links=member.links, cache=cache
+        )
+
+    async def _fetch_tokenizer(self, digest: Digest) -> bytes:
+        member = self._member
+        return await fetch_tokenizer(digest, sources=member.sources(), links=member.links)
 
     async def _start_training(self) -> None:
         member = self._member
@@ -292,6 +313,10 @@ class Agent:
         """Serve this dataset to joiners, though we do not train on it ourselves."""
         self._dataset = dataset
         self._home.remember_dataset(dataset.digest)
+
+    def read_along(self) -> None:
+        """Follow the commits for the sake of the model alone: others cannot dial us."""
+        self._reads_along = True
 
     async def _close(self) -> None:
         await self._member.links.close()

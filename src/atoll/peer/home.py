@@ -5,6 +5,7 @@ states/000012/  the last committed states               blobs/         updates o
 commits/000012  the commits that name those updates     inner/000012   the inner optimizer
 events.jsonl    what happened                           trainer.log    what the trainer printed
 led             the newest leader that we have followed
+dataset         which data set the run is on            tokenizer.json of it, if we only read
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from atoll.config import RunConfig, run_digest
+from atoll.data.manifest import TOKENIZER_FILE
 from atoll.durable import write_whole
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.exchange.blobs import BlobStore
@@ -148,6 +150,14 @@ class Home:
             RunError: the disk is full.
         """
         write_whole(self.directory / DATASET_FILE, digest.encode())
+
+    def remember_tokenizer(self, content: bytes) -> None:
+        """Keep the tokenizer of a data set that is not on this machine.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        write_whole(self.directory / TOKENIZER_FILE, content)
 
     def inner_path(self, round_id: RoundId) -> Path:
         """Return where the inner optimizer's state after the merge of that round is kept."""

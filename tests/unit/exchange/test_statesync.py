@@ -19,7 +19,14 @@ from atoll.errors import BadBlobError, DamagedError, PeerError, RunError
 from atoll.exchange.joiners import AT_ONCE, AWAY_S
 from atoll.exchange.links import Links
 from atoll.exchange.serve import BlobServer
-from atoll.exchange.statesync import BUSY_S, Fetched, fetch_dataset, fetch_inner, fetch_state
+from atoll.exchange.statesync import (
+    BUSY_S,
+    Fetched,
+    fetch_dataset,
+    fetch_inner,
+    fetch_state,
+    fetch_tokenizer,
+)
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
@@ -462,6 +469,24 @@ def test_the_dataset_comes_from_the_members_and_the_next_time_from_the_cache(tmp
         assert {p.name for p in dataset.folder.iterdir()} == {
             p.name for p in original.folder.iterdir()
         }
+
+    run(main())
+
+
+@pytest.mark.parametrize("dies_after", [{}, {B: 1}, {C: 0}])
+def test_the_tokenizer_comes_without_the_samples(tmp_path, dies_after):
+    async def main():
+        sources, original = await with_dataset(tmp_path, dies_after=dies_after)
+        content = await fetch_tokenizer(
+            original.digest, sources=sources.addresses(B, C), links=sources.links()
+        )
+        assert content == (original.folder / "tokenizer.json").read_bytes()
+        asked = {digest for peer in (B, C) for digest in sources.asked[peer]}
+        assert asked == {original.digest, digest_of(content)}
+        unknown = digest_of(b"unknown")
+        with pytest.raises(PeerError, match="has the dataset"):
+            await fetch_tokenizer(unknown, sources=sources.addresses(B, C), links=sources.links())
+        await sources.close()
 
     run(main())
 

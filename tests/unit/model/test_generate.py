@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -67,3 +69,11 @@ def test_probabilities_are_the_softmax_over_the_temperature():
 def test_only_the_best_are_drawn():
     drawn = draws([1.0, 0.0, 1.0, 0.9], Sampling(temperature=1.0, top_k=2))
     assert drawn == pytest.approx([0.5, 0, 0.5, 0], abs=0.03)
+
+
+def test_only_the_likeliest_that_make_up_the_mass_are_drawn():
+    half, third, sixth = (math.log(p) for p in (1 / 2, 1 / 3, 1 / 6))
+    nucleus = Sampling(temperature=1.0, top_k=0, top_p=0.7)
+    assert draws([sixth, half, third], nucleus) == pytest.approx([0, 0.6, 0.4], abs=0.03)
+    best = Sampling(temperature=1.0, top_k=0, top_p=0.0)
+    assert draws([sixth, half, third], best, count=20) == [0, 1, 0]

@@ -1,0 +1,79 @@
+"""`atoll chat`: write with the newest model of a run, and stay with it while it trains on."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.cli.places import cache_directory
+from atoll.cli.show import console
+
+
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An invite, the directory of a run or of a peer, or a folder of atoll export."
+        ),
+    ],
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many; 0: all.")] = 50,
+    length: Annotated[int, typer.Option(min=1, help="Tokens at most, each time.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="With an invite: where the model is kept.",
+            show_default="one for each run",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+    ] = None,
+) -> None:
+    """Let the newest committed model of a run go on from what you write, as the run goes on.
+
+    With an invite this machine becomes a member that only reads: it downloads the model, and
+    whatever is committed while the conversation lasts. It trains nothing, and needs no open port.
+    """
+    # Imported here: torch takes seconds, which is too long for a --help.
+    from atoll.cli.conversation import Conversation, Settings
+    from atoll.cli.models import Place, opened
+    from atoll.train.device import pick_device
+
+    place = Place(model, directory, cache or cache_directory(), pick_device(device))
+    settings = Settings(temperature=temperature, top_k=top_k, length=length, seed=seed)
+    with opened(place) as using:
+        speaker = using.first
+        _note(f"{', '.join(filter(None, (speaker.name, speaker.version)))}. It goes on from what")
+        _note("you write; it was not taught to answer. /help says what else there is.\n")
+        conversation = Conversation(using.source, speaker, settings, write=_write, note=_note)
+        while (line := _read_line()) is not None and conversation.hear(line):
+            for news in using.check():
+                _note(news)
+
+
+def _read_line() -> str | None:
+    """Return the next line that the user writes; None: there are no more."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not on Windows, whose terminal edits lines by itself
+            import readline  # noqa: F401
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    console.print(text, style="dim", markup=False, soft_wrap=True)
