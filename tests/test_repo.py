@@ -27,7 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-MAX_SOURCE_LINES = 31_000  # all of src/
+MAX_SOURCE_LINES = 34_000  # all of src/
 VAGUE = re.compile(r"(Manager|Helper|Handler|Utils?|Base)$")
 TERMS = re.split(
     r",\s+",
