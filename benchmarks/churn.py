@@ -22,6 +22,7 @@ from losses import DEMO, lines_of
 from replicas import (
     CPU,
     Damping,
+    Fate,
     Fleet,
     Part,
     Parts,
@@ -37,6 +38,7 @@ from atoll.config import OuterConfig, RunConfig, TokenizerConfig, check, load_ru
 from atoll.data.batches import Batches
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
+from atoll.ids import PeerId
 from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.train.baseline import initial_model
@@ -56,6 +58,7 @@ VALIDATION_SAMPLES = 256
 SHORT = OuterConfig(lr=0.7, momentum=0.6, momentum_warmup_rounds=12)
 LONG = OuterConfig(lr=0.7, momentum=0.9)
 
+HITS: tuple[Fate, ...] = ("late", "lost")
 HIT = (
     0.36  # of the peers in a round; as some are still behind, 30 % of the contributions are missing
 )
@@ -80,7 +83,7 @@ def churning(seed: int) -> Iterator[Parts]:
     while True:
         parts = {}
         for peer in peers:
-            fate = "in" if random.random() >= HIT else random.choice(("late", "lost"))
+            fate: Fate = "in" if random.random() >= HIT else random.choice(HITS)
             if peer in behind:
                 parts[peer] = Part(H - H // 2, "lost" if fate == "lost" else "in")
             else:
@@ -122,7 +125,7 @@ def with_steps(script: Iterable[Parts], num_steps: int) -> list[Parts]:
 # --- rules for the outer step --------------------------------------------------------------------
 
 
-def effective(share: Mapping[object, float]) -> float:
+def effective(share: Mapping[PeerId, float]) -> float:
     """Return how many contributors of equal share average as well as these."""
     return 1 / sum(s * s for s in share.values())
 

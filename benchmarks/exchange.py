@@ -120,7 +120,7 @@ def measure(task: Task, link: Link) -> dict[str, object]:
             congestion=task.congestion,
             hub=stack.enter_context(hub(task, network.hub, network.peers, python=python)),
         )
-        driver = [python, str(SYSTEMS / f"{task.system}_peer.py")]
+        driver = [python, "-m", f"systems.{task.system}_peer"]
         peers = [
             stack.enter_context(started(node, driver, replace(setup, rank=rank)))
             for rank, node in enumerate(network.peers)
@@ -279,7 +279,7 @@ def hub(task: Task, node: Node, peers: Sequence[Node], *, python: str) -> Iterat
         return
     with (
         TemporaryFile("w+") as errors,
-        process_in(node, [python, str(script)], errors=errors) as process,
+        process_in(node, [python, "-m", f"systems.{script.stem}"], errors=errors) as process,
     ):
         peer = Peer(process, errors)
         where = {"address": node.admin_address, "addresses": [each.address for each in peers]}
@@ -296,7 +296,7 @@ def process_in(
     node: Node, command: list[str], *, errors: IO[str]
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        node.inside(command), stdin=PIPE, stdout=PIPE, stderr=errors, text=True, cwd=SYSTEMS
+        node.inside(command), stdin=PIPE, stdout=PIPE, stderr=errors, text=True, cwd=SYSTEMS.parent
     )
     try:
         yield process

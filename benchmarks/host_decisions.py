@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 from atoll.config import (
     DataConfig,
@@ -63,9 +64,9 @@ class Timed:
         self.calls: Counter[str] = Counter()
         self.plans: dict[PeerId, wire.Plan] = {}
 
-    def do(self, what: str, decide, *given) -> None:
+    def do(self, what: str, decide: Callable[..., list[Effect]], *given: object) -> None:
         began_at = time.perf_counter()
-        effects: list[Effect] = decide(self.run, *given, now=self.now)
+        effects = decide(self.run, *given, now=self.now)
         self.seconds[what] += time.perf_counter() - began_at
         self.calls[what] += 1
         for effect in effects:

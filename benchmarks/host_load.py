@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -232,7 +232,7 @@ class Member:
         self.crowd.messages[type(message).__name__] += 1
         await self._connection.send(message)
 
-    def start(self, coroutine) -> None:
+    def start(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

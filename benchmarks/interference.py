@@ -145,7 +145,7 @@ def events_of(home: Path, kind: type[E]) -> list[tuple[float, E]]:
 
 def steps(run: Path) -> list[Step]:
     """Return the inner steps that the host heard of, each once."""
-    found = {}
+    found: dict[int, Step] = {}
     for at, event in events_of(run, Training):
         seconds = SEQUENCE / event.tokens_per_s
         found.setdefault(event.step, Step(event.round, at - seconds, at))

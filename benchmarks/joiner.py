@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from statistics import mean, median
 
-from exchange import SYSTEMS, TIMED, Exchanged, Task, exchange, hub, link_limit_s, started
+from exchange import TIMED, Exchanged, Task, exchange, hub, link_limit_s, started
 from lab.links import LabError, Link, parse_loss, parse_rate, parse_rtt_s
 from lab.network import lab
 from systems.peer import Setup
@@ -79,13 +79,14 @@ def measure(task: Task, link: Link) -> dict[str, object]:
         peers, joiners = (
             [
                 stack.enter_context(
-                    started(
-                        node, [sys.executable, str(SYSTEMS / script)], replace(setup, rank=rank)
-                    )
+                    started(node, [sys.executable, "-m", module], replace(setup, rank=rank))
                 )
                 for rank, node in enumerate(nodes)
             ]
-            for nodes, script in ((members, "atoll_peer.py"), (joining, "atoll_joiner.py"))
+            for nodes, module in (
+                (members, "systems.atoll_peer"),
+                (joining, "systems.atoll_joiner"),
+            )
         )
         for process in (*peers, *joiners):
             process.reply()

@@ -115,7 +115,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
     give_up_at = monotonic() + RUN_S
     while not path.exists():
         if process.poll() is not None or monotonic() > give_up_at:
-            sys.exit(f"memory.py: the host does not come up: {process.args}")
+            sys.exit(f"memory.py: the host does not come up: {process.args!r}")
         sleep(POLL_S)
 
 

@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim import Optimizer
 
 from atoll.config import RunConfig
 from atoll.data.batches import Batches
@@ -390,7 +391,10 @@ class Fleet:
 
 
 def copy_moments_(to: Replica, donor: Replica) -> None:
-    to.loop.optimizer.load_state_dict(deepcopy(donor.loop.optimizer.state_dict()))
+    ours, theirs = to.loop.optimizer, donor.loop.optimizer
+    assert isinstance(ours, Optimizer), "no fleet trains with Muon"
+    assert isinstance(theirs, Optimizer), "no fleet trains with Muon"
+    ours.load_state_dict(deepcopy(theirs.state_dict()))
     to.loop.steps_since_fresh = donor.loop.steps_since_fresh
 
 

@@ -140,8 +140,8 @@ def run(config: RunConfig, folder: Path, *, num_peers: int) -> None:
     (directory / "text.txt").write_text(" ".join(words))
     (directory / "run.toml").write_text(template(config), encoding="utf-8")
     cache = ("--cache", str(folder / "cache"))
-    address = ("--listen", LOOPBACK, "--advertise", LOOPBACK, "--port", "0", "--no-web")
-    address += ("--reducer-port", "0")
+    address = ["--listen", LOOPBACK, "--advertise", LOOPBACK, "--port", "0", "--no-web"]
+    address += ["--reducer-port", "0"]
     host = Process("host", ["host", str(directory), *address, *cache], directory=directory)
     processes = [host]
     try:

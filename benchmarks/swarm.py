@@ -21,7 +21,7 @@ from random import Random
 from atoll.net.wire import Message
 from atoll.sim.faults import AtTime, Leave
 from atoll.sim.fleet import Fleet
-from atoll.sim.network import Machine
+from atoll.sim.network import Machine, Tampering
 from atoll.sim.play import Case, play
 from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
 
@@ -39,7 +39,7 @@ class Meter:
     def watch(self, fleet: Fleet) -> None:
         judge_message = fleet.network.tamper
 
-        def count(sender: Machine, receiver: Machine, message: Message):
+        def count(sender: Machine, receiver: Machine, message: Message) -> Tampering | None:
             if HOST in (sender.name, receiver.name):
                 self.messages[type(message).__name__] += 1
             return judge_message(sender, receiver, message)

@@ -126,7 +126,7 @@ def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Ten
     def step() -> float:
         optimizer.zero_grad()
         objective = loss()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)
         optimizer.step()
         return objective.item()

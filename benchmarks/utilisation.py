@@ -38,6 +38,7 @@ from atoll.cli.newest import open_newest
 from atoll.cli.places import cache_directory
 from atoll.cli.recipes import outer_config
 from atoll.config import (
+    Codec,
     DataConfig,
     InnerConfig,
     OuterConfig,
@@ -45,6 +46,7 @@ from atoll.config import (
     SourceConfig,
     SyncConfig,
     TokenizerConfig,
+    UpdateCodec,
     template,
 )
 from atoll.data.batches import Batches
@@ -76,7 +78,7 @@ class Case(NamedTuple):
     """`up` and `down` as `parse_rate` takes them; the last peer's may be others."""
 
     mode: str
-    codec: str = "int8"
+    codec: Codec = "int8"
     link: str = "40mbit"
     last_link: str = ""
     num_peers: int = 2
@@ -101,7 +103,7 @@ CASES = (
     Case("overlap", "int8", *SLOW),
     Case("overlap", "sparse", *SLOW),
 )
-UPDATE_CODECS = {"int8": "int8", "int4": "int4", "sparse": "sparse8"}
+UPDATE_CODECS: dict[Codec, UpdateCodec] = {"int8": "int8", "int4": "int4", "sparse": "sparse8"}
 
 
 def main() -> None:

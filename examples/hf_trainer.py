@@ -34,17 +34,17 @@ class ExchangeWeights(TrainerCallback):
 
     def on_log(
         self,
-        _: TrainingArguments,
+        args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
-        **_others: Any,
+        **given: Any,
     ) -> None:
+        logs: dict[str, float] = given["logs"]
         if "loss" not in logs:
             return  # the summary at the end
         num_steps, self.reported = state.global_step - self.reported, state.global_step
         tokens = num_steps * self.tokens_per_step
-        if not self.replica.step(tokens, loss=float(logs["loss"])):
+        if not self.replica.step(tokens, loss=logs["loss"]):
             control.should_training_stop = True
 
 

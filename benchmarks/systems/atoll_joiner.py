@@ -11,8 +11,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from atoll_peer import CHUNK
-from peer import Setup
+from systems.atoll_peer import CHUNK
+from systems.peer import Setup
 
 from atoll.exchange.links import Links, fetch
 from atoll.exchange.statesync import PER_SOURCE

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-from peer import Setup, Vector, serve
+from systems.peer import Setup, Vector, serve
 
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import CODECS

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from peer import Setup, Vector, serve
+from systems.peer import Setup, Vector, serve
 
 PORT = 29500
 TIMEOUT = timedelta(seconds=300)

@@ -12,7 +12,7 @@ from hivemind import DHT
 from hivemind.averaging import DecentralizedAverager
 from hivemind.averaging.control import AveragingStage, StepControl
 from hivemind.compression import Uniform8BitQuantization
-from peer import Setup, Vector, serve
+from systems.peer import Setup, Vector, serve
 
 MATCHMAKING_S = 5.0
 REQUEST_S = 1.0  # below that, as hivemind asks: the other way round it may wait for ever

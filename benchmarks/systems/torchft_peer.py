@@ -8,8 +8,8 @@ import os
 from datetime import timedelta
 
 import torch
-from peer import Setup, Vector, serve
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from systems.peer import Setup, Vector, serve
+from torch.distributed import TCPStore
 from torchft import Manager, ProcessGroupGloo
 
 STORE_PORT = 29520

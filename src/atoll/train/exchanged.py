@@ -43,7 +43,7 @@ def _start_copy(parts: list[View], out_N: Tensor) -> Callable[[], None]:
     """Start to copy views of a GPU on a stream of its own; return what waits for the end."""
     gathered_P = torch.cat([view_V for view_V, _ in parts])
     pinned_P = torch.empty(gathered_P.shape, dtype=torch.float32, pin_memory=True)
-    copying = torch.cuda.Stream(gathered_P.device)  # type: ignore[no-untyped-call]
+    copying = torch.cuda.Stream(gathered_P.device)
     copying.wait_stream(torch.cuda.current_stream(gathered_P.device))
     with torch.cuda.stream(copying):
         pinned_P.copy_(gathered_P, non_blocking=True)

@@ -101,7 +101,7 @@ class InnerLoop:
                 self.model, wanted=num_left == 0 or self.how.accumulate == "shards"
             )
             objective, cross_entropy = self._forward(piece, num_targets=num_targets)
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
             total += cross_entropy
         self.ranks.sum_(total)
         grad_norm = whole(

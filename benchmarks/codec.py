@@ -1,6 +1,6 @@
 """How fast each codec is, next to a plain copy of as many bytes, and how much it gets wrong.
 
-    python benchmarks/codecs.py --values 131072 --values 1048576
+    python benchmarks/codec.py --values 131072 --values 1048576
 
 Prints one line of JSON for each codec, operation and size, on one thread, best of many tries:
 `ns_per_value`, and `ratio`: to `np.copyto`, tried in turn with it, of as many bytes as the
