@@ -55,6 +55,14 @@ class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):
     reason: str
 
 
+class PeerRests(Struct, frozen=True, kw_only=True, tag="peer_rests"):
+    """A peer was paused by its owner, or goes on; the host says so, and the peer itself."""
+
+    peer: PeerId
+    name: str
+    rests: bool
+
+
 class RoundPlanned(Struct, frozen=True, kw_only=True, tag="round_planned"):
     """Also reported when the open round is planned again, for another set of reducers."""
 
@@ -143,6 +151,34 @@ class BytesMoved(Struct, frozen=True, kw_only=True, tag="bytes_moved"):
     bits: float
 
 
+class Connected(Struct, frozen=True, kw_only=True, tag="connected"):
+    """This member has a connection to the host, which leads and has welcomed it."""
+
+    host: str
+    committed: RoundId
+
+
+class Downloading(Struct, frozen=True, kw_only=True, tag="downloading"):
+    """How far a download is, now and then; what was on disk before is not counted."""
+
+    what: str
+    num_bytes: int
+    total_bytes: int
+
+
+class RoundTaken(Struct, frozen=True, kw_only=True, tag="round_taken"):
+    """This member has taken the outer step of a round, with what the round has of its own work.
+
+    The tokens are 0 where it has none. `total_tokens` are those of this peer in the whole run.
+    """
+
+    round: RoundId
+    num_contributors: int
+    num_tokens: int = 0
+    round_tokens: int = 0
+    total_tokens: int = 0
+
+
 class StateSynced(Struct, frozen=True, kw_only=True, tag="state_synced"):
     """A peer has fetched a whole committed state, or replayed updates up to it.
 
@@ -190,6 +226,7 @@ Event: TypeAlias = (
     | DashboardServed
     | PeerJoined
     | PeerLeft
+    | PeerRests
     | RoundPlanned
     | RoundClosed
     | RoundCommitted
@@ -201,6 +238,9 @@ Event: TypeAlias = (
     | Training
     | PhaseTimed
     | BytesMoved
+    | Connected
+    | Downloading
+    | RoundTaken
     | StateSynced
     | MomentsFetched
     | TrainerStarted
@@ -222,13 +262,17 @@ _decoder = msgspec.json.Decoder(Stamped)
 
 
 class EventLog:
-    """Appends events to a file, and hands each to `show` for the terminal."""
+    """Appends events to a file, and hands each to `show` for the terminal.
 
-    def __init__(self, path: Path, *, show: Emit) -> None:
+    Those of the `passing` kinds, of which there are many, are only shown.
+    """
+
+    def __init__(self, path: Path, *, show: Emit, passing: tuple[type[Event], ...] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = FileIO(path, "a+")
         _cut_torn_line(self._file)
         self._show = show
+        self._passing = passing
 
     def emit(self, event: Event) -> None:
         """Append the event, and show it.
@@ -236,6 +280,11 @@ class EventLog:
         Raises:
             RunError: the disk is full.
         """
+        if not isinstance(event, self._passing):
+            self._write(event)
+        self._show(event)
+
+    def _write(self, event: Event) -> None:
         try:
             self._file.write(msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n")
         except OSError as error:
@@ -243,7 +292,6 @@ class EventLog:
                 f"cannot write {self._file.name}: {error.strerror}",
                 hint="make room on the disk and start again; what was committed is safe",
             ) from error
-        self._show(event)
 
     def close(self) -> None:
         self._file.close()

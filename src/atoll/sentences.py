@@ -23,6 +23,8 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return f"+ {event.name} joined ({event.device or 'no trainer'}{where})"
         case events.PeerLeft():
             return f"- {event.name} is gone: {event.reason}"
+        case events.PeerRests(name=name, rests=rests):
+            return f"{name} is paused: no round waits for it" if rests else f"{name} goes on"
         case events.RoundPlanned():
             reducers = named(event.reducers, names=names)
             return f"round {event.round}: {len(event.peers)} peers, reduced by {reducers}"

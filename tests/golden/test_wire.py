@@ -44,6 +44,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
     wire.Fetched(round=ROUND, roster_version=1, start=2, stop=5),
     wire.Unreachable(round=ROUND, reducer=BEN),
     wire.Heartbeat(round=ROUND, step=4, loss=3.25, tokens_per_s=1e6),
+    wire.Resting(rests=True),
     wire.Leaving(reason="Ctrl-C"),
     wire.Leader(
         led=wire.Commit(seq=1, previous=D1, body=b"{}", hash=D2, signature=bytes(64)),
@@ -83,7 +84,13 @@ EXAMPLES: tuple[wire.Message, ...] = (
         body=b"{}",
         hash=D2,
         signature=bytes(64),
-        counted=wire.Counted(leases=(LEASE.id,), contribution=D2),
+        counted=wire.Counted(
+            leases=(LEASE.id,),
+            contribution=D2,
+            num_tokens=1024,
+            round_tokens=3072,
+            total_tokens=8192,
+        ),
     ),
     wire.Resync(round=ROUND, state=D1),
     wire.Stop(reason="the run is complete", complete=True),

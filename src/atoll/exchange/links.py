@@ -7,7 +7,7 @@ A connection serves one request at a time, and is kept for the next one to the s
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
@@ -34,6 +34,8 @@ class Links:
         self.up = LineRate()
         self.down = LineRate()
         self.uplink = Uplink(lambda: self.up.estimate)
+        # Hears how far a download is: bytes that came, bytes that are to come in all.
+        self.on_download: Callable[[int, int], None] = lambda _come, _all: None
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
 
     def end_round(self) -> None:

@@ -228,6 +228,7 @@ class _Transfer:
         self, wanted: Sequence[tuple[Digest, int]], sources: Sources, *, links: Links, store: Store
     ) -> None:
         self.num_bytes = 0  # that came
+        self._total_bytes = sum(num_bytes for _, num_bytes in wanted)
         self._wanted = wanted
         self._todo = list(reversed(range(len(wanted))))
         self._working = {source.peer: source for source in sources}
@@ -279,6 +280,7 @@ class _Transfer:
             self._links.traffic.state_received += len(payload)
             await self._store(index, payload)
             self.num_bytes += len(payload)
+            self._links.on_download(self.num_bytes, self._total_bytes)
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:

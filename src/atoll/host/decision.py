@@ -12,7 +12,8 @@ class Present:
 
     `away` may come back. `able` are connected and hold a state that the round can start from, so
     they can put updates on disk; `can_reduce` are those of them that others can reach. `keeper` is
-    the host's built-in member: if it is able, its disk is one of those that a commit needs.
+    the host's built-in member: if it is able, its disk is one of those that a commit needs. Who is
+    `resting` is connected, and neither able nor waited for.
     """
 
     connected: frozenset[PeerId]
@@ -20,6 +21,7 @@ class Present:
     able: frozenset[PeerId]
     can_reduce: frozenset[PeerId]
     keeper: PeerId
+    resting: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

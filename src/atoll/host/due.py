@@ -125,9 +125,11 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     if run.ready_at is None:
         run.ready_at = now
     nearly = round_id - policy.in_flight - 1  # one step is missing
-    soon = {m.peer for m in run.membership.connected() if m.trains and m.round >= nearly}
+    here = run.membership.connected()
+    soon = {m.peer for m in here if m.trains and m.round >= nearly}
     if now < run.started_at + policy.reconnect_s:  # after a restart all have to find us again
         soon |= {peer for peer, held in run.book.held.items() if held and peer in run.membership}
+    soon -= {m.peer for m in here if m.rests}
     if not soon.issubset(ready) and now < run.ready_at + policy.grace_floor_s:
         return []
     chosen = reducers(run, round_id)
@@ -268,7 +270,8 @@ def _close(
     for later in run.open_rounds.values():
         if later.id > rnd.id:
             _follow(run, later)
-    missing = tuple(sorted(rnd.waited - set(peers)))
+    resting = {m.peer for m in run.membership.connected() if m.rests}
+    missing = tuple(sorted(rnd.waited - set(peers) - resting))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
     return [Report(closed), *(_announced(run, rnd) if is_new else [])]
 
@@ -316,7 +319,9 @@ def _replace(
         return []
     moved = rounds.reassign(rnd, assignment, now=now)
     effects: list[Effect] = [plan_report(rnd, reason)]
-    effects += plans_for(run, rnd, sorted(present(run, rnd.id).able))
+    now_here = present(run, rnd.id)
+    told = now_here.able | (now_here.resting & rnd.claims.keys())
+    effects += plans_for(run, rnd, sorted(told))
     if rnd.announced:
         effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
     return effects

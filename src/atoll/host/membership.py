@@ -32,6 +32,7 @@ class Member:
     up: float | None = None  # bytes per second that its line carries, as it measures
     down: float | None = None
     samples_per_s: float | None = None  # of its inner steps, as it measures
+    rests: bool = False  # its owner has paused it: it follows, and no round waits for it
 
 
 @dataclass(slots=True)
@@ -101,6 +102,11 @@ class Membership:
         if member := self.members.get(peer):
             speed = _rate(samples_per_s)
             self._put(replace(member, up=_rate(up), down=_rate(down), samples_per_s=speed))
+
+    def rest(self, peer: PeerId, *, rests: bool) -> None:
+        """Note that the member was paused by its owner, or goes on."""
+        if member := self.members.get(peer):
+            self._put(replace(member, rests=rests))
 
     def lose(self, peer: PeerId, *, now: float) -> None:
         """Note that the member's connection ended: it is away."""

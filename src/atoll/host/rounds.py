@@ -337,7 +337,9 @@ def _expected(rnd: Round, present: Present) -> tuple[PeerId, ...]:
 
 def _waited(rnd: Round, present: Present) -> set[PeerId]:
     """Return whose contributions the round is there for."""
-    return rnd.waited & (present.connected | present.away) or rnd.invited & present.connected
+    idle = present.resting - rnd.claims.keys()
+    here = present.connected - idle
+    return rnd.waited & (here | present.away) or rnd.invited & here
 
 
 def _quorum(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:

@@ -161,6 +161,8 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
             return _report_training(peer, beat)
         case wire.AtState():
             return _on_at_state(run, peer, message)
+        case wire.Resting(rests=rests):
+            return _on_resting(run, peer, rests=rests)
         case wire.Leaving():
             return _on_leaving(run, peer, message, now=now)
         case _ if isinstance(message, OfRound) and message.round in run.open_rounds:
@@ -202,7 +204,7 @@ def _note(run: Run, rnd: Round, peer: PeerId, message: OfRound, *, now: float) -
         case wire.Fetched():
             rounds.fetch(rnd, peer, message, now=now)
         case wire.Unreachable():
-            if is_able(run, peer, rnd.id):
+            if is_able(run, peer, rnd.id) or peer in rnd.claims:
                 rounds.complain(rnd, peer, message.reducer)
 
 
@@ -292,6 +294,16 @@ def _invite(run: Run, peer: PeerId, *, after: RoundId | None = None) -> list[Eff
         if is_new and is_able(run, peer, rnd.id):
             effects += invite(run, rnd, [peer])
     return effects
+
+
+def _on_resting(run: Run, peer: PeerId, *, rests: bool) -> list[Effect]:
+    """The peer's owner has paused it, or lets it go on: then it gets the plans that it lacks."""
+    member = run.membership.get(peer)
+    if member is None or member.rests == rests:
+        return []
+    run.membership.rest(peer, rests=rests)
+    report = Report(events.PeerRests(peer=peer, name=member.name, rests=rests))
+    return [report] if rests else [report, *_invite(run, peer)]
 
 
 def _note_traffic(run: Run, peer: PeerId, moved: Traffic) -> None:

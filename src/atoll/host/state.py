@@ -33,6 +33,9 @@ class Settled:
 
     leases: tuple[Lease, ...]
     contribution: Digest
+    num_tokens: int
+    round_tokens: int  # of all contributors
+    total_tokens: int  # of the peer, up to this commit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +55,7 @@ class Run:
     fresh: dict[PeerId, tuple[int, ...]] = field(default_factory=dict)
     # What the last rounds committed of whom. Whoever has not heard of that holds the leases.
     settled: dict[RoundId, dict[PeerId, Settled]] = field(default_factory=dict)
+    tokens: dict[PeerId, int] = field(default_factory=dict)  # committed, of each peer
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
@@ -127,10 +131,16 @@ class Run:
 
         Note which work the fragment of the round now contains, and which others still lack.
         """
+        round_tokens = sum(entry.num_tokens for entry in record.roster)
+        for entry in record.roster:
+            self.tokens[entry.peer] = self.tokens.get(entry.peer, 0) + entry.num_tokens
         self.settled[record.round] = {
             entry.peer: Settled(
                 tuple(lease for lease in self.book.held_by(entry.peer) if lease.id in entry.leases),
                 entry.contribution,
+                num_tokens=entry.num_tokens,
+                round_tokens=round_tokens,
+                total_tokens=self.tokens[entry.peer],
             )
             for entry in record.roster
         }
@@ -159,7 +169,13 @@ class Run:
         if settled is None:
             return None
         ids = tuple(lease.id for lease in settled.leases)
-        return wire.Counted(leases=ids, contribution=settled.contribution)
+        return wire.Counted(
+            leases=ids,
+            contribution=settled.contribution,
+            num_tokens=settled.num_tokens,
+            round_tokens=settled.round_tokens,
+            total_tokens=settled.total_tokens,
+        )
 
     @property
     def newest_base(self) -> RoundId:
@@ -179,14 +195,14 @@ def is_able(run: Run, peer: PeerId, round_id: RoundId) -> bool:
 
     That is an agreed one, which has all but the rounds that may be open before this one: with one
     round in flight, the newest. And the host knows who can reach the member. A state that is newer
-    than it must be need not be agreed on yet.
+    than it must be need not be agreed on yet. Who rests is able to nothing.
     """
     member = run.membership.get(peer)
     return member is not None and _can_start(run, member, round_id)
 
 
 def _can_start(run: Run, m: Member, round_id: RoundId) -> bool:
-    if not (m.connected and m.probed) or m.state is None:
+    if not (m.connected and m.probed) or m.rests or m.state is None:
         return False
     oldest = round_id - run.config.sync.in_flight
     if m.round not in run.agreed:
@@ -205,6 +221,7 @@ def present(run: Run, round_id: RoundId) -> Present:
         able=able,
         can_reduce=able.intersection(run.membership.reachable()),
         keeper=run.built_in,
+        resting=frozenset([m.peer for m in members if m.rests]),
     )
 
 

@@ -83,6 +83,9 @@ class Counted(Struct, frozen=True, kw_only=True):
 
     leases: tuple[LeaseId, ...]
     contribution: Digest  # of the digests of its encoded slices, in order
+    num_tokens: U63 = 0  # of its leases
+    round_tokens: U63 = 0  # of all contributors
+    total_tokens: U63 = 0  # of this member, in the whole run so far
 
 
 class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
@@ -121,6 +124,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     state: Digest
     trained: tuple[LeaseId, ...] = ()
     led: Commit | None = None  # the record of the newest leader that the peer has followed
+    rests: bool = False  # as `Resting` says
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
@@ -199,6 +203,12 @@ class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="t", tag="heartbeat
     step: U32 = 0
     loss: float = 0.0
     tokens_per_s: float = 0.0
+
+
+class Resting(Struct, frozen=True, kw_only=True, tag_field="t", tag="resting"):
+    """Peer to host: wait for me in no round until I say otherwise; my leases and work stay mine."""
+
+    rests: bool
 
 
 class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
@@ -408,6 +418,7 @@ Message: TypeAlias = (
     | Fetched
     | Unreachable
     | Heartbeat
+    | Resting
     | Leaving
     | Leader
     | Welcome

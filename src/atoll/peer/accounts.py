@@ -4,13 +4,17 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from math import inf
+from typing import Final
 
 from atoll.config import RunConfig
-from atoll.events import BytesMoved, Emit, PhaseTimed, Warned
+from atoll.events import BytesMoved, Downloading, Emit, PhaseTimed, Warned
 from atoll.exchange.links import Links
 from atoll.ids import RoundId
 from atoll.model.shapes import num_parameters
 from atoll.traffic import Traffic
+
+TELL_S: Final = 0.5  # between two reports of how far a download is
 
 
 class Accounts:
@@ -58,6 +62,19 @@ class Accounts:
         yield
         seconds = asyncio.get_running_loop().time() - started_at
         self.emit(PhaseTimed(round=round_id, phase=phase, seconds=seconds))
+
+    def begin_download(self, what: str) -> None:
+        """Report from now on how far the download of this is."""
+        told_at = -inf
+
+        def note(num_bytes: int, total_bytes: int) -> None:
+            nonlocal told_at
+            now = asyncio.get_running_loop().time()
+            if now >= told_at + TELL_S or num_bytes >= total_bytes:
+                told_at = now
+                self.emit(Downloading(what=what, num_bytes=num_bytes, total_bytes=total_bytes))
+
+        self._links.on_download = note
 
     def warn(self, text: str) -> None:
         self.emit(Warned(text=text))

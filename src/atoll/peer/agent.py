@@ -17,7 +17,7 @@ import numpy as np
 from atoll.config import PeerConfig
 from atoll.data.shards import Dataset
 from atoll.errors import BadUpdateError, PeerError, RunError
-from atoll.events import Emit, Stopped
+from atoll.events import Emit, PeerRests, Stopped, Training as Trains
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.serve import BlobServer
@@ -30,6 +30,7 @@ from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
+from atoll.peer.local import Local
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_rounds
 from atoll.peer.trainer import StartTrainer
@@ -77,8 +78,41 @@ class Agent:
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
         self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
 
-    async def run(self) -> None:
-        """Take part until the run is complete, or this task is cancelled.
+    def pause(self, *, rests: bool) -> None:
+        """Take no inner step after the one under way, or go on. A member that trains.
+
+        It follows the run meanwhile, no round waits for it, and what it has done is carried.
+        """
+        training = self._local.training
+        if rests != training.is_paused:
+            (training.pause if rests else training.resume)()
+            self._link.send(wire.Resting(rests=rests))
+            peer, name = self._member.peer_id, self._peer.name
+            self._emit(PeerRests(peer=peer, name=name, rests=rests))
+            self._board.notify()
+
+    def leave(self) -> bool:
+        """Let `run` end once all work that was begun is part of the model. A member that trains.
+
+        After a few rounds it ends in any case. Returns whether there is such work, and it goes on:
+        if not, nothing is won by waiting.
+        """
+        local = self._local
+        if local.leave_by is None:
+            rounds = 1 + self._home.config.sync.in_flight
+            local.leave_by = RoundId(self._member.state.round + rounds)
+            self._board.notify()
+        return bool(local.training.work.touched()) and not local.training.is_paused
+
+    @property
+    def _local(self) -> Local:
+        assert self._member.local is not None, "it trains"
+        return self._member.local
+
+    async def run(self) -> bool:
+        """Take part until the run is complete, it may `leave`, or this task is cancelled.
+
+        Returns whether the run is complete.
 
         Raises:
             ConfigError: the host turned us away for good.
@@ -108,26 +142,28 @@ class Agent:
         )
         try:
             await together(self._live_and_stop(), connecting, self._reduce())
-        except RunComplete:
-            self._emit(Stopped(reason="the run is complete"))
+        except Done as done:
+            self._emit(Stopped(reason=str(done)))
+            return done.is_complete
         finally:
             if listener is not None:
                 await listener.close()
             await self._close()
+        raise AssertionError("it takes part for ever")
 
     # --- the life -------------------------------------------------------------------------------
 
     async def _live_and_stop(self) -> None:
         await self._live()
         await self._member.saved()
-        raise RunComplete
+        raise Done(is_complete=self._is_over())
 
     async def _live(self) -> None:
         member, loop = self._member, asyncio.get_running_loop()
         give_up_at: float | None = None  # once the run is complete, and we cannot have its end
         await self._board.wait_for(lambda: self._board.dataset)
         await self._prepare()
-        while not self._is_over():
+        while not (self._is_over() or self._may_leave()):
             try:
                 await self._next()
             except StateDiffers:
@@ -168,6 +204,7 @@ class Agent:
                 or following in board.commits
                 or member.plan_of(following)
                 or self._is_over()
+                or self._may_leave()
                 or None
             )
         )
@@ -175,7 +212,7 @@ class Agent:
             await self._link.reconnect()  # the host then names a newer state: that is quicker
         elif following in board.commits:
             await finish_round(board.commits[following], member)  # of a round that we missed
-        elif member.may_begin(following):
+        elif member.may_begin(following) and not self._may_leave():
             await run_rounds(following, member)
 
     async def _prepare(self) -> None:
@@ -194,6 +231,7 @@ class Agent:
         self._home.remember_dataset(dataset)
         while True:
             try:
+                self._member.accounts.begin_download("the dataset")
                 return await fetch(dataset)
             except PeerError as error:
                 self._member.accounts.warn(f"waiting for the dataset: {error}")
@@ -236,6 +274,10 @@ class Agent:
         missed = RoundId(member.state.round + 1) in self._board.commits or member.differs()
         return stop is not None and stop.complete and not missed
 
+    def _may_leave(self) -> bool:
+        local = self._member.local
+        return local is not None and local.may_leave
+
     # --- what the host hears and says -----------------------------------------------------------
 
     def _hello(self) -> wire.Hello:
@@ -255,19 +297,30 @@ class Agent:
             state=state,
             trained=() if local is None else local.training.work.touched(),
             led=self._hosts.led,
+            rests=local is not None and local.training.is_paused,
         )
 
     def _heartbeat(self) -> wire.Heartbeat:
         local = self._member.local
-        step = None if local is None else local.training.newest
+        step = None if local is None or local.training.is_paused else local.training.newest
         if step is None:
             return wire.Heartbeat()
-        return wire.Heartbeat(
+        beat = wire.Heartbeat(
             round=RoundId(self._member.state.round + 1),
             step=step.step + 1,
             loss=step.loss,
             tokens_per_s=step.num_tokens / step.seconds if step.seconds else 0.0,
         )
+        self._emit(
+            Trains(
+                peer=self._member.peer_id,
+                round=beat.round,
+                step=beat.step,
+                loss=beat.loss,
+                tokens_per_s=beat.tokens_per_s,
+            )
+        )
+        return beat
 
     def _goodbye(self) -> wire.Leaving:
         member = self._member
@@ -327,8 +380,12 @@ class Agent:
         self._home.close()
 
 
-class RunComplete(Exception):
-    """The last round is committed, and its state is on our disk."""
+class Done(Exception):
+    """The run is complete, and its last state on our disk; or we leave, as we were asked to."""
+
+    def __init__(self, *, is_complete: bool) -> None:
+        super().__init__("the run is complete" if is_complete else "left after the round")
+        self.is_complete = is_complete
 
 
 def _hosts(home: Home, *, roams: bool) -> Hosts:

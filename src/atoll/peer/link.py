@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
-from atoll.events import Emit, Warned
+from atoll.events import Connected, Emit, Warned
 from atoll.net import wire
 from atoll.net.records import committed
 from atoll.net.transport import Connection, Transport
@@ -173,6 +173,7 @@ class HostLink:
                 board.dataset = message.dataset
                 board.base = (message.base_round, message.base_state)
                 board.reset = board.reset or message.reset
+                self._emit(Connected(host=self._hosts.place[0], committed=message.committed))
             case wire.Plan():
                 board.plans[message.round] = message
                 board.sources = message.sources

@@ -48,6 +48,7 @@ class Local:
     ) -> None:
         self.training = training
         self.offers: dict[RoundId, Offered] = {}
+        self.leave_by: RoundId | None = None  # after it at the latest: its owner wants it gone
         self._home = home
         self._config = home.config
         self._layout = layout_of(home.config)
@@ -113,7 +114,8 @@ class Local:
                     self._accounts.emit(
                         PhaseTimed(round=plan.round, phase="snapshot", seconds=seconds)
                     )
-                    training.go_on(plan.first_step, at=at, upto=work.num_samples)
+                    if self.leave_by is None:
+                        training.go_on(plan.first_step, at=at, upto=work.num_samples)
                     return True
         finally:
             ending.cancel()
@@ -143,6 +145,21 @@ class Local:
         if self._residual is None:
             return Vectors(global_N, local_N)
         return Vectors(global_N, local_N, self._residual.kept_N, self._residual.pending_N)
+
+    # --- leaving --------------------------------------------------------------------------------
+
+    @property
+    def begins_no_more(self) -> bool:
+        """Whether it is to leave, and all that it has begun is offered to an open round."""
+        return self.leave_by is not None and self.training.work.is_all_offered
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether it is to leave, and none of its work is lost by that; or it has been too long."""
+        if self.leave_by is None:
+            return False
+        is_overdue = self._state.round >= self.leave_by
+        return is_overdue or self.training.is_paused or not self.training.work.touched()
 
     # --- the outer step -------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from atoll.config import RunConfig
 from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
-from atoll.events import Emit, MomentsFetched, StateSynced
+from atoll.events import Emit, MomentsFetched, RoundTaken, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Means, Reducers
@@ -175,6 +175,11 @@ class Member:
         is_near = round_id - self.config.sync.in_flight <= self.state.round
         return is_near and self.plan_of(round_id) is not None and not self._is_over(round_id)
 
+    def goes_on_with(self, round_id: RoundId) -> bool:
+        """Return whether it is to begin this round while the one before it is not over."""
+        is_done = self.local is not None and self.local.begins_no_more
+        return self.may_begin(round_id) and not is_done
+
     def plan_key(self, round_id: RoundId) -> tuple[int, wire.Plan] | None:
         """Return the plan that holds now, and the connection that it came on."""
         plan = self.plan_of(round_id)
@@ -271,6 +276,7 @@ class Member:
         self.accounts.close_round(commit.round)
         self.commits[commit.round] = commit
         self.blobs.turn()
+        self.accounts.emit(taken(commit))
         self.board.forget(through=commit.round)
         if self.is_kept(commit.round):
             self._saving = asyncio.create_task(self._save())
@@ -367,6 +373,7 @@ class Member:
             if round_id == INITIAL:  # a function of the config, which nobody keeps
                 await asyncio.to_thread(begin_anew_, self.state, self.config)
             else:
+                self.accounts.begin_download(f"the model as of round {round_id}")
                 fetched = await fetch_state(
                     self.state,
                     digest,
@@ -436,6 +443,18 @@ class Member:
         oldest = min(self.home.states.rounds(), default=round_id)
         keep_from = RoundId(min(oldest, round_id - KEEP_ROUNDS * len(self.layout.fragments)))
         await asyncio.to_thread(self.home.forget_before, keep_from, self.commits)
+
+
+def taken(commit: Heard) -> RoundTaken:
+    """Return what our volunteer wants to know of a round."""
+    mine = commit.counted
+    return RoundTaken(
+        round=commit.round,
+        num_contributors=commit.num_contributors,
+        num_tokens=0 if mine is None else mine.num_tokens,
+        round_tokens=0 if mine is None else mine.round_tokens,
+        total_tokens=0 if mine is None else mine.total_tokens,
+    )
 
 
 def begin_anew_(state: PeerState, config: RunConfig) -> None:

@@ -83,7 +83,7 @@ async def _after(before: "asyncio.Future[None]") -> AsyncIterator[None]:
 
 async def _opens_before(end: "asyncio.Future[None]", round_id: RoundId, member: Member) -> bool:
     """Return whether the round opens for us before the other one, that before it, has ended."""
-    opening = member.board.wait_for(lambda: member.may_begin(round_id) or None)
+    opening = member.board.wait_for(lambda: member.goes_on_with(round_id) or None)
     waiting = asyncio.ensure_future(opening)
     try:
         await asyncio.wait((waiting, end), return_when=asyncio.FIRST_COMPLETED)

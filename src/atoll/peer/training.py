@@ -100,6 +100,8 @@ class Training:
         self._resting = asyncio.Event()
         self._moved = asyncio.Event()  # set when work is done, or nobody is doing any
         self._aim = Aim()
+        self._paused = asyncio.Event()
+        self._resumed = asyncio.Event()
 
     async def start(self, dataset: Path) -> str:
         """Start the trainer from the global weights; return the device.
@@ -109,6 +111,33 @@ class Training:
         """
         self._dataset = dataset
         return (await self._alive()).started.device
+
+    # --- while its owner wants the machine for something else ------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused.is_set()
+
+    def pause(self) -> None:
+        """Take no step after the one that is under way; what was done stays in the weights."""
+        self._resumed.clear()
+        self._paused.set()
+
+    def resume(self) -> None:
+        self._paused.clear()
+        self._resumed.set()
+
+    async def _may_train(self, ending: "asyncio.Future[Any]") -> bool:
+        """Return, once it is not paused, whether `ending` has not come before."""
+        while self.is_paused and not ending.done():
+            resuming = asyncio.ensure_future(self._resumed.wait())
+            try:
+                await asyncio.wait((resuming, ending), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                resuming.cancel()
+        return not ending.done()
+
+    # --- the inner optimizer ---------------------------------------------------------------------
 
     async def load(self, path: Path) -> None:
         """Let the inner optimizer go on from what was saved; work in the background waits for it.
@@ -296,7 +325,12 @@ class Training:
     # --- both -----------------------------------------------------------------------------------
 
     async def _train_once(self, first_step: int, stop: int, ending: "asyncio.Future[Any]") -> None:
-        """Train on what is left of the first `stop` samples of our work, until `ending`."""
+        """Train on what is left of the first `stop` samples of our work, until `ending`.
+
+        Or until a pause: then it is to be called again, and waits for its end.
+        """
+        if not await self._may_train(ending):
+            return
         trainer = await self._alive()
         # With pace "time" a fast peer has more steps in a round than the run has: the learning rate
         # waits for the others, so that it has not cooled down when they are still at work.
@@ -304,16 +338,18 @@ class Training:
         self._stepped_at = asyncio.get_running_loop().time()
         training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
         watching = asyncio.ensure_future(self._watch(trainer))
+        pausing = asyncio.ensure_future(self._paused.wait())
         try:
-            await asyncio.wait((training, ending), return_when=asyncio.FIRST_COMPLETED)
+            first = (training, ending, pausing)
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             trainer.halt()
             await training
             self.work.end(0)
         except TrainerDied as death:
             self._note(death, trainer)
         finally:
-            training.cancel()
-            watching.cancel()
+            for task in (training, watching, pausing):
+                task.cancel()
 
     async def _watch(self, trainer: Trainer) -> None:
         """Kill the trainer when it takes far longer for a step than it ever did: it hangs."""

@@ -176,6 +176,11 @@ class LocalWork:
             start += _size(lease)
         return tuple(ids)
 
+    @property
+    def is_all_offered(self) -> bool:
+        """Whether the local weights contain nothing that no contribution has."""
+        return self._offered().issuperset(self.touched())
+
     def _offered(self) -> set[LeaseId]:
         return {lease_id for leases in self.offers.values() for lease_id in leases}
 

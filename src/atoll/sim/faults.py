@@ -134,11 +134,20 @@ class TrainerHang(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Leave(Struct, frozen=True, kw_only=True, tag=True):
-    """A person stops the peer, and starts it again later."""
+    """A person stops the peer, and starts it again later; `in_order`: after what it has begun."""
 
     when: When
     who: str
     back_s: float = 5.0
+    in_order: bool = False
+
+
+class Pause(Struct, frozen=True, kw_only=True, tag=True):
+    """A person pauses the peer, and lets it go on later."""
+
+    when: When
+    who: str
+    seconds: float
 
 
 class BadWeights(Struct, frozen=True, kw_only=True, tag=True):
@@ -163,6 +172,7 @@ Fault: TypeAlias = (
     | TrainerDeath
     | TrainerHang
     | Leave
+    | Pause
     | BadWeights
 )
 Script: TypeAlias = tuple[Fault, ...]
@@ -177,7 +187,7 @@ def lasts_s(fault: Fault) -> float:
             return seconds
         case TrainerHang():
             return HUNG_S
-        case Freeze() | Slow() | Cut() | Partition() | DiskFull():
+        case Freeze() | Slow() | Cut() | Partition() | DiskFull() | Pause():
             return fault.seconds
         case _:
             return 0.0

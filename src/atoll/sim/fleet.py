@@ -46,6 +46,7 @@ class Fleet:
         self.directory = directory / HOST
         self.dataset = write_dataset(directory / "dataset")
         self.devices: dict[str, Device] = {}
+        self.programs: dict[str, MemberProgram] = {}
         self._begin()
         machine = self.network.join(HOST, LINKS[setting.host_link])
         self.program = HostProgram(
@@ -89,7 +90,7 @@ class Fleet:
             rng = Random(f"{self.setting.seed} {name}")
             self.devices[name] = Device(self._model(), spec.step_s, rng)
             self.home(name).mkdir()
-        program = MemberProgram(
+        program = self.programs[name] = MemberProgram(
             self.keys.identity(name),
             self.home(name),
             device=self.devices.get(name),

@@ -26,6 +26,7 @@ from atoll.sim.faults import (
     Leave,
     OnMessage,
     Partition,
+    Pause,
     Script,
     Slow,
     Tamper,
@@ -155,9 +156,12 @@ class Mischief:
                 return self._fill_disk(self._seat(who))
             case ClockSkew(who=who, by_s=by_s):
                 self._seat(who).condition.skew_s += by_s
-            case Leave(who=who):
-                self._seat(who).leave()
+            case Leave(who=who, in_order=in_order):
+                self._leave(who, in_order=in_order)
                 return partial(self._come_back, self._seat(who))
+            case Pause(who=who):
+                self._pause(who, rests=True)
+                return partial(self._pause, who, rests=False)
             case TrainerDeath(who=who) | TrainerHang(who=who) | BadWeights(who=who):
                 self._harm_trainer(fault, who)
             case _:
@@ -166,6 +170,16 @@ class Mischief:
 
     def _seat(self, who: str) -> Seat:
         return self._fleet.seats[who]
+
+    def _leave(self, who: str, *, in_order: bool) -> None:
+        agent = self._fleet.programs[who].agent
+        if not (in_order and agent is not None and agent.leave()):
+            self._seat(who).leave()
+
+    def _pause(self, who: str, *, rests: bool) -> None:
+        agent = self._fleet.programs[who].agent
+        if agent is not None:
+            agent.pause(rests=rests)
 
     def _come_back(self, seat: Seat) -> None:
         """Start what was stopped, once it has ended."""

@@ -49,12 +49,13 @@ class MemberProgram:
         self._dataset = dataset
         self._emit = emit
         self._home: Home | None = None
+        self.agent: Agent | None = None  # of the process that runs now
 
-    async def run(self, seat: Seat) -> None:
+    async def run(self, seat: Seat) -> bool:
         if not Identity.exists(self.directory):
             await self._enrol(seat)
         self._home = Home(self.directory, keep_states=2)
-        agent = Agent(
+        agent = self.agent = Agent(
             self._home,
             PeerConfig(
                 directory=str(self.directory),
@@ -68,9 +69,10 @@ class MemberProgram:
         )
         if self._dataset is not None:
             agent.serve_dataset(self._dataset)
-        await agent.run()
+        return await agent.run()
 
     def release(self) -> None:
+        self.agent = None
         if self._home is not None:
             self._home.close()
             self._home = None
@@ -128,7 +130,7 @@ class HostProgram:
         self._emit = emit
         self._opened: RunDirectory | None = None
 
-    async def run(self, seat: Seat) -> None:
+    async def run(self, seat: Seat) -> bool:
         self._opened = open_run(self._directory, self._config, dataset=self._dataset.digest)
 
         def tap(moment: Moment) -> None:
@@ -150,6 +152,7 @@ class HostProgram:
         keeping = asyncio.create_task(self._keep_built_in(started))
         try:
             await self.host.serve(host=HOST, port=PORT, started=started)
+            return True
         finally:
             keeping.cancel()
 

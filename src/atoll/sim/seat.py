@@ -17,8 +17,8 @@ LEFT = "it left"  # because somebody stopped it
 
 
 class Program(Protocol):
-    async def run(self, seat: "Seat") -> None:
-        """Do all that the program does, in a new process."""
+    async def run(self, seat: "Seat") -> bool:
+        """Do all that the program does, in a new process; return whether there is no more to do."""
         ...
 
     def release(self) -> None:
@@ -110,7 +110,7 @@ class Seat:
     async def _live(self) -> None:
         end = ""
         try:
-            await self._program.run(self)
+            end = "" if await self._program.run(self) else LEFT
         except AtollError as error:
             end = f"{type(error).__name__}: {error}"
         except asyncio.CancelledError:

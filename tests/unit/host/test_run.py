@@ -599,3 +599,58 @@ def test_what_is_heard_of_nobody_changes_nothing(scene):
     scene.lost(A)
     assert scene.lost(A) == []
     assert scene.probed(A) == []
+
+
+# --- peers that their owners have paused ---------------------------------------------------------
+
+
+def test_no_round_waits_for_a_paused_peer(scene):
+    scene.says(A, wire.Resting(rests=True))
+    assert scene.reported(events.PeerRests) == [events.PeerRests(peer=A, name="a", rests=True)]
+    scene.delivers(B)
+    assert scene.run.round.phase is Phase.REDUCE
+    assert scene.reported(events.RoundClosed)[0].missing == (), "she is not late"
+    scene.commits(B, BUILT_IN)
+    held_before = scene.run.book.held_by(A)
+
+    for peer in (BUILT_IN, A, B):
+        scene.at_state(peer, 1)
+    assert scene.run.round.waited == {B}
+    assert set(scene.run.round.assignment) == {B}, "her machine is left in peace"
+    assert scene.sent(wire.Plan, to=A) == []
+    assert scene.run.book.held_by(A) == held_before, "what she has done is carried"
+
+    scene.says(A, wire.Resting(rests=False))
+    (plan,) = scene.sent(wire.Plan, to=A)
+    assert (plan.round, plan.leases) == (2, held_before)
+    scene.delivers(A, B)
+    scene.commits(B, BUILT_IN)
+    assert {entry.peer for entry in scene.recorded(records.Committed)[-1].roster} == {A, B}
+
+
+def test_a_peer_that_is_paused_after_its_contribution_stays_in_the_round(scene):
+    scene.claims(A)
+    scene.says(A, wire.Resting(rests=True))
+    scene.delivers(B)
+    assert scene.run.round.phase is Phase.COLLECT, "her slices are on their way"
+    scene.delivers(A)
+    scene.commits(B, BUILT_IN)
+    assert {entry.peer for entry in scene.recorded(records.Committed)[-1].roster} == {A, B}
+
+
+def test_where_all_are_paused_no_round_opens_until_one_goes_on(scene):
+    for peer in (A, B):
+        scene.says(peer, wire.Resting(rests=True))
+    scene.passes(1000.0)
+    assert scene.run.committed == 0
+    scene.says(B, wire.Resting(rests=False))
+    scene.delivers(B)
+    scene.commits(B, BUILT_IN)
+    assert [entry.peer for entry in scene.recorded(records.Committed)[-1].roster] == [B]
+
+
+def test_a_commit_tells_each_member_what_it_has_done_so_far():
+    scene = with_commits(2)
+    counted = scene.run.counted(A, RoundId(2))
+    assert counted is not None
+    assert (counted.num_tokens, counted.round_tokens, counted.total_tokens) == (512, 1024, 1024)
