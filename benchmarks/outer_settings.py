@@ -112,7 +112,7 @@ def train(
         trained = train_alone(
             with_batch_factor(config, num_peers if setting == "parallel" else 1),
             dataset,
-            device=torch.device("cpu"),
+            model=initial_model(config, device=torch.device("cpu")),
             num_steps=config.total_steps,
             on_step=lambda *_: None,
         )

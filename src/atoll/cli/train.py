@@ -9,6 +9,7 @@ from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import progress
 from atoll.config import load_run_config
 from atoll.data.prepare import prepare
+from atoll.exchange.initial import initial_params, require_initial
 
 
 def train(
@@ -36,13 +37,16 @@ def train(
         on_progress=progress("preparing the text"),
     )
     from atoll.cli.alone import train_and_report  # torch takes seconds: too long for a --help
+    from atoll.train.baseline import initial_model
     from atoll.train.device import pick_device, set_threads
 
     set_threads(threads)
+    require_initial(config, toml.parent)
+    params_N = initial_params(config, toml.parent)
     train_and_report(
         config,
         dataset,
-        device=pick_device(device),
+        model=initial_model(config, device=pick_device(device), params_N=params_N),
         num_steps=steps or config.total_steps,
         batch_factor=batch_factor,
         out=out,

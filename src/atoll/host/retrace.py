@@ -1,6 +1,7 @@
 """The states of a run computed anew, from its config and the updates that are at hand.
 
-state 0 = f(config);  state r = outer step(state r - 1, updates of round r)
+state 0 = f(config; weights that it names)
+state r = outer step(state r - 1, updates of round r)
 
 Where updates are missing, the walk goes on from the next state that is on disk.
 """
@@ -9,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from atoll.config import RunConfig, run_digest
 from atoll.errors import DamagedError, RunError
 from atoll.exchange.codec import CODECS
+from atoll.exchange.initial import initial_params
 from atoll.exchange.step import apply_updates_
 from atoll.ids import INITIAL, Digest, RoundId, digest_of
-from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.net.records import Committed
 from atoll.outer.manifest import manifest_of
@@ -44,7 +43,8 @@ def retrace(
 ) -> Retraced:
     """Return what is proved of the states of these commits (rounds 1, 2, ...).
 
-    `home` is the directory of a member, `kept` the rounds whose states are on its disk.
+    `home` is the directory of the host's built-in member, `kept` the rounds whose states are on its
+    disk.
 
     Raises:
         DamagedError: a state or an update on disk is not what it was.
@@ -73,12 +73,11 @@ class _Walk:
         self.result = Retraced()
 
     def begin(self) -> None:
-        """Compute state 0, a function of the config."""
-        layout = layout_of(self._config)
-        params_N = np.empty(layout.num_values, np.float32)
-        fill_initial_(params_N, layout, seed=self._config.seed)
-        self._state = PeerState.initial(params_N)
-        self._compare(INITIAL)
+        """Compute state 0, if the weights that it is made of are known."""
+        params_N = initial_params(self._config, self._home.parent)
+        if params_N is not None:
+            self._state = PeerState.initial(params_N)
+            self._compare(INITIAL)
 
     def step(self, commit: Committed) -> None:
         """Go on to the state after this commit; its updates that are at hand must be sound."""

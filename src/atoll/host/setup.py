@@ -3,7 +3,8 @@
 run.toml          what the run is                   authority.pem   signs members and records
 journal.sqlite    what happened, for good           host/           the host's own identity
 journal.url       or the database that has it       built-in/       the built-in member
-events.jsonl      what happened, for people
+events.jsonl      what happened, for people         initial/        the weights it began with, if
+                                                                    run.toml names them
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from atoll.clock import wall_s
 from atoll.config import RunConfig, canonical, run_digest
 from atoll.errors import ConfigError, RunError
+from atoll.exchange.initial import require_initial
 from atoll.host.journal import Journal
 from atoll.host.repair import mend
 from atoll.host.store import SharedStore
@@ -75,6 +77,7 @@ def _open(
     journal, shared, notes = opened(path, config)
     authority, built_in = Authority.load(path), Identity.load(path / "built-in")
     if not journal.entries:
+        require_initial(config, path)
         journal.append([_genesis(config, dataset, authority, built_in)])
     _compare(path, journal, config, dataset)
     identity = Identity.load(path / "host")

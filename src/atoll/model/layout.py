@@ -125,6 +125,18 @@ def _cuts(
     return [0, *accumulate(max(0, total - num_fragments * size) for size in sizes)]
 
 
+def in_layout_(params_N: NDArray[np.float32], layout: Layout) -> None:
+    """Bring a vector in the order of the model into that of the layout."""
+    if len(layout.fragments) == 1:
+        return
+    entries = sorted(layout.entries, key=lambda entry: (entry.index, entry.row_start))
+    in_order_N, start = params_N.copy(), 0
+    for entry in entries:
+        stop = start + entry.stop - entry.start
+        params_N[entry.start : entry.stop] = in_order_N[start:stop]
+        start = stop
+
+
 def in_model_order(params_N: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """Return the vector as it were with one fragment; with one, itself."""
     if len(layout.fragments) == 1:

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from threading import Lock
@@ -138,16 +139,17 @@ class StateStore:
         """Give a folder that has its state file the name of its round."""
         write_synced(folder / MANIFEST_FILE, [manifest.encoded()])
         sync(folder)
-        self._discard(manifest.round)  # a state that the others did not agree to
+        self.discard(manifest.round)  # a state that the others did not agree to
         publish(folder, self._folder(manifest.round))
         self._index(manifest)
 
     def _prune(self, now: float) -> None:
         for round in self.rounds()[: -self._keep]:
             if now - self._used_at.get(round, -inf) > IN_USE_S:
-                self._discard(round)
+                self.discard(round)
 
-    def _discard(self, round: RoundId) -> None:
+    def discard(self, round: RoundId) -> None:
+        """Drop the state of this round, if it is here."""
         self._locations.pop(round, None)
         self._used_at.pop(round, None)
         folder = self._folder(round)
@@ -247,15 +249,23 @@ class StateReceiver:
         start, stop = self.manifest.bounds(index)
         self._file.seek(self._data_start + start)
         try:
-            return digest_of(self._file.read(stop - start)) == self.manifest.chunks[index]
+            content = self._file.read(stop - start)
         except OSError:  # a sector that cannot be read: the chunk is written anew
             return False
+        # What lies beyond the end of the file will be zeros: so is a momentum that nobody moved.
+        found = digest_of(content) if content else _digest_of_zeros(stop - start)
+        return found == self.manifest.chunks[index]
 
     def _write(self, offset: int, content: Buffer) -> None:
         self._file.seek(offset)
         rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest) :]
+
+
+@lru_cache(maxsize=2)  # all chunks of a state are of one size but the last
+def _digest_of_zeros(num_bytes: int) -> Digest:
+    return digest_of(bytes(num_bytes))
 
 
 def _make_room(descriptor: int, folder: Path, num_bytes: int) -> None:

@@ -195,6 +195,9 @@ class Agent:
         if member.differs():
             await member.sync()
             return
+        if not member.has_begun:
+            await member.begin()
+            return
         if not member.is_prepared:
             await self._start_training()
             return
@@ -283,7 +286,8 @@ class Agent:
     def _hello(self) -> wire.Hello:
         member = self._member
         local = member.local
-        member.said = (INITIAL, NO_STATE) if self._lost_state else member.held_state
+        has_state = member.has_begun and not self._lost_state
+        member.said = member.held_state if has_state else (INITIAL, NO_STATE)
         round_id, state = member.said
         return wire.Hello(
             protocol=wire.PROTOCOL,
@@ -354,13 +358,17 @@ class Agent:
         def in_states(digest: Digest) -> tuple[Path, int, int] | None:
             return self._home.states.locate(digest, now=loop.time())
 
+        def in_initial(digest: Digest) -> tuple[Path, int, int] | None:
+            initial = self._home.initial
+            return None if initial is None else initial.locate(digest, now=loop.time())
+
         def in_dataset(digest: Digest) -> tuple[Path, int, int] | None:
             if self._dataset is None:
                 return None
             path = self._dataset.places.get(digest)
             return None if path is None else (path, 0, path.stat().st_size)
 
-        return [in_states, in_dataset, self._lending.locate]
+        return [in_states, in_initial, in_dataset, self._lending.locate]
 
     def serve_dataset(self, dataset: Dataset) -> None:
         """Serve this dataset to joiners, though we do not train on it ourselves."""

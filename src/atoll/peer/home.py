@@ -2,6 +2,7 @@
 
 run.json        what the run is, and where its host     identity.pem   our key and certificate
 states/000012/  the last committed states               blobs/         updates of the last rounds
+initial/        the weights that the config names, until there is a state after them
 commits/000012  the commits that name those updates     inner/000012   the inner optimizer
 events.jsonl    what happened                           trainer.log    what the trainer printed
 led             the newest leader that we have followed
@@ -17,10 +18,11 @@ from msgspec.structs import replace
 
 from atoll.config import RunConfig, run_digest
 from atoll.data.manifest import TOKENIZER_FILE
-from atoll.durable import write_whole
+from atoll.durable import disk_errors, write_whole
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.exchange.blobs import BlobStore
-from atoll.ids import Digest, PeerId, RoundId
+from atoll.exchange.initial import INITIAL_FOLDER
+from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.net.identity import Identity, public_key_of
 from atoll.outer.checkpoint import StateStore
@@ -42,9 +44,12 @@ class RunFile(Struct, frozen=True, kw_only=True):
 
 
 class Home:
-    """The opened directory: one process at a time."""
+    """The opened directory: one process at a time.
 
-    def __init__(self, directory: Path, *, keep_states: int) -> None:
+    `initial` is where the weights that the run begins with are kept for good; None: nowhere.
+    """
+
+    def __init__(self, directory: Path, *, keep_states: int, initial: Path | None = None) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(directory / "lock")
@@ -60,6 +65,10 @@ class Home:
         self.run: Digest = run_digest(self.run_file.config)
         self.host_key = public_key_of(self.identity.authority)
         self.states = StateStore(directory / "states", keep=keep_states)
+        self.initial: StateStore | None = None  # where the config names no weights
+        self._keeps_initial = initial is not None
+        if self.config.initial:
+            self.initial = StateStore(initial or directory / INITIAL_FOLDER, keep=1)
         # A turn is an outer step: as many as there are rounds open may come before the commit.
         in_flight = self.config.sync.in_flight
         self.blobs = BlobStore(directory / "blobs", young_turns=in_flight)
@@ -71,6 +80,21 @@ class Home:
     @property
     def config(self) -> RunConfig:
         return self.run_file.config
+
+    @property
+    def can_begin(self) -> bool:
+        """Return whether there is a state here, or all that makes state 0."""
+        return self.initial is None or bool(self.states.rounds() or self.initial.rounds())
+
+    def forget_initial(self) -> None:
+        """Drop the weights that the run began with: there is a newer state by now.
+
+        Raises:
+            RunError: the disk cannot be written to.
+        """
+        if self.initial is not None and not self._keeps_initial:
+            with disk_errors(self.directory):
+                self.initial.discard(INITIAL)
 
     def commits(self) -> dict[RoundId, records.Heard]:
         """Return the commits whose updates are kept.

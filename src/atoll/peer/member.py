@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.config import RunConfig
 from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
 from atoll.events import Emit, MomentsFetched, RoundTaken, StateSynced
 from atoll.exchange.codec import CODECS
+from atoll.exchange.initial import NO_RUN, begin_anew_
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Means, Reducers
 from atoll.exchange.statesync import Fetched, fetch_inner, fetch_state
 from atoll.exchange.step import apply_updates_, slices_of
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
-from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
 from atoll.net import wire
@@ -75,6 +74,7 @@ class Member:
         self.reducers = Reducers(means, in_flight=home.config.sync.in_flight)
         self.commits = home.commits()
         self.is_prepared = training is None
+        self.has_begun = home.can_begin  # the state is one; if not, the weights of state 0 lack
         self.device = ""  # what the trainer runs on, once it does
         self._link = link
         self._manifest = manifest_of(state, run=home.run)
@@ -128,7 +128,7 @@ class Member:
         """Tell the host which state we hold, once we can do what it then asks."""
         if self.board.base == self.held_state:
             self.board.base = None
-        if self.is_prepared and self.board.base is None:
+        if self.has_begun and self.is_prepared and self.board.base is None:
             self.links.end_round()
             round_id, digest = self.held_state
             report = wire.AtState(
@@ -364,15 +364,25 @@ class Member:
                 await self.local.drop()
         self.report_state()
 
-    async def _fetch(self, round_id: RoundId, digest: Digest) -> None:
-        """Make our state this one."""
+    async def begin(self) -> None:
+        """Fetch the weights that the config names, and make state 0 of them.
+
+        Raises:
+            PeerError: nobody has them yet.
+        """
+        await self._fetch(INITIAL)
+        self.report_state()
+
+    async def _fetch(self, round_id: RoundId, digest: Digest | None = None) -> None:
+        """Make our state this one; without a digest it is what comes of the config."""
         started_at = asyncio.get_running_loop().time()
         # A trainer that is just starting reads no half of it.
         async with nullcontext() if self.local is None else self.local.training.writing:
-            fetched = Fetched(num_bytes=0, kept_bytes=0)
-            if round_id == INITIAL:  # a function of the config, which nobody keeps
-                await asyncio.to_thread(begin_anew_, self.state, self.config)
+            if round_id == INITIAL:
+                fetched = await self._fetch_initial()
+                await asyncio.to_thread(begin_anew_, self.state, self.config, self.home.initial)
             else:
+                assert digest is not None, "the host names it"
                 self.accounts.begin_download(f"the model as of round {round_id}")
                 fetched = await fetch_state(
                     self.state,
@@ -383,7 +393,8 @@ class Member:
                     run=self.home.run,
                 )
         self._manifest = await asyncio.to_thread(manifest_of, self.state, run=self.home.run)
-        if self._manifest.digest != digest:
+        self.has_begun = True
+        if digest is not None and self._manifest.digest != digest:
             raise RunError(
                 f"state {round_id} computed here is not the one of the other members",
                 hint="is this the same version of atoll as theirs?",
@@ -397,6 +408,21 @@ class Member:
                 kept_bytes=fetched.kept_bytes,
                 seconds=seconds,
             )
+        )
+
+    async def _fetch_initial(self) -> Fetched:
+        """Have the weights that state 0 is made of, if it is not a function of the config alone."""
+        store = self.home.initial
+        if store is None or store.rounds():
+            return Fetched(num_bytes=0, kept_bytes=0)
+        self.accounts.begin_download("the weights that the run begins with")
+        return await fetch_state(
+            self.state,
+            Digest(self.config.initial),
+            sources=self.sources(),
+            links=self.links,
+            store=store,
+            run=NO_RUN,
         )
 
     async def fetch_moments(self) -> Path | None:
@@ -440,6 +466,7 @@ class Member:
         now = asyncio.get_running_loop().time()
         with self.accounts.timed("checkpoint", round_id):
             await asyncio.to_thread(self.home.states.save, self.state, self._manifest, now=now)
+            await asyncio.to_thread(self.home.forget_initial)
         oldest = min(self.home.states.rounds(), default=round_id)
         keep_from = RoundId(min(oldest, round_id - KEEP_ROUNDS * len(self.layout.fragments)))
         await asyncio.to_thread(self.home.forget_before, keep_from, self.commits)
@@ -457,15 +484,10 @@ def taken(commit: Heard) -> RoundTaken:
     )
 
 
-def begin_anew_(state: PeerState, config: RunConfig) -> None:
-    """Make it the state before the first round."""
-    fill_initial_(state.params_N, layout_of(config), seed=config.seed)
-    state.momentum_N[:] = 0
-    state.round = INITIAL
-
-
 def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
     """Return the newest state on disk, or the initial one, in these parameters.
+
+    It is none, where the weights for it are still to come.
 
     Raises:
         DamagedError: the newest state is not what was saved.
@@ -473,8 +495,8 @@ def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
     state = PeerState.initial(params_N)
     if rounds := home.states.rounds():
         home.states.load_(state, round=rounds[-1], run=home.run)
-    else:
-        fill_initial_(params_N, layout_of(home.config), seed=home.config.seed)
+    elif home.can_begin:
+        begin_anew_(state, home.config, home.initial)
     return state
 
 

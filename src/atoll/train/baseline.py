@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from atoll.config import RunConfig
 from atoll.data.batches import Batches
@@ -33,19 +34,18 @@ def train_alone(
     config: RunConfig,
     dataset: Dataset,
     *,
-    device: torch.device,
+    model: Llama,
     num_steps: int,
     micro_batch: int = 0,
     on_step: OnStep,
 ) -> Trained:
-    """Train from the run's first weights, on its samples 0, 1, 2, ... in order.
+    """Train a model that has the run's first weights on its samples 0, 1, 2, ... in order.
 
     `config.total_steps` still shapes the learning rate where `num_steps` is less.
 
     Raises:
         NotFinite: training has diverged.
     """
-    model = initial_model(config, device=device)
     how = Computing(micro_batch=micro_batch)
     loop = InnerLoop(model, Batches(dataset, seed=config.seed), config, how=how)
     batch_sequences = config.inner.batch_sequences
@@ -58,11 +58,14 @@ def train_alone(
     return Trained(model, losses)
 
 
-def initial_model(config: RunConfig, *, device: torch.device) -> Llama:
-    """Return the model with the weights that every peer of the run begins with."""
+def initial_model(
+    config: RunConfig, *, device: torch.device, params_N: NDArray[np.float32] | None = None
+) -> Llama:
+    """Return the model with these weights; None: those that follow from the seed of the run."""
     layout = layout_of(config)
-    params_N = np.empty(layout.num_values, dtype=np.float32)
-    fill_initial_(params_N, layout, seed=config.seed)
+    if params_N is None:
+        params_N = np.empty(layout.num_values, dtype=np.float32)
+        fill_initial_(params_N, layout, seed=config.seed)
     model = Llama(config.model).to(device)
     load_flat_(model, params_N, layout)
     return model

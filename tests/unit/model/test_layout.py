@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from atoll.config import ModelConfig
-from atoll.model.layout import Entry, in_model_order, lay_out
+from atoll.model.layout import Entry, in_layout_, in_model_order, lay_out
 from atoll.model.presets import PRESETS
 from atoll.model.shapes import num_parameters, parameter_specs
 
@@ -87,6 +87,8 @@ def test_in_the_order_of_the_model_it_is_the_layout_of_one_fragment():
         flat_N[entry.start : entry.stop] = 1000 * entry.index + entry.row_start
     ordered_N = in_model_order(flat_N, layout)
     assert np.array_equal(ordered_N, np.sort(flat_N))
+    in_layout_(ordered_N, layout)
+    assert np.array_equal(ordered_N, flat_N), "there and back"
     assert in_model_order(flat_N, lay_out(CONFIG)) is flat_N
 
 

@@ -198,6 +198,14 @@ def begin(store, state, manifest):
     )
 
 
+def test_a_momentum_that_nobody_moved_is_not_fetched(tmp_path):
+    state = PeerState.initial(state_of(3, 2 * TWO_CHUNKS).params_N)
+    manifest = manifest_of(state, run=RUN)
+    store = StateStore(tmp_path, keep=2)
+    assert len(manifest.chunks) == 3
+    assert received(store, state, manifest) == [1, 2]
+
+
 def test_a_state_is_received_in_any_order_and_kept(tmp_path):
     state = state_of(12, TWO_CHUNKS)
     manifest = manifest_of(state, run=RUN)

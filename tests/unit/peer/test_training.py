@@ -28,7 +28,7 @@ from atoll.model.flat import store_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.peer.training import MAX_DEATHS, Training
-from atoll.train.baseline import train_alone
+from atoll.train.baseline import initial_model, train_alone
 from atoll.train.launch import Trainer, TrainerDied as Died
 from atoll.train.shared import SharedVectors
 
@@ -91,7 +91,11 @@ def training(dataset, tmp_path):
 def trained_alone(dataset, *, num_steps):
     torch.set_num_threads(1)
     alone = train_alone(
-        CONFIG, dataset, device=torch.device("cpu"), num_steps=num_steps, on_step=lambda *_: None
+        CONFIG,
+        dataset,
+        model=initial_model(CONFIG, device=torch.device("cpu")),
+        num_steps=num_steps,
+        on_step=lambda *_: None,
     )
     out_N = np.empty(LAYOUT.num_values, np.float32)
     store_flat_(alone.model, out_N, LAYOUT)

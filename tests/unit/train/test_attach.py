@@ -22,7 +22,7 @@ from atoll.model.llama import Llama
 from atoll.model.shapes import num_parameters
 from atoll.train.attach import Replica, _Inner
 from atoll.train.attached import AttachedLoop
-from atoll.train.baseline import train_alone
+from atoll.train.baseline import initial_model, train_alone
 from atoll.train.channel import Channel, Train
 from atoll.train.launch import TrainerDied
 from atoll.train.loss import language_model_loss
@@ -119,7 +119,9 @@ def plain_loop(replica, model):
 def test_an_attached_loop_is_plain_training_bit_for_bit(
     config, dataset, vectors, attached, tmp_path
 ):
-    alone = train_alone(config, dataset, device=CPU, num_steps=7, on_step=ignore)
+    alone = train_alone(
+        config, dataset, model=initial_model(config, device=CPU), num_steps=7, on_step=ignore
+    )
     expected_N = np.empty_like(vectors.global_N)
     store_flat_(alone.model, expected_N, layout_of(config))
 

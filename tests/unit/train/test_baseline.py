@@ -11,7 +11,11 @@ def test_takes_the_samples_of_the_run_in_order(config, dataset):
     config = with_batch_factor(config, 3)
     seen = []
     trained = train_alone(
-        config, dataset, device=CPU, num_steps=3, on_step=lambda step, r: seen.append((step, r))
+        config,
+        dataset,
+        model=initial_model(config, device=CPU),
+        num_steps=3,
+        on_step=lambda step, r: seen.append((step, r)),
     )
     loop = InnerLoop(initial_model(config, device=CPU), Batches(dataset, seed=config.seed), config)
     expected = [loop.step([(12 * k, 12 * k + 12)], step=k) for k in range(3)]

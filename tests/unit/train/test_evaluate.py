@@ -37,7 +37,13 @@ def test_training_lowers_it(config, dataset, batches):
     before = validation_loss(
         initial_model(config, device=CPU), batches, batch_sequences=8, num_samples=16
     )
-    trained = train_alone(config, dataset, device=CPU, num_steps=20, on_step=lambda *_: None)
+    trained = train_alone(
+        config,
+        dataset,
+        model=initial_model(config, device=CPU),
+        num_steps=20,
+        on_step=lambda *_: None,
+    )
     after = validation_loss(trained.model, batches, batch_sequences=8, num_samples=16)
     assert after < before - 0.5
 

@@ -20,7 +20,7 @@ from atoll.model.flat import store_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
-from atoll.train.baseline import train_alone
+from atoll.train.baseline import initial_model, train_alone
 from atoll.train.channel import Attach, Quit, Train, frame
 from atoll.train.launch import Trainer, TrainerDied, accept
 from atoll.train.shared import SharedVectors
@@ -116,7 +116,11 @@ def test_a_life_with_merges_and_a_restart_is_plain_training_bit_for_bit(
     config, dataset, vectors, running, tmp_path
 ):
     alone = train_alone(
-        config, dataset, device=torch.device("cpu"), num_steps=3 * H, on_step=ignore
+        config,
+        dataset,
+        model=initial_model(config, device=torch.device("cpu")),
+        num_steps=3 * H,
+        on_step=ignore,
     )
     expected_N = np.empty_like(vectors.global_N)
     store_flat_(alone.model, expected_N, layout_of(config))
@@ -225,7 +229,11 @@ def test_two_ranks_serve_as_one_does_and_die_together(
     config, dataset, vectors, running, initial_N, tmp_path
 ):
     alone = train_alone(
-        config, dataset, device=torch.device("cpu"), num_steps=2 * H, on_step=ignore
+        config,
+        dataset,
+        model=initial_model(config, device=torch.device("cpu")),
+        num_steps=2 * H,
+        on_step=ignore,
     )
     expected_N = np.empty_like(initial_N)
     store_flat_(alone.model, expected_N, layout_of(config))
