@@ -8,10 +8,11 @@ from math import inf
 from typing import Final
 
 from atoll.config import RunConfig
-from atoll.events import BytesMoved, Downloading, Emit, PhaseTimed, Warned
+from atoll.events import BytesMoved, Downloading, Emit, PhaseTimed, RoundTaken, Warned
 from atoll.exchange.links import Links
 from atoll.ids import RoundId
 from atoll.model.shapes import num_parameters
+from atoll.net.records import Heard
 from atoll.traffic import Traffic
 
 TELL_S: Final = 0.5  # between two reports of how far a download is
@@ -78,3 +79,15 @@ class Accounts:
 
     def warn(self, text: str) -> None:
         self.emit(Warned(text=text))
+
+
+def taken(commit: Heard) -> RoundTaken:
+    """Return what our volunteer wants to know of a round."""
+    mine = commit.counted
+    return RoundTaken(
+        round=commit.round,
+        num_contributors=commit.num_contributors,
+        num_tokens=0 if mine is None else mine.num_tokens,
+        round_tokens=0 if mine is None else mine.round_tokens,
+        total_tokens=0 if mine is None else mine.total_tokens,
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import AtollError, BadBlobError, DamagedError, RunError
-from atoll.events import Emit, MomentsFetched, RoundTaken, StateSynced
+from atoll.events import Emit, MomentsFetched, StateSynced
 from atoll.exchange.codec import CODECS
 from atoll.exchange.initial import NO_RUN, begin_anew_
 from atoll.exchange.links import Links
@@ -31,7 +31,7 @@ from atoll.net.records import Heard, contribution_digest
 from atoll.outer.manifest import manifest_of
 from atoll.outer.nesterov import suited_to
 from atoll.outer.state import PeerState
-from atoll.peer.accounts import Accounts
+from atoll.peer.accounts import Accounts, taken
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.link import HostLink
 from atoll.peer.local import Local
@@ -470,18 +470,6 @@ class Member:
         oldest = min(self.home.states.rounds(), default=round_id)
         keep_from = RoundId(min(oldest, round_id - KEEP_ROUNDS * len(self.layout.fragments)))
         await asyncio.to_thread(self.home.forget_before, keep_from, self.commits)
-
-
-def taken(commit: Heard) -> RoundTaken:
-    """Return what our volunteer wants to know of a round."""
-    mine = commit.counted
-    return RoundTaken(
-        round=commit.round,
-        num_contributors=commit.num_contributors,
-        num_tokens=0 if mine is None else mine.num_tokens,
-        round_tokens=0 if mine is None else mine.round_tokens,
-        total_tokens=0 if mine is None else mine.total_tokens,
-    )
 
 
 def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
