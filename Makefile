@@ -37,12 +37,15 @@ chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on 
 soak: $(INSTALLED)  ## 16 peers, one of them killed or frozen every 30 s, for SECONDS=1800; writes a report
 	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
 
-check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling
+check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling, deploy/
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/shellcheck deploy/slurm.sh .ci/run
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 bench: $(INSTALLED)  ## time the phases of a round, one line of JSON for each
 	$(BIN)/python benchmarks/round.py

@@ -1,14 +1,16 @@
 """Facts that the processes of a run report. A log line, a chart and an assertion are renderings.
 
 Each process appends its own to `events.jsonl` in its directory, one JSON object a line, stamped
-with the wall clock for people to read (`at`).
+with the wall clock for people to read (`at`). When that is large, it is put aside as
+`events.1.jsonl`, in place of the one before: nothing depends on what happened long ago.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from io import SEEK_END, FileIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +19,9 @@ from atoll.clock import wall_s
 from atoll.errors import RunError
 from atoll.ids import Digest, PeerId, RoundId
 from atoll.traffic import Traffic
+from atoll.units import MIB
+
+MOST_BYTES: Final = 256 * MIB  # of a log, before it is put aside
 
 
 class HostStarted(Struct, frozen=True, kw_only=True, tag="host_started"):
@@ -267,10 +272,20 @@ class EventLog:
     Those of the `passing` kinds, of which there are many, are only shown.
     """
 
-    def __init__(self, path: Path, *, show: Emit, passing: tuple[type[Event], ...] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        show: Emit,
+        passing: tuple[type[Event], ...] = (),
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = FileIO(path, "a+")
         _cut_torn_line(self._file)
+        self._num_bytes = self._file.seek(0, SEEK_END)
+        self._most_bytes = most_bytes
         self._show = show
         self._passing = passing
 
@@ -285,16 +300,32 @@ class EventLog:
         self._show(event)
 
     def _write(self, event: Event) -> None:
+        line = msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n"
         try:
-            self._file.write(msgspec.json.encode(Stamped(at=wall_s(), event=event)) + b"\n")
+            if self._num_bytes and self._num_bytes + len(line) > self._most_bytes:
+                self._put_aside()
+            self._file.write(line)
         except OSError as error:
             raise RunError(
-                f"cannot write {self._file.name}: {error.strerror}",
+                f"cannot write {self._path}: {error.strerror}",
                 hint="make room on the disk and start again; what was committed is safe",
             ) from error
+        self._num_bytes += len(line)
+
+    def _put_aside(self) -> None:
+        self._file.close()
+        with suppress(PermissionError):  # on Windows, while somebody reads it: then the next time
+            self._path.replace(put_aside(self._path))
+        self._file = FileIO(self._path, "a+")
+        self._num_bytes = self._file.seek(0, SEEK_END)
 
     def close(self) -> None:
         self._file.close()
+
+
+def put_aside(path: Path) -> Path:
+    """Return where the events are that came before those of this log."""
+    return path.with_name(f"{path.stem}.1{path.suffix}")
 
 
 def _cut_torn_line(file: FileIO) -> None:
@@ -306,8 +337,14 @@ def _cut_torn_line(file: FileIO) -> None:
 
 
 def newest_events(path: Path, *, num_bytes: int) -> list[Stamped]:
-    """Return the whole lines among the last `num_bytes` of the file."""
-    if not path.exists():
+    """Return the whole lines among the last `num_bytes` of the log."""
+    newest = _last_lines(path, num_bytes=num_bytes)
+    size = path.stat().st_size if path.exists() else 0
+    return [*_last_lines(put_aside(path), num_bytes=num_bytes - size), *newest]
+
+
+def _last_lines(path: Path, *, num_bytes: int) -> list[Stamped]:
+    if num_bytes <= 0 or not path.exists():
         return []
     with path.open("rb") as file:
         size = file.seek(0, SEEK_END)
@@ -316,6 +353,25 @@ def newest_events(path: Path, *, num_bytes: int) -> list[Stamped]:
             file.readline()  # the end of a line
         start = file.tell()
     return read_events(path, offset=start)[0]
+
+
+class GrowingLog:
+    """The events of a log from its beginning, in turns, while another process writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None  # which file the offset is of
+        self._offset = 0
+
+    def read(self) -> list[Stamped]:
+        """Return the events that came since the last time."""
+        earlier: list[Stamped] = []
+        file = self._path.stat().st_ino if self._path.exists() else None
+        if file != self._file:  # it was put aside, or this is the first time
+            earlier, _ = read_events(put_aside(self._path), offset=self._offset)
+            self._file, self._offset = file, 0
+        newer, self._offset = read_events(self._path, offset=self._offset)
+        return earlier + newer
 
 
 def read_events(path: Path, *, offset: int = 0) -> tuple[list[Stamped], int]:

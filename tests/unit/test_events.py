@@ -8,11 +8,14 @@ import pytest
 from atoll.events import (
     Event,
     EventLog,
+    GrowingLog,
     HostStarted,
     PhaseTimed,
     Stamped,
     StateAgreed,
     Warned,
+    newest_events,
+    put_aside,
     read_events,
 )
 from atoll.ids import Digest, PeerId, RoundId
@@ -104,3 +107,36 @@ def test_every_event_has_a_tag_of_its_own_that_is_its_name():
         words = kind.cls.__name__
         snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
         assert kind.tag == snake
+
+
+LARGE = Warned(text="x" * 400)
+
+
+def test_a_log_that_is_large_is_put_aside_and_its_size_stays_bounded(path: Path):
+    log = EventLog(path, show=lambda _: None, most_bytes=2000)
+    for _ in range(50):
+        log.emit(LARGE)
+        assert path.stat().st_size <= 2000
+    log.close()
+    assert put_aside(path).stat().st_size <= 2000
+    assert sorted(p.name for p in path.parent.iterdir()) == ["events.1.jsonl", "events.jsonl"]
+    kept = GrowingLog(path).read()
+    assert 4 <= len(kept) <= 8
+    assert len(newest_events(path, num_bytes=4000)) == len(kept)
+    line = path.stat().st_size // len(read_events(path)[0])
+    assert len(newest_events(path, num_bytes=5 * line + 9)) == 5
+
+
+def test_who_follows_a_log_misses_nothing_when_it_is_put_aside(path: Path):
+    """In each place between two reads."""
+    for reads_every in (1, 2, 3):
+        directory = path.with_name(f"every-{reads_every}")
+        log = EventLog(directory / "events.jsonl", show=lambda _: None, most_bytes=2000)
+        growing, seen = GrowingLog(directory / "events.jsonl"), []
+        for number in range(40):
+            log.emit(Warned(text=f"{number} " + "x" * 400))
+            if number % reads_every == 0:
+                seen += growing.read()
+        seen += growing.read()
+        log.close()
+        assert [int(s.event.text.split()[0]) for s in seen] == list(range(40))

@@ -13,7 +13,7 @@ from atoll.cli.show import console, sparkline
 from atoll.clock import wall_s
 from atoll.config import load_run_config
 from atoll.errors import DamagedError
-from atoll.events import Stamped, read_events
+from atoll.events import GrowingLog, Stamped
 from atoll.host.overview import Overview, PeerView, overview
 from atoll.host.stores import read_journal
 from atoll.traffic import Traffic
@@ -52,7 +52,7 @@ def read_overview(directory: Path) -> Overview | None:
 
 def _events(path: Path) -> list[Stamped]:
     try:
-        return read_events(path)[0]
+        return GrowingLog(path).read()
     except msgspec.DecodeError as error:
         raise DamagedError(
             f"{path} is damaged: {error}", hint="delete that file: nothing depends on it"

@@ -42,7 +42,11 @@ class Piece(NamedTuple):
 
     text: str
     likelihood: Likelihood | None = None
-    finish: Finish | None = None  # why this is the last piece
+    finish: Finish | None = None  # why this is the last piece, which has no token of its own
+
+    @property
+    def is_token(self) -> bool:
+        return self.finish is None
 
 
 def complete(speaker: Speaker, prompt: Sequence[int], wish: Wish) -> Iterator[Piece]:

@@ -1,0 +1,132 @@
+"""`atoll serve`: a model as programs ask for it, by OpenAI's API for completions."""
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atoll.cli.places import cache_directory
+from atoll.cli.show import console, errors
+from atoll.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from atoll.talk.source import Source, Speaker
+
+MAX_CONNECTIONS = 256
+LAST_WORDS_S = 2  # for answers under way, when it ends
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An invite, the directory of a run or of a peer, or a folder of atoll export."
+        ),
+    ],
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 7790,
+    key: Annotated[
+        str,
+        typer.Option(
+            envvar="ATOLL_API_KEY",
+            help="What programs must show as their API key; needed on an address of a network.",
+            show_default="none",
+        ),
+    ] = "",
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Completions that wait before one more is turned away.")
+    ] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="With an invite: where the model is kept.",
+            show_default="one for each run",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+    ] = None,
+) -> None:
+    """Answer POST /v1/completions with the newest committed model, until Ctrl-C."""
+    if not (key or _is_loopback(listen)):
+        raise ConfigError(
+            f"whoever reaches {listen} could use the model, and this machine's time",
+            hint="give it a key: --key, or ATOLL_API_KEY in the environment",
+        )
+    # Imported here: torch takes seconds, which is too long for a --help.
+    from atoll.cli.models import Place, opened
+    from atoll.talk.app import application
+    from atoll.talk.engine import Engine
+    from atoll.train.device import pick_device
+
+    place = Place(model, directory, cache or cache_directory(), pick_device(device))
+    with _listen(listen, port) as listening, opened(place) as using:
+        speaker = using.first
+        engine = Engine(_Watched(using.source, using.check), speaker, max_waiting=waiting)
+        url = f"http://{_shown(listen)}:{listening.getsockname()[1]}/v1"
+        what = f"{speaker.name}, {speaker.version}" if speaker.version else speaker.name
+        console.print(f"serving {what}\n\n    {url}\n", markup=False, soft_wrap=True)
+        _run(application(engine, key=key), listening)
+
+
+def _run(app: "ASGIApp", listening: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=LAST_WORDS_S,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+class _Watched:
+    """A source that tells on the terminal when the model is a newer one, and what goes wrong."""
+
+    def __init__(self, source: "Source", check: Callable[[], list[str]]) -> None:
+        self._source = source
+        self._check = check
+
+    def newer(self) -> "Speaker | None":
+        for text in self._check():
+            errors.print(text, markup=False, soft_wrap=True)
+        speaker = self._source.newer()
+        if speaker is not None:
+            console.print(f"{speaker.version} is in use from now on", markup=False)
+        return speaker
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RunError(
+            f"cannot listen at {host}:{port}: {error.strerror}",
+            hint="choose another port with --port PORT (0: any free one)",
+        ) from error
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
