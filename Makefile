@@ -73,11 +73,12 @@ fmt: $(INSTALLED_DEV)  ## format, and mend what the linter can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-docs: $(INSTALLED_DOCS)  ## build the documentation as HTML, in docs/_build
+docs: $(INSTALLED_DOCS)  ## build the documentation as HTML, in docs/_build, and run its examples
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --quiet -b doctest docs docs/_build/doctest
 
 clean:  ## remove what the other targets made, .venv included
-	rm -rf $(VENV) .venv-bench-* build dist docs/_build demo-run src/*.egg-info
+	rm -rf $(VENV) .venv-bench-* build dist docs/_build docs/reference demo-run src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

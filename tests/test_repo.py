@@ -25,6 +25,7 @@ TEXTS = [
 ] + [ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
+MADE_BY_DOCS = ("reference/config.md", "reference/messages.md")  # by `make docs`: docs/generate.py
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_SOURCE_LINES = 34_000  # all of src/
@@ -180,13 +181,16 @@ def test_the_glossary_has_the_term(term: str):
 def test_every_link_leads_to_a_file(page: Path):
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if not re.match(r"https?://|mailto:", target)]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert [target for target in missing if target not in MADE_BY_DOCS] == []
 
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     names = [path.relative_to(ROOT / "docs") for path in sorted((ROOT / "docs").rglob("*.md"))]
-    pages = [str(name.with_suffix("")) for name in names if "_build" not in name.parts]
+    pages = [
+        str(name.with_suffix("")) for name in names if not {"_build", "reference"} & set(name.parts)
+    ]
     assert [page for page in pages if page != "index" and page not in index] == []
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, inspect, structs
@@ -135,6 +135,29 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+
+
+class Key(NamedTuple):
+    """A key of a table, for those who read about it; `default` is as TOML has it, or empty."""
+
+    table: str
+    name: str
+    default: str
+    allowed: str
+    explanation: str
+
+
+def keys(struct: type[Struct], *, table: str = "") -> Iterator[Key]:
+    """Yield every key, table by table, as they stand in a file."""
+    fields = structs.fields(struct)
+    for field in fields:
+        if not _is_table(_kind(field)):
+            default = "" if field.default is msgspec.NODEFAULT else _toml(field.default)
+            yield Key(table, field.name, default, _allowed(field), _explanation(field))
+    for field in fields:
+        if _is_table(_kind(field)):
+            name = f"{table}.{field.name}".lstrip(".")
+            yield from keys(_struct_of(_kind(field)), table=name)
 
 
 def template(config: Struct) -> str:
