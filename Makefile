@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## train a small model with a host and three peers, in about
 	$(BIN)/atoll demo
 
 test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(INSTALLED)  ## random faults in virtual time: SEEDS=1000, from FIRST=0 on
 	$(BIN)/python benchmarks/chaos.py --seeds $(SEEDS) --first $(FIRST)

@@ -1,7 +1,6 @@
 """What goes wrong for users: one message, what to do about it, an exit code, and nothing lost."""
 
 import asyncio
-import os
 import re
 import resource
 import shutil
@@ -21,10 +20,8 @@ from atoll.events import (
     PeerJoined,
     PhaseTimed,
     RoundClosed,
-    RoundCommitted,
     TrainerDied,
     Warned,
-    read_events,
 )
 from atoll.net import records, wire
 from atoll.net.enrol import enrol
@@ -217,27 +214,6 @@ def test_a_tokenizer_larger_than_the_vocabulary(cluster, hosted, config):
 # --- in the middle of a run ----------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint(cluster, config):
-    config = endless(config)
-    host, anna, ben = cluster.start(config, anna=(), ben=())
-    host.wait_for(RoundCommitted, lambda event: event.round > 2)
-    ben.interrupt()
-    assert ben.wait() == 0
-    damaged = max((ben.home / "states").iterdir())
-    flip_a_bit(damaged / "state.safetensors")
-
-    ben = cluster.join("ben")
-    folder = f"{damaged.parent.name}/{damaged.name}"
-    assert_fails(
-        ben, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}"
-    )
-
-    shutil.rmtree(damaged)
-    ben = cluster.join("ben")
-    assert_contributes(cluster, host, "ben")
-    assert_all_leave(cluster, config, host, [anna, ben])
-
-
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -271,9 +247,10 @@ def fill(folder: Path) -> Path:
             return filler
 
 
-def test_the_disk_of_a_peer_is_full(small_disk, cluster, config):
+def test_the_disks_of_a_peer_and_of_the_host_are_full(small_disk, cluster, config):
     config = endless(config, min_peers=1)
     small_disk(cluster.peers / "ben", num_bytes=24 * MIB)
+    small_disk(cluster.run, num_bytes=24 * MIB)
     host, anna, ben = cluster.start(config, anna=(), ben=())
 
     filler = fill(ben.home)
@@ -284,52 +261,17 @@ def test_the_disk_of_a_peer_is_full(small_disk, cluster, config):
         hint="free some space|make room on the disk|is the disk full",
     )
     assert_contributes(cluster, host, "anna")
-
     filler.unlink()
     ben = cluster.join("ben")
     assert_contributes(cluster, host, "ben")
-    assert_all_leave(cluster, config, host, [anna, ben])
-
-
-def test_the_disk_of_the_host_is_full(small_disk, cluster, config):
-    config = endless(config)
-    small_disk(cluster.run, num_bytes=24 * MIB)
-    host, anna, ben = cluster.start(config, anna=(), ben=())
 
     filler = fill(cluster.run)
     assert_fails(host, code=1, error="cannot append to the journal", hint="make room on the disk")
-
     filler.unlink()
     host = cluster.start_host(port=host.port)
     assert_contributes(cluster, host, "anna")
     assert_contributes(cluster, host, "ben")
     assert_all_leave(cluster, config, host, [anna, ben])
-
-
-SHIFTED_CLOCK = """
-import time
-true_time = time.time
-time.time = lambda: true_time() + {seconds}
-"""
-
-
-def test_clocks_that_are_an_hour_off(cluster, config, tmp_path):
-    config = endless(config)
-    cluster.write_run(config)
-    host = cluster.start_host()
-    peers = []
-    for name, seconds in (("anna", 3600), ("ben", -3600)):
-        (tmp_path / name).mkdir()
-        code = SHIFTED_CLOCK.format(seconds=seconds)
-        (tmp_path / name / "sitecustomize.py").write_text(code, encoding="utf-8")
-        path = os.pathsep.join(filter(None, (str(tmp_path / name), os.environ.get("PYTHONPATH"))))
-        peers.append(cluster.join(name, env={"PYTHONPATH": path}))
-
-    host.wait_for(RoundCommitted, lambda event: len(event.roster) == 2 and event.round > 3)
-
-    (hers, *_), (his, *_) = (read_events(peer.home / "events.jsonl")[0] for peer in peers)
-    assert 7100 < hers.at - his.at < 7300, "the clocks were not off"
-    assert_all_leave(cluster, config, host, peers)
 
 
 def test_a_trainer_that_runs_out_of_memory(cluster, config):
@@ -367,8 +309,8 @@ def limit_trainers(peer: Process) -> None:
     wait_until(limit, f"end of {peer.name}")
 
 
-def test_ctrl_c_at_many_moments(cluster, config):
-    config = endless(config, min_peers=1, grace_floor_s=5.0)
+def test_ctrl_c_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(cluster, config):
+    config = endless(config, min_peers=1, grace_floor_s=5.0, reconnect_s=600.0)
     host, ben = cluster.start(config, ben=())
     moments: dict[str, Callable[[Process], object]] = {
         "enrolled": lambda peer: wait_until((peer.home / "run.json").exists, "enrolment"),
@@ -382,6 +324,21 @@ def test_ctrl_c_at_many_moments(cluster, config):
         anna.interrupt()
         assert anna.wait() == 0, moment
         assert "Traceback" not in anna.output, moment
+    # It was in the middle of a round, with leases; it gave them back before it went.
+    gone = cluster.id_of("anna")
+    wait_until(
+        lambda: [r for r in cluster.records(records.Released) if r.peer == gone and r.leases],
+        "leases of Anna that are free again",
+    )
+
+    damaged = max((anna.home / "states").iterdir())
+    flip_a_bit(damaged / "state.safetensors")
+    anna = cluster.join("anna")
+    folder = f"{damaged.parent.name}/{damaged.name}"
+    assert_fails(
+        anna, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}"
+    )
+    shutil.rmtree(damaged)
     anna = cluster.join("anna")
     assert_contributes(cluster, host, "anna")
 

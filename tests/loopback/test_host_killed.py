@@ -1,16 +1,23 @@
-"""The host is killed -9 at each kind of write to its journal, and started again in its place."""
+"""The host is killed -9 at each kind of write to its journal, and started again in its place.
+
+Several rounds are in flight. Open ones are not in the journal: the next host plans them again, the
+first one first.
+"""
 
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.loopback.cluster import Cluster, Process, with_sync
 from tests.loopback.proof import assert_finished
 
-from atoll.events import HostStarted, PeerLeft, StateSynced
+from atoll.events import HostStarted, PeerLeft, RoundPlanned, StateSynced
+from atoll.host.audit import audit
 
 pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
 
+IN_FLIGHT = {"mode": "overlap", "fragments": 2, "in_flight": 2}
 KINDS = ("planned", "leased", "committed", "agreed")
 DIES_AT_A_WRITE = """
 import os, signal, sys
@@ -46,9 +53,13 @@ def restarted(cluster: Cluster, *, port: int, env: dict[str, str]) -> Process:
 
 
 def test_the_host_is_killed_before_and_after_each_kind_of_write(cluster, config, dying):
-    config = with_sync(config, rounds=14, reconnect_s=60.0)
+    model = msgspec.structs.replace(config.model, num_layers=2)
+    config = msgspec.structs.replace(config, model=model)
+    config = with_sync(config, rounds=18, reconnect_s=60.0, **IN_FLIGHT)
     host, anna, ben = cluster.start(config, anna=(), ben=())
     port = host.port
+    first = host.wait_for_next(RoundPlanned).round
+    host.wait_for(RoundPlanned, lambda event: event.round > first)
     host.kill()
     for kind in KINDS:
         for moment in ("before", "after"):
@@ -59,3 +70,4 @@ def test_the_host_is_killed_before_and_after_each_kind_of_write(cluster, config,
     assert not host.find(PeerLeft)
     assert_finished(cluster, config, [anna, ben, host], names=["anna", "ben"])
     assert not anna.find(StateSynced), "its own disk had all that it needed"
+    assert list(audit(cluster.run)), "as `atoll verify` proves it"

@@ -1,4 +1,4 @@
-"""A joiner that is killed in the middle of a state fetches the rest of it when it comes back."""
+"""Who comes late fetches what it needs while the others go on, and the rest if it was killed."""
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from atoll.events import (
 from atoll.exchange.statesync import PER_SOURCE
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.model.shapes import num_parameters
+from atoll.net.records import Genesis
 from atoll.outer.manifest import CHUNK_BYTES
 from atoll.units import MIB
 
@@ -74,16 +75,28 @@ def test_a_joiner_that_is_killed_in_mid_transfer_fetches_only_the_rest(cluster, 
     assert sent_to_joiners(cluster) <= state_bytes + in_flight + 2 * MOST_MANIFEST_BYTES
 
 
-def test_a_joiner_begins_with_the_moments_of_one_that_trains(cluster, config, tmp_path):
+def test_a_joiner_fetches_data_and_state_and_begins_with_the_moments_of_one_that_trains(
+    cluster, config, tmp_path
+):
     endless = with_sync(config, rounds=1000)
     host, anna, ben = cluster.start(endless, anna=(), ben=())
     host.wait_for(RoundCommitted, lambda event: event.round > REPLAY_ROUNDS)
     (tmp_path / "peer.toml").write_text("fetch_moments = true\n", encoding="utf-8")
 
-    dora = cluster.join("dora", "--config", str(tmp_path / "peer.toml"))
+    before = cluster.committed()
+    options = ("--config", str(tmp_path / "peer.toml"), "--cache", str(tmp_path / "empty"))
+    dora = cluster.join("dora", *options)
+    synced = dora.wait_for(StateSynced)
+    assert synced.how == "fetched"
+    assert synced.round >= before
+    (genesis,) = cluster.records(Genesis)
+    assert (tmp_path / "empty" / genesis.dataset).is_dir()
     fetched = dora.wait_for(MomentsFetched)
     assert fetched.peer in (cluster.id_of("anna"), cluster.id_of("ben"))
     assert fetched.num_bytes > 8 * num_parameters(config.model)
     late = cluster.id_of("dora")
-    host.wait_for(RoundCommitted, lambda event: late in event.roster)
+    first = host.wait_for(RoundCommitted, lambda event: late in event.roster)
+    assert first.round > synced.round
+    waits = [e.seconds for e in host.find(RoundCommitted, lambda e: e.round > before)]
+    assert max(waits) < 10, "the others had to wait"
     assert_all_leave(cluster, endless, host, [anna, ben, dora])

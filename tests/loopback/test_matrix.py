@@ -7,6 +7,8 @@ has to send: no matter how fast the machine is, it is in the middle.
     make chaos-loopback      every fault in every way with every codec; long, run by hand
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -36,9 +38,10 @@ from atoll.net import records
 pytestmark = pytest.mark.timeout(600)  # several processes import torch, one after the other
 
 WAYS: dict[str, dict[str, object]] = {
-    "blocking": {},
+    "blocking": {"fragments": 2},
     "overlap": {"mode": "overlap"},
     "streaming": {"mode": "overlap", "fragments": 2},
+    "in flight": {"mode": "overlap", "fragments": 2, "in_flight": 2},
 }
 UPDATE_CODECS = {"int8": "int8", "int4": "int4", "sparse": "sparse8"}
 ONE_PERCENT_S = 200.0  # for one contribution; the lines carry one in much less than 2 s
@@ -87,6 +90,18 @@ class Scene:
 
 
 # --- the faults ----------------------------------------------------------------------------------
+
+
+def loses_its_trainer(scene: Scene) -> None:
+    """The agent is still there, and the others wait for what it has under way."""
+    scene.stop_in_the_middle()
+    left = len(scene.host.find(PeerLeft))
+    os.kill(*scene.carl.trainers, signal.SIGKILL)
+    died = scene.carl.wait_for_next(TrainerDied)
+    assert died.in_a_row == 1
+    assert "Killed" in died.reason
+    scene.carl_comes_back()
+    assert len(scene.host.find(PeerLeft)) == left, "the peer stays while its trainer starts"
 
 
 def dies_as_a_contributor(scene: Scene) -> None:
@@ -159,6 +174,7 @@ def drops_to_one_percent(scene: Scene) -> None:
 
 Fault = Callable[[Scene], None]
 FAULTS: tuple[Fault, ...] = (
+    loses_its_trainer,
     dies_as_a_contributor,
     dies_as_a_reducer_before_its_result,
     dies_as_a_reducer_at_the_close,
@@ -171,13 +187,14 @@ FAULTS: tuple[Fault, ...] = (
 
 # Each way, each codec and each fault once: what a change has to pass.
 CHOSEN: tuple[tuple[str, str, tuple[Fault, ...]], ...] = (
-    ("blocking", "sparse", (drops_to_one_percent, dies_as_a_reducer_at_the_close)),
+    ("blocking", "sparse", (drops_to_one_percent, dies_as_a_reducer_at_the_close, freezes)),
     ("overlap", "int8", (freezes, dies_as_a_reducer_before_its_result)),
     (
         "streaming",
         "int4",
         (is_cut_off_without_a_word, dies_as_a_contributor, dies_as_a_reducer_after_its_result),
     ),
+    ("in flight", "int8", (loses_its_trainer, dies_as_a_contributor)),
 )
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from tests.loopback.cluster import SLOW, Cluster, Process, wait_until, with_sync
-from tests.loopback.proof import assert_finished
+from tests.loopback.proof import assert_finished, digest_on_disk
 
 from atoll.config import RunConfig
+from atoll.events import StateSynced
 from atoll.ids import Digest
 from atoll.net import records
 
@@ -55,6 +56,8 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(enrolled, tmp_path, sh
         for process in (host, *peers):
             process.kill()
         assert cut.committed() == STOP_AFTER, "not the moment that was meant"
+        newest = cut.records(records.Agreed)[-1].state
+        assert [digest_on_disk(cut, name, short) for name in NAMES] == [newest, newest]
     finally:
         cut.close()
 
@@ -73,7 +76,10 @@ def start(cluster: Cluster, *options: str) -> list[Process]:
 def finish(cluster: Cluster, config: RunConfig) -> Digest:
     """Start everything, and return the digest of the final state."""
     try:
-        assert_finished(cluster, config, start(cluster), names=NAMES)
+        processes = start(cluster)
+        assert_finished(cluster, config, processes, names=NAMES)
+        synced = [one for process in processes for one in process.find(StateSynced)]
+        assert not synced, "their own disks had all that they needed"
         return cluster.records(records.Agreed)[-1].state
     finally:
         cluster.close()

@@ -1,5 +1,7 @@
 """Three peers train one model: the same weights everywhere, and better ones."""
 
+import os
+
 import numpy as np
 import pytest
 from tests.loopback.cluster import with_sync
@@ -7,7 +9,7 @@ from tests.loopback.proof import assert_every_byte_is_on_record, assert_finished
 
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
-from atoll.events import RoundCommitted, StateAgreed
+from atoll.events import RoundCommitted, StateAgreed, read_events
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
@@ -16,7 +18,7 @@ from atoll.model.shapes import num_parameters
 from atoll.net import records
 from atoll.train.evaluate import validation_loss
 
-PEERS = ["anna", "ben", "carl"]
+PEERS = {"anna": 3600, "ben": -3600, "carl": 0}  # by how many seconds their clocks are off
 ROUNDS = 10
 MARGIN_NATS = 1.0  # at the least;
 
@@ -33,12 +35,27 @@ def loss_of(params_N, config, dataset) -> float:
     return validation_loss(model, batches, batch_sequences=16, num_samples=64)
 
 
-def test_three_peers_ten_rounds(cluster, long_config):
+SHIFTED_CLOCK = """
+import time
+true_time = time.time
+time.time = lambda: true_time() + {seconds}
+"""
+
+
+def test_three_peers_ten_rounds_whatever_their_clocks_say(cluster, long_config, tmp_path):
     cluster.write_run(long_config)
     host = cluster.start_host()
-    peers = [cluster.join(name) for name in PEERS]
+    peers = []
+    for name, seconds in PEERS.items():
+        (tmp_path / name).mkdir()
+        code = SHIFTED_CLOCK.format(seconds=seconds)
+        (tmp_path / name / "sitecustomize.py").write_text(code, encoding="utf-8")
+        path = os.pathsep.join(filter(None, (str(tmp_path / name), os.environ.get("PYTHONPATH"))))
+        peers.append(cluster.join(name, env={"PYTHONPATH": path}))
 
-    assert_finished(cluster, long_config, [*peers, host], names=PEERS)
+    assert_finished(cluster, long_config, [*peers, host], names=list(PEERS))
+    (hers, *_), (his, *_) = (read_events(peer.home / "events.jsonl")[0] for peer in peers[:2])
+    assert 7100 < hers.at - his.at < 7300, "the clocks were not off"
     assert all(len(c.roster) == 3 for c in host.find(RoundCommitted)), "nobody failed"
     # Three peers and the built-in member; the last to report may come after the majority.
     assert all(len(agreed.peers) >= 2 for agreed in host.find(StateAgreed, lambda e: e.round > 0))
