@@ -103,7 +103,7 @@ async def serve(directory: Path, num_members: int) -> None:
     started = asyncio.Event()
     serving = asyncio.create_task(host.serve(host="127.0.0.1", port=0, started=started))
     await started.wait()
-    print(host.make_invite(uses=num_members, valid_s=3600.0), flush=True)
+    print(await host.make_invite(uses=num_members, valid_s=3600.0), flush=True)
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), serving.cancel)
     with suppress(asyncio.CancelledError):
         await serving

@@ -255,7 +255,7 @@ class _Service:
     async def _keep_built_in(self, started: asyncio.Event, *, uses: int, valid_s: float) -> None:
         """Run the built-in member in a process of its own, again whenever it ends."""
         await started.wait()
-        self._print_invite(self._host.make_invite(uses=uses, valid_s=valid_s))
+        self._print_invite(await self._host.make_invite(uses=uses, valid_s=valid_s))
         run_file = RunFile(
             config=self._config,
             host=self._place.local,

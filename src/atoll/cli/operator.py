@@ -31,27 +31,27 @@ class HostOperator:
         self._host = host
         self._stop = stop
 
-    def pause(self) -> None:
-        self._leading().operate(operate.pause)
+    async def pause(self) -> None:
+        await self._leading().operate(operate.pause)
 
-    def resume(self) -> None:
-        self._leading().operate(operate.resume)
+    async def resume(self) -> None:
+        await self._leading().operate(operate.resume)
 
-    def remove(self, peer: PeerId, reason: str) -> None:
+    async def remove(self, peer: PeerId, reason: str) -> None:
         host = self._leading()
         self._require_member(peer)
         if peer == host.run.built_in:
             raise ConfigError("the built-in member belongs to the host, and cannot be removed")
-        host.operate(operate.remove, peer, reason)
+        await host.operate(operate.remove, peer, reason)
 
-    def invite(self, *, uses: int, days: float) -> str:
-        return self._leading().make_invite(uses=uses, valid_s=days * DAY_S)
+    async def invite(self, *, uses: int, days: float) -> str:
+        return await self._leading().make_invite(uses=uses, valid_s=days * DAY_S)
 
-    def choose_reducers(self, peers: tuple[PeerId, ...]) -> None:
+    async def choose_reducers(self, peers: tuple[PeerId, ...]) -> None:
         host = self._leading()
         for peer in peers:
             self._require_member(peer)
-        host.operate(operate.choose_reducers, peers)
+        await host.operate(operate.choose_reducers, peers)
 
     def stop(self) -> None:
         asyncio.get_running_loop().call_soon(self._stop)

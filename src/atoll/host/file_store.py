@@ -35,6 +35,10 @@ class FileStore:
     def place(self) -> str:
         return str(self._path)
 
+    @property
+    def is_far(self) -> bool:
+        return False
+
     def read(self, *, start: int = 0) -> list[Entry]:
         return read_file(self._path, start=start)
 

@@ -47,7 +47,7 @@ class Journal:
             # Ed25519 signs the same bytes the same way every time
             if self._sign(bytes.fromhex(entry.hash)) != entry.signature:
                 raise damaged(self.store.place, entry.seq)
-        self._note(news)
+        self.note(news)
         return news
 
     def append(self, records: Sequence[Record]) -> list[Entry]:
@@ -59,8 +59,8 @@ class Journal:
         """
         entries = self.signed(records)
         if entries and not self.store.append(entries):
-            raise self._superseded()
-        self._note(entries)
+            raise self.superseded()
+        self.note(entries)
         return entries
 
     def signed(self, records: Sequence[Record]) -> list[Entry]:
@@ -87,11 +87,12 @@ class Journal:
     def close(self) -> None:
         self.store.close()
 
-    def _note(self, entries: Sequence[Entry]) -> None:
+    def note(self, entries: Sequence[Entry]) -> None:
+        """Have these as the newest entries: they are in the store."""
         self.entries += entries
         self.led = next((e for e in reversed(entries) if e.is_led), self.led)
 
-    def _superseded(self) -> RunError:
+    def superseded(self) -> RunError:
         """Return why the store has not taken our entries."""
         before = self.epoch
         self.refresh()

@@ -102,6 +102,10 @@ class PostgresStore:
         host = f"{parts.get('host', 'this machine')}:{parts.get('port', 5432)}"
         return f"{parts.get('dbname', 'postgres')} at {host}"
 
+    @property
+    def is_far(self) -> bool:
+        return True
+
     def read(self, *, start: int = 0) -> list[Entry]:
         return self._do(lambda db: self._entries(db, start))
 

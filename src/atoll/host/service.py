@@ -1,6 +1,6 @@
 """The host on real sockets: it hears members, asks `run.py` what to do, and does that.
 
-    listener -> stranger: enrolment        journal (fsync)  <- Append
+    listener -> stranger: enrolment        journal (fsync)  <- Append                (deeds.py)
              -> member:   Hello, messages  -> run.on_...()  -> Send, Drop, Report
 
 All handlers run in one event loop, one after the other, so there are no locks; each member has a
@@ -10,6 +10,7 @@ queue of its own, so none waits for another's line.
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -21,11 +22,13 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
+from atoll.host.deeds import Deeds
 from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal, deposed
 from atoll.host.lead import Alone, Leading
 from atoll.host.membership import Member
+from atoll.host.session import Session
 from atoll.host.state import Run
 from atoll.ids import Digest, PeerId, RoundId, peer_id_of
 from atoll.model.layout import layout_of
@@ -40,24 +43,14 @@ TICK_S = 0.1
 HELLO_S = 10.0  # for a member to say what it wants
 PROBE_S = 5.0  # for a member that says it listens to answer
 FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still lack
-MAX_QUEUED = 20_000  # messages to one member; it does not read, so it goes
 END = wire.Stop(reason="the run is complete", complete=True)
+STOPS = wire.Stop(reason="the host stops; it may come back", complete=False)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
 NOT_LEADING = wire.Refused(
     reason="this host does not lead the run now", hint="ask its other hosts", final=False
 )
-
-
-class Session:
-    """The control connection of one member."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.outbox: asyncio.Queue[wire.Message] = asyncio.Queue(MAX_QUEUED)
-        self.ended = asyncio.Event()
-        self.reason = "its connection ended"
 
 
 class Host:
@@ -84,6 +77,7 @@ class Host:
         self._identity = identity
         self._advertise = advertise
         self._emit = emit
+        self._deeds = Deeds(journal, note=self._note, fail=self._fail)
         self._sessions: dict[PeerId, Session] = {}
         self._failure: asyncio.Future[None] | None = None
         self._news = asyncio.Event()  # something happened, and what is due was not looked at since
@@ -132,8 +126,10 @@ class Host:
             for one in done:
                 one.result()
         except asyncio.CancelledError:
-            self._carry_out(decisions.on_end(self.run))
-            self._tell_all(wire.Stop(reason="the host stops; it may come back", complete=False))
+            self._ask_for(decisions.on_end(self.run))
+            for peer in self._sessions:
+                self._send(peer, STOPS)
+            await self._deeds.done()
             await asyncio.sleep(TICK_S)
             raise
         finally:
@@ -141,6 +137,7 @@ class Host:
             for task in (keeping, ticking, settling):
                 task.cancel()
             await asyncio.gather(keeping, ticking, settling, return_exceptions=True)
+            await self._deeds.end()
             if not (self._failure.done() and isinstance(self._failure.exception(), DeposedError)):
                 await leading.end(complete=self._is_over)
 
@@ -161,7 +158,8 @@ class Host:
     async def _to_the_end(self) -> None:
         await self._tick(lambda: self.run.is_complete)
         await self._farewell()
-        self._carry_out(decisions.on_end(self.run))
+        self._ask_for(decisions.on_end(self.run))
+        await self._deeds.done()
 
     def _replay(self, *, now: float) -> Run:
         history = [entry.record for entry in self._journal.entries]
@@ -174,8 +172,12 @@ class Host:
             now=now,
         )
 
-    def make_invite(self, *, uses: int, valid_s: float) -> str:
-        """Return the line that a newcomer pastes; it works from now on."""
+    async def make_invite(self, *, uses: int, valid_s: float) -> str:
+        """Return the line that a newcomer pastes; it works from now on.
+
+        Raises:
+            RunError: it could not be made durable.
+        """
         token = new_token()
         invite = Invite(
             host=self._advertise,
@@ -186,6 +188,7 @@ class Host:
         )
         made = InviteMade(token=token_digest(token), uses=uses, expires_at=wall_s() + valid_s)
         self._append((made,))
+        await self._deeds.done()
         return invite.format()
 
     @property
@@ -197,13 +200,14 @@ class Host:
         """Who may take part: all that were admitted and not removed, and the built-in member."""
         return frozenset(self._admission.members)
 
-    def operate(self, decide: Callable[..., list[Effect]], *what: object) -> None:
+    async def operate(self, decide: Callable[..., list[Effect]], *what: object) -> None:
         """Let the operator's will be decided on and done: one of the functions of `operate.py`.
 
         Raises:
             RunError: it could not be made durable.
         """
         self._do(decide, *what)
+        await self._deeds.done()
 
     # --- connections ----------------------------------------------------------------------------
 
@@ -226,12 +230,12 @@ class Host:
                         return
                     await connection.send(wire.Authority(certificate=self._authority.certificate))
                 case wire.Enrol(token=token, public_key=key, name=name):
-                    await connection.send(self._admit(token, key, name))
+                    await connection.send(await self._admit(token, key, name))
                     return
                 case message:
                     raise PeerError(f"a stranger sent {type(message).__name__}")
 
-    def _admit(self, token: str, public_key: bytes, name: str) -> wire.Message:
+    async def _admit(self, token: str, public_key: bytes, name: str) -> wire.Message:
         peer, digest = peer_id_of(public_key), token_digest(token)
         if refused := self._admission.judge(digest, peer, now_s=wall_s()):
             return refused
@@ -239,6 +243,7 @@ class Host:
             self._append(
                 (Admitted(peer=peer, public_key=public_key.hex(), name=name, token=digest),)
             )
+        await self._deeds.done()  # also if it was admitted a moment ago
         return wire.Enrolled(
             certificate=self._authority.sign_member(public_key, name),
             run_config=canonical(self.run.config),
@@ -264,7 +269,7 @@ class Host:
         self._sessions[peer] = session
         member = Member(peer=peer, name=hello.name, trains=hello.trains, rests=hello.rests)
         try:
-            self._send(peer, self._leader())
+            session.put(self._leader())
             self._do(decisions.on_hello, member, hello)
             self._news.set()
             if self._is_over and peer != self.run.built_in:
@@ -310,7 +315,8 @@ class Host:
     def _note_standbys(self, standbys: tuple[str, ...]) -> None:
         if standbys != self._standbys:
             self._standbys = standbys
-            self._tell_all(self._leader())
+            for session in self._sessions.values():
+                session.put(self._leader())
 
     async def _serve_session(self, session: Session, peer: PeerId, hello: wire.Hello) -> None:
         """Read and write until the connection ends, or the run says that it should."""
@@ -363,7 +369,7 @@ class Host:
     # --- effects --------------------------------------------------------------------------------
 
     def _do(self, decide: Callable[..., list[Effect]], *what: object) -> None:
-        """Decide about something that happened, and carry all the effects out in their order.
+        """Decide about something that happened, and ask for all the effects in their order.
 
         What a decision has changed in memory must also happen: when it cannot, the host ends, and
         the next one begins from the journal.
@@ -374,7 +380,7 @@ class Host:
         if self._failure is None or self._failure.done():
             return
         try:
-            self._carry_out(decide(self.run, *what, now=self._now()))
+            self._ask_for(decide(self.run, *what, now=self._now()))
         except Exception as error:
             self._fail(error)
             raise
@@ -383,7 +389,8 @@ class Host:
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
-    def _carry_out(self, effects: Iterable[Effect]) -> None:
+    def _ask_for(self, effects: Iterable[Effect]) -> None:
+        """Ask for these effects: what they are to do, and to whom, is settled now."""
         for effect in effects:
             match effect:
                 case Append(records=records):
@@ -392,23 +399,17 @@ class Host:
                     self._send(peer, message)
                 case SendCommits(peer=peer, after=after, through=through):
                     for round_id in map(RoundId, range(after + 1, through + 1)):
-                        counted = self.run.counted(peer, round_id)
-                        self._send(peer, replace(self._commits[round_id], counted=counted))
+                        self._send_commit(peer, round_id)
                 case Drop(peer=peer, reason=reason):
                     if (session := self._sessions.get(peer)) is not None:
-                        session.reason = reason
-                        session.ended.set()
+                        self._deeds.then(partial(session.drop, reason))
                 case Report(event=event):
-                    self._emit(event)
+                    self._deeds.then(partial(self._emit, event))
 
     def _append(self, records: tuple[Record, ...]) -> None:
-        try:
-            self._note(self._journal.append(records))
-        except RunError as error:
-            self._fail(error)
-            raise
-        for record in records:
+        for record in records:  # now: an invite that is used up is so for whoever comes next
             self._admission.note(record)
+        self._deeds.append(records)
 
     def _note(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -417,18 +418,13 @@ class Host:
                 self._commits[record.round] = entry.to_commit()
 
     def _send(self, peer: PeerId, message: wire.Message) -> None:
-        session = self._sessions.get(peer)
-        if session is None:
-            return
-        try:
-            session.outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            session.reason = "it does not read what we send"
-            session.ended.set()
+        if (session := self._sessions.get(peer)) is not None:
+            self._deeds.then(partial(session.put, message))
 
-    def _tell_all(self, message: wire.Message) -> None:
-        for peer in self._sessions:
-            self._send(peer, message)
+    def _send_commit(self, peer: PeerId, round_id: RoundId) -> None:
+        session, counted = self._sessions.get(peer), self.run.counted(peer, round_id)
+        if session is not None:  # the entry may be on its way to the journal
+            self._deeds.then(lambda: session.put(replace(self._commits[round_id], counted=counted)))
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -445,7 +441,8 @@ class Host:
             self._do(decisions.on_tick)
             self._news.clear()
             if self._now() >= self._beat_at:
-                self._tell_all(wire.Heartbeat())
+                for session in self._sessions.values():
+                    session.put(wire.Heartbeat())
                 self._beat_at = self._now() + self.run.config.sync.heartbeat_s
             await asyncio.sleep(max(TICK_S, decisions.settle_s(self.run)))
 
@@ -456,7 +453,7 @@ class Host:
         what somebody else has already left with. If it does not come, all the others stay until
         each of them has it.
         """
-        self._emit(Stopped(reason="the run is complete"))
+        self._ask_for([Report(Stopped(reason="the run is complete"))])
         deadline = self._now() + FAREWELL_S
         await self._tick(
             lambda: self._now() >= deadline or self._is_kept() or not self._may_lack_the_end()

@@ -33,6 +33,10 @@ class Store(Protocol):
     def place(self) -> str:
         """What messages to people call it."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether an append may take long: it then has to be done in a thread."""
+
     def read(self, *, start: int = 0) -> list[Entry]:
         """Return the entries from number `start` on, in order, as they are: nothing is checked.
 

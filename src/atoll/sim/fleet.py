@@ -52,6 +52,7 @@ class Fleet:
         self.program = HostProgram(
             self.directory, self.config, self.dataset, emit=self._emitter(HOST)
         )
+        self.program.far_journal = setting.far_journal
         self.host = Seat(HOST, machine, self.program, self.network)
         self.program.built_in = self._seat(BUILT_IN, machine)
         self.members = {BUILT_IN: self.program.built_in}

@@ -16,13 +16,19 @@ class TappedStore:
     (what is there then, nobody has heard of either).
     """
 
-    def __init__(self, store: Store, tap: Callable[[Moment], None]) -> None:
+    def __init__(self, store: Store, tap: Callable[[Moment], None], *, is_far: bool) -> None:
         self._store = store
         self._tap = tap
+        self._is_far = is_far
 
     @property
     def place(self) -> str:
         return self._store.place
+
+    @property
+    def is_far(self) -> bool:
+        """As if it were a database elsewhere: an append then takes its time."""
+        return self._is_far
 
     def read(self, *, start: int = 0) -> list[Entry]:
         return self._store.read(start=start)

@@ -124,6 +124,7 @@ class HostProgram:
         self.built_in: Seat | None = None
         # Called before and after each append; returns whether the process dies at that moment.
         self.dies_at: DiesAt = lambda _: False
+        self.far_journal = False  # as if it were in a database on another machine
         self._directory = directory
         self._config = config
         self._dataset = dataset
@@ -139,7 +140,8 @@ class HostProgram:
             if not seat.is_running:
                 raise Killed
 
-        self._opened.journal.store = TappedStore(self._opened.journal.store, tap)
+        journal = self._opened.journal
+        journal.store = TappedStore(journal.store, tap, is_far=self.far_journal)
         self.host = Host(
             self._opened.journal,
             authority=self._opened.authority,

@@ -67,7 +67,8 @@ def random_case(seed: int, *, in_flight: int = 1) -> Case:
         )
         for name in names
     )
-    setting = Setting(seed=seed, peers=peers, run=run)
+    is_far = Random(f"{seed} journal").random() < 0.5
+    setting = Setting(seed=seed, peers=peers, run=run, far_journal=is_far)
     script = tuple(_random_fault(rng, setting) for _ in range(rng.randint(1, 6)))
     return Case(setting=setting, script=script)
 

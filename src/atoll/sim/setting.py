@@ -95,7 +95,10 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 
 
 class Setting(Struct, frozen=True, kw_only=True):
-    """`work_s`: what runs in a thread takes up to so long; `model`: see `trainer.py`."""
+    """`work_s`: what runs in a thread takes up to so long; `model`: see `trainer.py`.
+
+    `far_journal`: so do the writes to the journal, which the host does not wait for.
+    """
 
     seed: int
     peers: tuple[PeerSpec, ...]
@@ -103,6 +106,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     model: Literal["tally", "regression", "idle"] = "tally"
     host_link: str = "datacenter"
     work_s: float = 0.05
+    far_journal: bool = False
 
     def work_times(self) -> Callable[[], float]:
         """Return how long each piece of work takes that would run in a thread."""

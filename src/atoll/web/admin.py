@@ -4,7 +4,7 @@ Never by GET; from no other site (a browser says where a request comes from); wi
 order of the checks is from cheap to dear: what a stranger sends is never parsed.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -56,11 +56,11 @@ class Done(Struct, frozen=True, kw_only=True):
 class Operator(Protocol):
     """What carries an action out; each raises ConfigError where it makes no sense."""
 
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def remove(self, peer: PeerId, reason: str) -> None: ...
-    def invite(self, *, uses: int, days: float) -> str: ...
-    def choose_reducers(self, peers: tuple[PeerId, ...]) -> None: ...
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    async def remove(self, peer: PeerId, reason: str) -> None: ...
+    async def invite(self, *, uses: int, days: float) -> str: ...
+    async def choose_reducers(self, peers: tuple[PeerId, ...]) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -70,7 +70,7 @@ class Admin:
     def __init__(self, operator: Operator, *, token: str) -> None:
         self._operator = operator
         self._guard = Guard(token)
-        self._actions: dict[str, Callable[[bytes], Done]] = {
+        self._actions: dict[str, Callable[[bytes], Awaitable[Done]]] = {
             "pause": self._pause,
             "resume": self._resume,
             "remove": self._remove,
@@ -94,43 +94,43 @@ class Admin:
             challenge = self._guard.challenge(now_s=now_s)
             raise HTTPException(401, why, headers={"www-authenticate": challenge})
         try:
-            return as_json(action(body))
+            return as_json(await action(body))
         except ConfigError as error:
             raise HTTPException(409, str(error)) from error
 
     # --- the actions ----------------------------------------------------------------------------
 
-    def _pause(self, body: bytes) -> Done:
+    async def _pause(self, body: bytes) -> Done:
         _parsed(body, Nothing)
-        self._operator.pause()
+        await self._operator.pause()
         return Done(done="no new round begins; those that are open come to their end")
 
-    def _resume(self, body: bytes) -> Done:
+    async def _resume(self, body: bytes) -> Done:
         _parsed(body, Nothing)
-        self._operator.resume()
+        await self._operator.resume()
         return Done(done="rounds begin again")
 
-    def _remove(self, body: bytes) -> Done:
+    async def _remove(self, body: bytes) -> Done:
         wanted = _parsed(body, Remove)
-        self._operator.remove(wanted.peer, wanted.reason)
+        await self._operator.remove(wanted.peer, wanted.reason)
         return Done(done=f"{wanted.peer} is out of the run, and its key is refused")
 
-    def _invite(self, body: bytes) -> Done:
+    async def _invite(self, body: bytes) -> Done:
         wanted = _parsed(body, Invite)
-        invite = self._operator.invite(uses=wanted.uses, days=wanted.days)
+        invite = await self._operator.invite(uses=wanted.uses, days=wanted.days)
         return Done(
             done=f"an invite for {wanted.uses}, good for {wanted.days:g} days", invite=invite
         )
 
-    def _choose(self, body: bytes) -> Done:
+    async def _choose(self, body: bytes) -> Done:
         wanted = _parsed(body, Reducers)
-        self._operator.choose_reducers(wanted.peers)
+        await self._operator.choose_reducers(wanted.peers)
         who = (
             f"only {len(wanted.peers)} members average" if wanted.peers else "all that can average"
         )
         return Done(done=f"{who}, from the next round on")
 
-    def _stop(self, body: bytes) -> Done:
+    async def _stop(self, body: bytes) -> Done:
         _parsed(body, Nothing)
         self._operator.stop()
         return Done(done="the host stops; started again, it goes on")

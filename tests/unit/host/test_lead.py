@@ -54,7 +54,7 @@ class Database:
 class MemoryStore:
     """A host's connection to the database, which can be cut. It implements `SharedStore`."""
 
-    place = "memory"
+    place, is_far = "memory", True
 
     def __init__(self, database):
         self._database = database

@@ -13,7 +13,7 @@ from tests.unit.virtual import now, run
 from atoll import events
 from atoll.config import canonical, run_digest
 from atoll.errors import ConnectionLost, DeposedError, RunError
-from atoll.host import service
+from atoll.host import session
 from atoll.host.lead import Alone
 from atoll.host.service import FAREWELL_S, HELLO_S, PROBE_S, Host
 from atoll.host.setup import open_run
@@ -53,8 +53,8 @@ class Serving:
         await asyncio.gather(self.task, return_exceptions=True)
         self.directory.close()
 
-    def token(self, *, uses=10, valid_s=3600.0):
-        return Invite.parse(self.host.make_invite(uses=uses, valid_s=valid_s)).token
+    async def token(self, *, uses=10, valid_s=3600.0):
+        return Invite.parse(await self.host.make_invite(uses=uses, valid_s=valid_s)).token
 
     def recorded(self, kind):
         history = [entry.record for entry in self.directory.journal.entries]
@@ -63,7 +63,7 @@ class Serving:
     async def admitted(self, label="anna", **listens):
         """Return a member that has enrolled, and may say hello."""
         member = Player(self, Identity.create(), label, **listens)
-        assert isinstance(await member.enrol(self.token()), wire.Enrolled)
+        assert isinstance(await member.enrol(await self.token()), wire.Enrolled)
         return member
 
 
@@ -211,7 +211,7 @@ def test_a_newcomer_with_a_good_invite_becomes_a_member(tmp_path):
     async def main():
         async with serving(tmp_path) as host:
             member = Player(host, Identity.create(), "anna")
-            token = host.token(uses=1)
+            token = await host.token(uses=1)
             enrolled = await member.enrol(token)
             authority = host.directory.authority.certificate
             key = signed_key(enrolled.certificate, authority=authority)
@@ -234,7 +234,7 @@ def test_a_newcomer_with_a_good_invite_becomes_a_member(tmp_path):
 def test_a_newcomer_with_a_bad_invite_is_refused(tmp_path, valid_s, reason):
     async def main():
         async with serving(tmp_path) as host:
-            token = "0" * 32 if valid_s is None else host.token(valid_s=valid_s)
+            token = "0" * 32 if valid_s is None else await host.token(valid_s=valid_s)
             refused = await Player(host, Identity.create(), "anna").enrol(token)
             assert reason in refused.reason
             assert host.recorded(records.Admitted) == []
@@ -245,7 +245,7 @@ def test_a_newcomer_with_a_bad_invite_is_refused(tmp_path, valid_s, reason):
 def test_an_invite_names_the_host_and_who_signs_there(tmp_path):
     async def main():
         async with serving(tmp_path) as host:
-            invite = Invite.parse(host.host.make_invite(uses=1, valid_s=1.0))
+            invite = Invite.parse(await host.host.make_invite(uses=1, valid_s=1.0))
             assert (invite.host, invite.port) == ("reef", PORT)
             assert invite.authority == host.directory.authority.digest
             (made,) = host.recorded(records.InviteMade)
@@ -433,7 +433,7 @@ def test_heartbeats_come_and_a_member_that_sends_none_is_dropped(tmp_path):
 
 
 def test_a_member_that_reads_nothing_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "MAX_QUEUED", 20)
+    monkeypatch.setattr(session, "MAX_QUEUED", 20)
 
     async def main():
         async with serving(tmp_path) as host:
@@ -587,7 +587,7 @@ def test_a_port_that_is_taken_is_an_error(tmp_path):
 def test_a_journal_that_cannot_admit_a_member_ends_the_host(tmp_path):
     async def main():
         async with serving(tmp_path) as host:
-            newcomer, token = Player(host, Identity.create(), "anna"), host.token()
+            newcomer, token = Player(host, Identity.create(), "anna"), await host.token()
             with full_disk():
                 with pytest.raises(ConnectionLost):
                     await newcomer.enrol(token)
@@ -759,7 +759,7 @@ def test_a_host_that_stands_by_refuses_everybody_until_it_leads(tmp_path):
         leading.note_standbys(("lagoon:8",))
         leader = await member.hears(wire.Leader)
         assert leader.hosts[1] == wire.HostAddress(host="lagoon", port=8)
-        invite = Invite.parse(again.host.make_invite(uses=1, valid_s=60.0))
+        invite = Invite.parse(await again.host.make_invite(uses=1, valid_s=60.0))
         assert invite.places == (("reef", PORT), ("lagoon", 8))
         await again.end()
         assert leading.ended == [False]

@@ -24,20 +24,20 @@ class Noting:
     def __init__(self):
         self.asked = []
 
-    def pause(self):
+    async def pause(self):
         self.asked.append("pause")
 
-    def resume(self):
+    async def resume(self):
         raise ConfigError("this host does not lead the run now")
 
-    def remove(self, peer, reason):
+    async def remove(self, peer, reason):
         self.asked.append(("remove", peer, reason))
 
-    def invite(self, *, uses, days):
+    async def invite(self, *, uses, days):
         self.asked.append(("invite", uses, days))
         return "atoll1..."
 
-    def choose_reducers(self, peers):
+    async def choose_reducers(self, peers):
         self.asked.append(("reducers", peers))
 
     def stop(self):
