@@ -236,6 +236,15 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["auto", "cpu", "cuda", "mps"], about("where it trains; auto: the fastest there is")
     ] = "auto"
     threads: Annotated[NotNegative, about("0: as many as torch takes by itself")] = 0
+    nice: Annotated[
+        int, Meta(ge=0, le=19), about("how far other programs go first; 19: always")
+    ] = 0
+    gpu_memory: Annotated[
+        str, about('of each GPU at most: "50%", "8 GB"; empty: as much as is free')
+    ] = ""
+    hours: Annotated[
+        str, about('it trains then, by local time: "22-7", "8:30-17"; empty: always')
+    ] = ""
     devices: Annotated[
         NotNegative,
         about("GPUs, or processes on a CPU; 0: all the GPUs of its kind, or one process"),

@@ -32,7 +32,7 @@ class Signalled(Protocol):
 # --- signals and processes -----------------------------------------------------------------------
 
 
-def on_request_to_end(do: Callable[[], None]) -> None:
+def on_request_to_end(do: Callable[[], object]) -> None:
     """Call `do` when somebody else than the user asks this process to end.
 
     Who was started so that it outlives its terminal (`nohup`) still does.
@@ -41,6 +41,11 @@ def on_request_to_end(do: Callable[[], None]) -> None:
         request = getattr(signal, name, None)
         if request is not None and signal.getsignal(request) is not signal.SIG_IGN:
             signal.signal(request, lambda *_: do())
+
+
+def on_interrupt(do: Callable[[], object]) -> None:
+    """Call `do` at each Ctrl-C, from now on."""
+    signal.signal(signal.SIGINT, lambda *_: do())
 
 
 def end_as_with_ctrl_c() -> None:
@@ -68,6 +73,11 @@ def apart() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def service_manager() -> str:
+    """Return what keeps services running on this system: systemd, launchd, or nothing we know."""
+    return {"linux": "systemd", "darwin": "launchd"}.get(sys.platform, "")
 
 
 def give_way(niceness: int) -> None:

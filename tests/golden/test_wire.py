@@ -18,7 +18,7 @@ LEASE = Lease(id=LeaseId(3), start=2**40, stop=2**40 + 80)
 
 EXAMPLES: tuple[wire.Message, ...] = (
     wire.GetAuthority(protocol=1),
-    wire.Authority(certificate=b"\x30\x82\x00"),
+    wire.Authority(certificate=b"\x30\x82\x00", now_s=1.8e9, seen_host="198.51.100.7"),
     wire.Enrol(token="0123456789abcdef" * 2, public_key=bytes(range(32)), name="Zoë's laptop"),
     wire.Enrolled(certificate=b"\x30\x82\x01", run_config=b'{"name":"r"}', host=ANNA, built_in=BEN),
     wire.Refused(reason="the invite is used up", hint="ask for another", final=False),

@@ -108,7 +108,10 @@ class Process:
         self._popen.wait()
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
+        """Let it end in order, and at once, as a service manager does."""
+        self._popen.send_signal(signal.SIGTERM)
+
+    def press_ctrl_c(self) -> None:
         self._popen.send_signal(signal.SIGINT)
 
     def freeze(self) -> None:

@@ -115,7 +115,7 @@ def assert_finished(
 def assert_all_leave(
     cluster: Cluster, config: RunConfig, host: Process, peers: list[Process]
 ) -> None:
-    """Press Ctrl-C everywhere; check that all leave cleanly, and nothing committed is lost."""
+    """Let everybody end; check that all leave cleanly, and nothing committed is lost."""
     committed = cluster.committed()
     for process in (*peers, host):
         process.interrupt()

@@ -1,11 +1,12 @@
-"""The operator's commands on a real run: invite, pause, resume, remove, stop."""
+"""The operator's commands on a real run: invite, pause, resume, remove, stop; and the owner's."""
 
+import os
 import stat
 
 from tests.loopback.cluster import wait_until, with_sync
 
 from atoll.cli.operator import TOKEN_FILE
-from atoll.events import DashboardServed, RunPaused
+from atoll.events import DashboardServed, PeerRests, RunPaused
 from atoll.net.records import Paused, Planned, Removed, Resumed
 
 
@@ -17,7 +18,7 @@ def test_an_operator_has_the_last_word(cluster, config):
     assert mode == stat.S_IRUSR | stat.S_IWUSR
 
     said = cluster.command("admin", str(cluster.run), "invite", "--uses", "1")
-    peer = cluster.join_by(said.split("atoll join ")[1].strip(), "anna")
+    peer = cluster.join_by(said.split("atoll join ")[1].strip(), "anna", "--nice", "3")
     wait_until(lambda: cluster.committed() >= 1, "a commit", watch=peer)
 
     assert "no new round" in cluster.command("admin", str(cluster.run), "pause")
@@ -29,6 +30,15 @@ def test_an_operator_has_the_last_word(cluster, config):
     assert not any(isinstance(record, Planned) for record in records[paused:resumed])
     committed = cluster.committed()
     wait_until(lambda: cluster.committed() > committed + 1, "another round", watch=peer)
+
+    mine, trainers = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, *peer.trainers))
+    assert trainers == min(19, mine + 3)
+    assert "rests" in cluster.command("pause", "--dir", str(peer.home))
+    assert host.wait_for(PeerRests).rests
+    assert "goes on" in cluster.command("resume", "--dir", str(peer.home))
+    host.wait_for(PeerRests, lambda event: not event.rests)
+    committed = cluster.committed()
+    wait_until(lambda: cluster.committed() > committed, "another round", watch=peer)
 
     cluster.command("admin", str(cluster.run), "remove", "anna", "--reason", "for a test")
     assert peer.wait() != 0

@@ -309,7 +309,7 @@ def limit_trainers(peer: Process) -> None:
     wait_until(limit, f"end of {peer.name}")
 
 
-def test_ctrl_c_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(cluster, config):
+def test_ends_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(cluster, config):
     config = endless(config, min_peers=1, grace_floor_s=5.0, reconnect_s=600.0)
     host, ben = cluster.start(config, ben=())
     moments: dict[str, Callable[[Process], object]] = {
@@ -348,7 +348,11 @@ def test_ctrl_c_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(clus
     assert "Traceback" not in host.output
     host = cluster.start_host(port=host.port)
     assert_contributes(cluster, host, "anna")
-    assert_all_leave(cluster, config, host, [anna, ben])
+
+    anna.press_ctrl_c()
+    assert anna.wait() == 0
+    assert "left after the round" in anna.output, "what she had begun was to count"
+    assert_all_leave(cluster, config, host, [ben])
 
 
 def test_ctrl_c_while_the_host_prepares_its_text(cluster, config):

@@ -11,7 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from atoll import system
-from atoll.cli.join import take_part
+from atoll.cli.life import take_part
 from atoll.cli.main import report
 from atoll.config import PeerConfig
 from atoll.errors import AtollError, ConfigError

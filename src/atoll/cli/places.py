@@ -14,8 +14,17 @@ def cache_directory() -> Path:
 
 def peer_directory(authority: str) -> Path:
     """Return where this machine's peer of the run with this authority lives."""
+    return _peers() / authority[:16]
+
+
+def peer_directories() -> list[Path]:
+    """Return where peers of this machine live that have no --dir of their own."""
+    return sorted(path.parent for path in _peers().glob("*/run.json"))
+
+
+def _peers() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "atoll" / authority[:16]
+    return Path(base) / "atoll"
 
 
 def reader_directory(authority: str) -> Path:

@@ -34,6 +34,7 @@ from atoll.ids import Digest, PeerId, RoundId, peer_id_of
 from atoll.model.layout import layout_of
 from atoll.net import wire
 from atoll.net.authority import Authority
+from atoll.net.enrol import introduction
 from atoll.net.identity import Identity
 from atoll.net.invite import Invite, new_token, token_digest
 from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record, led
@@ -46,8 +47,6 @@ FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still
 END = wire.Stop(reason="the run is complete", complete=True)
 STOPS = wire.Stop(reason="the host stops; it may come back", complete=False)
 LOOPBACK = ("127.0.0.1", "::1")
-
-
 NOT_LEADING = wire.Refused(
     reason="this host does not lead the run now", hint="ask its other hosts", final=False
 )
@@ -228,7 +227,8 @@ class Host:
                     if refused := judge_protocol(protocol):
                         await connection.send(refused)
                         return
-                    await connection.send(wire.Authority(certificate=self._authority.certificate))
+                    seen = connection.remote_host
+                    await connection.send(introduction(self._authority.certificate, seen=seen))
                 case wire.Enrol(token=token, public_key=key, name=name):
                     await connection.send(await self._admit(token, key, name))
                     return

@@ -8,8 +8,10 @@ newcomer -- GetAuthority -> host      (no secret yet: this may be anybody)
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
+from atoll.clock import monotonic_s, wall_s
 from atoll.errors import ConfigError, ConnectionLost, ProtocolError
 from atoll.ids import digest_of, peer_id_of
 from atoll.net import wire
@@ -17,6 +19,8 @@ from atoll.net.connection import TcpConnection
 from atoll.net.identity import Identity, signed_key
 from atoll.net.invite import Invite
 from atoll.net.transport import TcpTransport
+
+OVERLOADED = "the host may be overloaded: try again"
 
 
 async def enrol(
@@ -35,6 +39,51 @@ async def enrol(
     return await _enrol_at(last, invite, identity, name, timeout_s=timeout_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a host says of itself to anybody; `where` it is, and in how many `seconds` it answered.
+
+    `now_s` is its clock, 0 if it does not say; `seen_host` the address that it sees us come from.
+    """
+
+    where: str
+    seconds: float
+    now_s: float
+    seen_host: str
+
+
+def introduction(certificate: bytes, *, seen: str) -> wire.Authority:
+    """Return the host's answer to a newcomer that it sees come from this address."""
+    return wire.Authority(certificate=certificate, now_s=wall_s(), seen_host=seen)
+
+
+async def greet(invite: Invite, *, timeout_s: float = 20.0) -> Greeting:
+    """Find out whether the host of the invite can be reached, without becoming a member.
+
+    Raises:
+        ConfigError: it is not the host of the invite, or of another version.
+        PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
+    """
+    *first, last = invite.places
+    for place in first:
+        with suppress(ConnectionLost):
+            return await _greet_at(place, invite, timeout_s=timeout_s)
+    return await _greet_at(last, invite, timeout_s=timeout_s)
+
+
+async def _greet_at(place: tuple[str, int], invite: Invite, *, timeout_s: float) -> Greeting:
+    where, began_at = f"{place[0]}:{place[1]}", monotonic_s()
+    connection = await TcpTransport(None).dial(*place, expect=None, timeout_s=timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            said = await _checked_authority(connection, invite, where=where)
+    except TimeoutError as error:
+        raise ConnectionLost(f"{where} does not answer", hint=OVERLOADED) from error
+    finally:
+        await connection.close()
+    return Greeting(where, monotonic_s() - began_at, said.now_s, said.seen_host)
+
+
 async def _enrol_at(
     place: tuple[str, int], invite: Invite, identity: Identity, name: str, *, timeout_s: float
 ) -> wire.Enrolled:
@@ -43,13 +92,12 @@ async def _enrol_at(
     connection = await TcpTransport(None).dial(host, port, expect=None, timeout_s=timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
-            authority = await _checked_authority(connection, invite, where=where)
+            authority = (await _checked_authority(connection, invite, where=where)).certificate
             request = wire.Enrol(token=invite.token, public_key=identity.public_key, name=name)
             await connection.send(request)
             enrolled = await connection.receive()
     except TimeoutError as error:
-        hint = "the host may be overloaded: try again"
-        raise ConnectionLost(f"{where} does not answer", hint=hint) from error
+        raise ConnectionLost(f"{where} does not answer", hint=OVERLOADED) from error
     finally:
         await connection.close()
     if not isinstance(enrolled, wire.Enrolled):
@@ -60,8 +108,10 @@ async def _enrol_at(
     return enrolled
 
 
-async def _checked_authority(connection: TcpConnection, invite: Invite, *, where: str) -> bytes:
-    """Return the certificate (DER) of the invite's authority, which vouches for the other side."""
+async def _checked_authority(
+    connection: TcpConnection, invite: Invite, *, where: str
+) -> wire.Authority:
+    """Return the invite's authority, whose certificate vouches for the other side."""
     await connection.send(wire.GetAuthority(protocol=wire.PROTOCOL))
     answer = await connection.receive()
     if not isinstance(answer, wire.Authority):
@@ -73,7 +123,7 @@ async def _checked_authority(connection: TcpConnection, invite: Invite, *, where
     except ProtocolError as error:
         message = f"{where} is not the host of this invite: {error}"
         raise ConfigError(message, hint="ask the host for a new invite") from error
-    return answer.certificate
+    return answer
 
 
 def _raise_unexpected(answer: wire.Message) -> NoReturn:

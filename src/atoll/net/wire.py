@@ -55,6 +55,8 @@ class GetAuthority(Struct, frozen=True, kw_only=True, tag_field="t", tag="get_au
 
 class Authority(Struct, frozen=True, kw_only=True, tag_field="t", tag="authority"):
     certificate: bytes  # DER; its digest is in the invite, and it signed the host's own
+    now_s: float = 0.0  # since 1970, by the host's clock; for people
+    seen_host: Text = ""  # the address that the newcomer comes from
 
 
 class Enrol(Struct, frozen=True, kw_only=True, tag_field="t", tag="enrol"):

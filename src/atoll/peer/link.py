@@ -83,7 +83,8 @@ class HostLink:
                 )
             except* (PeerError, TimeoutError) as errors:
                 if failures == 0 or self.board.session != session:
-                    reason = "; ".join(str(e) or "it does not answer" for e in errors.exceptions)
+                    reasons = [str(e) or "it does not answer" for e in errors.exceptions]
+                    reason = "; ".join(dict.fromkeys(reasons))
                     self._emit(Warned(text=f"no connection to the host, trying again ({reason})"))
             finally:
                 self._outbox = None

@@ -1,11 +1,13 @@
 """The device that trains, and what it can do."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 
 from atoll.config import PeerConfig
 from atoll.errors import ConfigError
+from atoll.units import GIB
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,6 +61,46 @@ def name_of(devices: Sequence[torch.device]) -> str:
     """Return what a person calls all devices of a peer."""
     name = device_name(devices[0])
     return name if len(devices) == 1 else f"{len(devices)} x {name}"
+
+
+def limit_memory(device: torch.device, limit: str) -> int | None:
+    """Let this process take no more of the device than its owner gives: "50%", "8 GB", "8 GiB".
+
+    Returns the bytes; None: there is no limit.
+
+    Raises:
+        ConfigError: the limit is none, or the device is a CPU, whose memory torch does not limit.
+    """
+    if not limit:
+        return None
+    if device.type == "cpu":
+        raise ConfigError(
+            "--gpu-memory is for a GPU, and this peer trains on the CPU",
+            hint="there a smaller --micro-batch takes less",
+        )
+    if device.type == "cuda":
+        total_bytes = torch.cuda.get_device_properties(device).total_memory
+        limit_bytes = part_of(limit, total_bytes)
+        torch.cuda.set_per_process_memory_fraction(limit_bytes / total_bytes, device)
+    else:
+        total_bytes = torch.mps.recommended_max_memory()
+        limit_bytes = part_of(limit, total_bytes)
+        torch.mps.set_per_process_memory_fraction(limit_bytes / total_bytes)
+    return limit_bytes
+
+
+def part_of(limit: str, total_bytes: int) -> int:
+    """Return how many bytes of a memory "50%" or "8 GB" are; all of it at most.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|GB|GiB)\s*", limit, re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        hint = "a share of the GPU's memory or a size, for example 50% or 8GB"
+        raise ConfigError(f"--gpu-memory {limit} means nothing", hint=hint)
+    unit_bytes = {"%": total_bytes / 100, "gb": 1e9, "gib": float(GIB)}[found[2].lower()]
+    return min(total_bytes, int(float(found[1]) * unit_bytes))
 
 
 def computes_in_bf16(device: torch.device) -> bool:

@@ -69,14 +69,18 @@ def _does_not_fit(config: RunConfig, how: Training, *, fits: int, room_bytes: in
 # --- what is free --------------------------------------------------------------------------------
 
 
-def free_memory(device: torch.device, *, num_ranks: int = 1) -> int | None:
+def free_memory(
+    device: torch.device, *, num_ranks: int = 1, limit_bytes: int | None = None
+) -> int | None:
     """Return the bytes that a rank on this device can have by now; None: the system does not say.
 
-    Ranks on a CPU share the machine's memory.
+    Ranks on a CPU share the machine's memory. `limit_bytes` is what the owner of a GPU gives of it.
     """
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
-        return free_bytes
+        return free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
+    if limit_bytes is not None:
+        return limit_bytes
     known = [free for free in (available_in(MEMINFO), left_in(CGROUP)) if free is not None]
     return min(known) // num_ranks if known else None
 

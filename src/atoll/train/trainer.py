@@ -40,7 +40,7 @@ from atoll.train.channel import (
     Trained,
     read_address,
 )
-from atoll.train.device import computes_in_bf16, name_of, pick_devices, set_threads
+from atoll.train.device import computes_in_bf16, limit_memory, name_of, pick_devices, set_threads
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.parallel import ALONE, Ranks, join, shard_
@@ -113,12 +113,14 @@ def make_loop(setup: Setup, seat: Seat | None) -> Made:
     device = devices[0 if seat is None else seat.rank]
     threads = set_threads(peer.threads, num_ranks=len(devices))
     bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
+    limit_bytes = limit_memory(device, peer.gpu_memory)
     ranks = ALONE if seat is None else join(seat, device)
     how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers")
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
     micro_batch = 0
     if ranks.leads:  # for all: they step together
-        micro_batch = choose(config, how, chosen, device=device)
+        free_bytes = free_memory(device, num_ranks=len(devices), limit_bytes=limit_bytes)
+        micro_batch = choose(config, how, chosen, free_bytes=free_bytes)
     micro_batch = ranks.agree(micro_batch)
     loop = InnerLoop(
         build(config.model, device, ranks=ranks, bf16=bf16),
@@ -132,14 +134,13 @@ def make_loop(setup: Setup, seat: Seat | None) -> Made:
 
 
 def choose(
-    config: RunConfig, how: Training, chosen: MicroBatchFile, *, device: torch.device
+    config: RunConfig, how: Training, chosen: MicroBatchFile, *, free_bytes: int | None
 ) -> int:
     """Return how many samples fit on the device at once, and remember it.
 
     Raises:
         ConfigError: none, or fewer than are wanted.
     """
-    free_bytes = free_memory(device, num_ranks=how.devices)
     remembered = chosen.read()
     micro_batch = choose_micro_batch(config, how, free_bytes=free_bytes, remembered=remembered)
     if how.micro_batch == 0 and micro_batch != remembered:

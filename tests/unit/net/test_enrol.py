@@ -5,10 +5,12 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from atoll.clock import wall_s
 from atoll.errors import AtollError, ConfigError, ConnectionLost, ProtocolError
+from atoll.ids import Digest
 from atoll.net import wire
 from atoll.net.authority import Authority
-from atoll.net.enrol import enrol
+from atoll.net.enrol import Greeting, enrol, greet, introduction
 from atoll.net.identity import Identity, verify
 from atoll.net.invite import Invite, new_token
 from atoll.net.transport import TcpTransport
@@ -27,7 +29,7 @@ class Host:
 
     def vouch(self, request):
         assert request.protocol == wire.PROTOCOL
-        return wire.Authority(certificate=self.authority.certificate)
+        return introduction(self.authority.certificate, seen="198.51.100.7")
 
     def sign(self, request):
         return wire.Enrolled(
@@ -95,6 +97,32 @@ def test_a_newcomer_becomes_a_member(host, anna, authority):
         assert seen == [newcomer.peer_id]
 
     asyncio.run(scenario())
+
+
+def greeting_of(host, *, invited_by=None) -> Greeting:
+    async def scenario():
+        listener = await TcpTransport(host.identity).listen(host.serve, host="127.0.0.1", port=0)
+        authority = (invited_by or host.authority).digest
+        invite = Invite(host="127.0.0.1", port=listener.port, authority=authority, token=TOKEN)
+        try:
+            return await greet(invite, timeout_s=5.0)
+        finally:
+            await listener.close()
+
+    return asyncio.run(scenario())
+
+
+def test_a_greeting_tells_the_clock_and_our_address_and_uses_no_invite(host):
+    greeting = greeting_of(host)
+    assert greeting.where.startswith("127.0.0.1:")
+    assert abs(greeting.now_s - wall_s()) < 300
+    assert greeting.seen_host == "198.51.100.7"
+    assert host.tokens == []
+
+
+def test_a_stranger_in_the_place_of_the_host_is_not_greeted(host):
+    with pytest.raises(ConfigError, match="is not the host of this invite"):
+        greeting_of(host, invited_by=Authority.create(run=Digest("0" * 64)))
 
 
 def refused(host, error, **how) -> AtollError:

@@ -142,7 +142,7 @@ class Replica:
         )
         home = Home(self.directory, keep_states=2)
         self.peer = home.identity.peer_id
-        agent = Agent(
+        agent = self.agent = Agent(
             home,
             PeerConfig(directory=str(self.directory), name=self.directory.name),
             transport=self.serving.network.transport(self.peer),

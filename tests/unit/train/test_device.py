@@ -6,11 +6,14 @@ from atoll.errors import ConfigError
 from atoll.train.device import (
     computes_in_bf16,
     device_name,
+    limit_memory,
     name_of,
+    part_of,
     pick_device,
     pick_devices,
     set_threads,
 )
+from atoll.units import GIB
 
 CPU = torch.device("cpu")
 
@@ -56,3 +59,28 @@ def test_threads():
     assert set_threads(4, num_ranks=2) == 2
     assert set_threads(2, num_ranks=3) == 1
     assert set_threads(before) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_bytes"),
+    [("50%", 12 * GIB), ("8GB", 8 * 10**9), (" 8 gib", 8 * GIB), ("2.5 GB", 25 * 10**8)],
+)
+def test_a_part_of_a_gpu(limit, num_bytes):
+    assert part_of(limit, 24 * GIB) == num_bytes
+
+
+@pytest.mark.parametrize("limit", ["200%", "1000GB"])
+def test_nobody_gives_more_than_there_is(limit):
+    assert part_of(limit, 24 * GIB) == 24 * GIB
+
+
+@pytest.mark.parametrize("limit", ["8", "0%", "-8GB", "half", "8 MB"])
+def test_what_is_no_part_is_a_config_error(limit):
+    with pytest.raises(ConfigError, match="means nothing"):
+        part_of(limit, 24 * GIB)
+
+
+def test_the_memory_of_a_cpu_has_no_limit():
+    assert limit_memory(torch.device("cpu"), "") is None
+    with pytest.raises(ConfigError, match="trains on the CPU"):
+        limit_memory(torch.device("cpu"), "50%")

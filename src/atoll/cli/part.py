@@ -1,0 +1,269 @@
+"""What this machine does for a run, as its owner would tell it, from what its peer reports. Pure.
+
+(event, when) -> what it is doing, how fast, how much so far; and news: lines in words
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from atoll import events
+from atoll.cli.story import Tone
+from atoll.config import RunConfig
+from atoll.events import Event
+from atoll.ids import INITIAL, RoundId
+from atoll.sentences import sentence
+from atoll.units import format_bytes, format_count, format_seconds
+
+SAY_DOWNLOAD_S: Final = 10.0  # between two lines about a download
+SAY_TRAINING_S: Final = 60.0  # and about the steps of one round
+RATE_S: Final = 5.0  # that a rate is the mean of
+
+Doing = Literal[
+    "connecting",
+    "downloading",
+    "starting",
+    "waiting for a round",
+    "training",
+    "exchanging",
+    "paused",
+    "resting",
+    "done",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A line; `at` by the wall clock."""
+
+    at: float
+    text: str
+    tone: Tone
+
+
+@dataclass(slots=True)
+class Flow:
+    """Bytes that come or go: how many so far, and how many per second of late."""
+
+    num_bytes: int = 0
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def note(self, num_bytes: int, *, at: float) -> None:
+        self.num_bytes = num_bytes
+        self._seen.append((at, num_bytes))
+        while len(self._seen) > 2 and self._seen[1][0] <= at - RATE_S:
+            self._seen.popleft()
+
+    @property
+    def bytes_per_s(self) -> float:
+        if len(self._seen) < 2:
+            return 0.0
+        (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+
+
+@dataclass(slots=True)
+class Download:
+    what: str
+    total_bytes: int
+    began_at: float
+    flow: Flow = field(default_factory=Flow)
+    said_at: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        return self.flow.num_bytes >= self.total_bytes
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at the rate of late; None: too early to tell."""
+        rate = self.flow.bytes_per_s
+        return (self.total_bytes - self.flow.num_bytes) / rate if rate > 0 else None
+
+    def in_words(self) -> str:
+        left = self.seconds_left
+        rate = f", {format_bytes(self.flow.bytes_per_s)}/s" if left is not None else ""
+        rest = f", {format_seconds(left)} left" if left is not None and not self.is_whole else ""
+        done, total = format_bytes(self.flow.num_bytes), format_bytes(self.total_bytes)
+        return f"{self.what}: {done} of {total}{rate}{rest}"
+
+
+@dataclass(slots=True)
+class Part:
+    """`losses` are the last one of each round; `share` that of the newest round with our work."""
+
+    config: RunConfig
+    began_at: float  # by the wall clock, like the events
+    doing: Doing = "connecting"
+    host: str = ""
+    device: str = ""
+    download: Download | None = None
+    committed: RoundId = INITIAL
+    round: RoundId = INITIAL  # that it is at work for
+    step: int = 0  # inner steps done in this round
+    loss: float | None = None
+    tokens_per_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    exchanges: set[RoundId] = field(default_factory=set)  # that are under way
+    num_contributors: int = 0
+    share: float | None = None
+    num_tokens: int = 0  # of ours, committed since we began
+    total_tokens: int = 0  # and ever
+    num_rounds: int = 0  # that have work of ours, since we began
+    sent: Flow = field(default_factory=Flow)
+    received: Flow = field(default_factory=Flow)
+    is_connected: bool = False
+    is_leaving: bool = False
+    news: list[News] = field(default_factory=list)
+    _said_training_at: float = 0.0
+    _behind: RoundId = INITIAL  # the rounds up to this one were over when it connected
+
+    def say(self, text: str, *, at: float, tone: Tone = "plain") -> None:
+        self.news.append(News(at, text, tone))
+
+    @property
+    def exchanges_beside(self) -> bool:
+        """Whether an exchange is under way while it trains."""
+        return self.doing == "training" and bool(self.exchanges)
+
+    # --- what the peer reports ------------------------------------------------------------------
+
+    def hear(self, event: Event, *, at: float) -> None:  # noqa: C901, PLR0912 - one case for each event
+        match event:
+            case events.Connected():
+                self._connect(event, at=at)
+            case events.Downloading():
+                self._download(event, at=at)
+            case events.StateSynced(num_bytes=num_bytes) if not num_bytes:
+                pass  # a state before the first round: nothing was fetched
+            case events.TrainerStarted(device=device):
+                self.device, self.doing = device, "waiting for a round"
+                self.say(f"ready to train on {device}", at=at, tone="good")
+            case events.TrainerDied(reason=reason):
+                self.doing, self.tokens_per_s = "starting", 0.0
+                text = f"the trainer died, and is started again by itself: {reason}"
+                self.say(text, at=at, tone="bad")
+            case events.Training() if self.doing != "paused":
+                self._train(event, at=at)
+            case events.PhaseTimed(round=round_id, phase="snapshot"):
+                self.exchanges.add(round_id)
+                self.doing = "exchanging"
+            case events.RoundTaken():
+                self._take(event, at=at)
+            case events.PeerRests(rests=rests):
+                self._rest(rests=rests, at=at)
+            case events.Warned(text=text):
+                self.is_connected = self.is_connected and "no connection" not in text
+                self.say(f"{text}{_advice(text)}", at=at, tone="bad")
+            case events.Stopped(reason=reason):
+                self.doing, self.tokens_per_s = "done", 0.0
+                self.say(reason, at=at, tone="good")
+            case _ if line := sentence(event, names={}):
+                self.say(line, at=at)
+            case _:
+                pass
+
+    def _connect(self, event: events.Connected, *, at: float) -> None:
+        self.host, self.committed, self.is_connected = event.host, event.committed, True
+        self._behind = event.committed
+        if self.doing == "connecting":
+            self.doing = "starting" if not self.device else "waiting for a round"
+        rounds = self.config.sync.rounds
+        text = f"connected to {event.host}: {event.committed} of {rounds} rounds are done"
+        self.say(text, at=at, tone="good")
+
+    def _download(self, event: events.Downloading, *, at: float) -> None:
+        if self.download is None or self.download.what != event.what:
+            self.download = Download(event.what, event.total_bytes, began_at=at)
+        download = self.download
+        download.flow.note(event.num_bytes, at=at)
+        self.doing = "starting" if download.is_whole else "downloading"
+        if download.is_whole:
+            size = format_bytes(download.total_bytes)
+            took = format_seconds(at - download.began_at)
+            self.say(f"downloaded {download.what}: {size} in {took}", at=at)
+            self.download = None
+        elif at >= download.said_at + SAY_DOWNLOAD_S:
+            download.said_at = at
+            self.say(f"downloading {download.in_words()}", at=at)
+
+    def _train(self, event: events.Training, *, at: float) -> None:
+        steps = self.config.steps_per_round
+        is_new = event.round != self.round
+        before = (event.round - 1) * steps
+        step = max(0, event.step - before)
+        if (event.round, step, event.loss) == (self.round, self.step, self.loss):
+            return  # no step since
+        self.round, self.step = event.round, step
+        self.loss, self.tokens_per_s = event.loss, event.tokens_per_s
+        self.doing = "training"
+        if is_new:
+            self._said_training_at = at  # its end is said soon, if it is a short one
+        elif at >= self._said_training_at + SAY_TRAINING_S:
+            self._said_training_at = at
+            speed = format_count(event.tokens_per_s)
+            text = f"round {event.round}: step {min(step, steps)} of {steps}"
+            self.say(f"{text}, loss {event.loss:.3f}, {speed} tokens/s", at=at)
+
+    def _take(self, event: events.RoundTaken, *, at: float) -> None:
+        self.exchanges.discard(event.round)
+        self.committed, self.num_contributors = event.round, event.num_contributors
+        self.round, self.step, self._said_training_at = RoundId(event.round + 1), 0, at
+        if self.doing in ("training", "exchanging") and not self._overlaps:
+            self.doing = "waiting for a round"
+        text = f"round {event.round} of {self.config.sync.rounds}"
+        if not event.num_tokens and event.round <= self._behind:
+            if event.round == self._behind:
+                self.say("caught up with the rounds before", at=at)
+            return
+        if not event.num_tokens:
+            is_late = self.doing != "paused"
+            whose = "your work comes into a later one" if is_late else "the others' work"
+            self.say(f"{text}: {whose}", at=at)
+            return
+        self.num_rounds += 1
+        self.num_tokens += event.num_tokens
+        self.total_tokens = max(self.total_tokens, event.total_tokens)
+        self.share = event.num_tokens / event.round_tokens if event.round_tokens else None
+        if self.loss is not None:
+            self.losses.append(self.loss)
+            text += f": loss {self.loss:.3f}"
+        share = "" if self.share is None else f", your share {self.share:.0%}"
+        self.say(f"{text}{share}, {format_count(self.total_tokens)} tokens so far", at=at)
+
+    @property
+    def _overlaps(self) -> bool:
+        return self.config.sync.mode == "overlap"
+
+    def _rest(self, *, rests: bool, at: float) -> None:
+        self.doing = "paused" if rests else "waiting for a round"
+        self.tokens_per_s = 0.0
+        if rests:
+            self.say("paused, its work is kept; go on with: atoll resume", at=at, tone="bad")
+        else:
+            self.say("it goes on with the work that it had", at=at, tone="good")
+
+    # --- what its owner wants -------------------------------------------------------------------
+
+    def leave(self, *, at: float) -> None:
+        """Note that it leaves once its work is in."""
+        self.is_leaving = True
+        text = "leaving after this round, so that its work counts; Ctrl-C again: at once"
+        self.say(text, at=at, tone="bad")
+
+    def rest_until(self, when: str, *, at: float) -> None:
+        """Note that it has left for the hours in which it does not train."""
+        self.doing, self.tokens_per_s, self.is_connected = "resting", 0.0, False
+        self.is_leaving = False
+        self.say(f"resting until {when}; Ctrl-C ends it", at=at)
+
+
+def _advice(warning: str) -> str:
+    """Return what the owner can do about it, where there is something."""
+    if "no connection to the host" in warning:
+        return "; it goes on as soon as the host is there: check this machine's line if it lasts"
+    if warning.startswith(("cannot catch up yet", "waiting for the dataset")):
+        return "; it tries again by itself"
+    if "not fit to be shared" in warning:
+        return "; they are dropped, and it begins again from the run's own"
+    return ""
