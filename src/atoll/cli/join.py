@@ -11,6 +11,23 @@ from atoll.config import PeerConfig, changed, load_peer_config
 
 MEGABIT = 1_000_000 // 8
 
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option("--dir", help="Where this peer lives; without an invite: which one goes on."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="A TOML file with what this machine gives; options here come on top."),
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="What others see.", show_default="this machine's name")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
 ]
@@ -51,20 +68,10 @@ UninstallOption = Annotated[bool, typer.Option("--uninstall", help="Remove that 
 
 def join(
     invite: Annotated[str, typer.Argument(help="The line atoll1... that the host printed.")] = "",
-    directory: Annotated[
-        Path | None,
-        typer.Option("--dir", help="Where this peer lives; without an invite: which one goes on."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A TOML file with what this machine gives; options here come on top."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What others see.", show_default="this machine's name")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
-    ] = None,
+    directory: DirectoryOption = None,
+    config: ConfigOption = None,
+    name: NameOption = None,
+    device: DeviceOption = None,
     devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: ThreadsOption = None,
@@ -76,9 +83,7 @@ def join(
     advertise: AdvertiseOption = None,
     max_upload: MaxUploadOption = None,
     max_download: MaxDownloadOption = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
     install: InstallOption = False,
     uninstall: UninstallOption = False,
 ) -> None:
