@@ -42,6 +42,12 @@ class Measures:
                 values = {"late": len(event.missing)}
             case events.StateAgreed():
                 values = {"agreed": len(event.peers)}
+            case events.RoundTaken():
+                values = {
+                    "own/tokens": event.num_tokens,
+                    "own/total_tokens": event.total_tokens,
+                    "own/share": event.num_tokens / max(1, event.round_tokens),
+                }
             case events.PhaseTimed():
                 values = {f"phase_s/{event.phase}": event.seconds}
             case events.BytesMoved():

@@ -4,6 +4,7 @@ Never by GET; from no other site (a browser says where a request comes from); wi
 order of the checks is from cheap to dear: what a stranger sends is never parsed.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from atoll.web.signature import Guard
 
 PATH = "/api/v1/admin/"
 MAX_BODY_BYTES = 64_000  # the ids of some hundred reducers
+BODY_S = 10.0  # for all of it to arrive
 S = TypeVar("S", bound=Struct)
 
 
@@ -153,15 +155,19 @@ def _require_own_page(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the body; one that is too long is not read to its end."""
+    """Return the body; one that is too long, or takes too long, is not read to its end."""
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:18]) > MAX_BODY_BYTES:
         raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes")
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise HTTPException(408, "the body took too long to arrive") from error
     return body
 
 

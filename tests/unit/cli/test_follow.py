@@ -35,6 +35,9 @@ STORY = (
     events.StateAgreed(round=RoundId(1), digest=Digest("0" * 64), peers=(A, B)),
     events.PhaseTimed(round=RoundId(1), phase="encode", seconds=0.25),
     events.BytesMoved(round=RoundId(1), traffic=Traffic(contributions_sent=5), bits=0.2),
+    events.RoundTaken(
+        round=RoundId(1), num_contributors=2, num_tokens=250, round_tokens=1000, total_tokens=250
+    ),
     committed(2, loss=4.5, seconds=0.0),
     events.Stopped(reason="the run is complete"),
 )
@@ -68,6 +71,7 @@ def test_points_are_what_was_reported():
         (1, {"agreed": 2}),
         (1, {"phase_s/encode": 0.25}),
         (1, {"bytes/sent": 5, "bytes/received": 0, "bits": 0.2}),
+        (1, {"own/tokens": 250, "own/total_tokens": 250, "own/share": 0.25}),
         (2, {**first, "loss": 4.5, "tokens": 2000, "tokens_per_s": 0.0, "round_s": 0.0}),
     ]
 

@@ -12,7 +12,7 @@ from tests.unit.virtual import now, run
 from tests.unit.web.cast import Seen
 
 from atoll.errors import RunError
-from atoll.web import server
+from atoll.web import admin, server
 from atoll.web.app import STALLED_S, application
 from atoll.web.server import serving
 from atoll.web.stream import BEAT_S, Stream
@@ -58,13 +58,14 @@ def test_a_file_that_the_browser_has_is_not_sent_again(client):
 # --- on a real port ------------------------------------------------------------------------------
 
 
-def served(test):
+def served(test, **options):
     """Run the test against a dashboard that listens."""
 
     async def main():
         seen, failures = Seen.new(), []
         seen.gather(2)
-        async with serving(seen.board, host=LOOPBACK, port=0, on_failure=failures.append) as port:
+        note = failures.append
+        async with serving(seen.board, host=LOOPBACK, port=0, on_failure=note, **options) as port:
             await test(seen, port)
         assert failures == []
 
@@ -135,6 +136,21 @@ def test_a_body_that_nobody_wants_is_not_read():
         writer.close()
 
     served(test)
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(admin, "BODY_S", 0.1)
+
+    async def test(_, port):
+        head = b"POST /api/v1/admin/pause HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        head += b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+        assert b" 408 " in await answer_of(port, head)
+
+    served(test, admin=admin.Admin(NobodyAsks(), token="f" * 64))
+
+
+class NobodyAsks:
+    """An operator that is never reached."""
 
 
 @pytest.mark.parametrize(
