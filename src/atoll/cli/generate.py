@@ -26,7 +26,7 @@ def generate(
     """Let the newest committed model of a run go on from a prompt."""
     # Imported here: torch takes seconds, which is too long for a --help.
     from atoll.cli.newest import open_newest
-    from atoll.data.tokenizer import StreamDecoder
+    from atoll.data.tokenizer import StreamDecoder, Tokenizer
     from atoll.model.flat import load_flat_
     from atoll.model.generate import Sampling, generate as generated
     from atoll.model.layout import layout_of
@@ -37,7 +37,7 @@ def generate(
     newest = open_newest(run, cache=cache or cache_directory())
     model = Llama(newest.config.model).to(chosen)
     load_flat_(model, newest.state.params_N, layout_of(newest.config))
-    tokenizer = newest.dataset.tokenizer
+    tokenizer = Tokenizer.load(newest.tokenizer)
     decoder = StreamDecoder(tokenizer)
     _write(prompt)
     for token in generated(

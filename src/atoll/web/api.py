@@ -24,6 +24,7 @@ from atoll.web.board import Board, find_round
 
 FRESH_S = 0.5  # for so long an answer is given again
 MAX_ENTRIES = 200  # of the journal, in one answer
+MAX_START = 2**53  # of the journal: as far as any reader of JSON counts
 MAX_ROUNDS = 120
 
 
@@ -95,7 +96,7 @@ class Api:
         entries = self._board.entries
         limit = number(request, "limit", default=50, least=1, most=MAX_ENTRIES)
         newest = max(0, len(entries) - limit)
-        start = number(request, "start", default=newest, least=0, most=2**53)
+        start = number(request, "start", default=newest, least=0, most=MAX_START)
         page = [_journal_entry(entry) for entry in entries[start : start + limit]]
         return as_json(JournalPage(num_entries=len(entries), entries=page))
 

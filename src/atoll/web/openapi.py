@@ -9,7 +9,7 @@ from atoll.config import RunConfig
 from atoll.host.live import Live
 from atoll.host.overview import Overview, RoundView
 from atoll.web.admin import Done, Invite, Nothing, Reducers, Remove
-from atoll.web.api import MAX_ENTRIES, MAX_ROUNDS, Health, JournalPage, Problem, Rounds
+from atoll.web.api import MAX_ENTRIES, MAX_ROUNDS, MAX_START, Health, JournalPage, Problem, Rounds
 
 READS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/api/v1/overview": (Overview, "How the run stands: totals, the loss of each round, the peers"),
@@ -20,16 +20,26 @@ READS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/api/v1/rounds/{round}": (RoundView, "One of the newest rounds"),
     "/api/v1/journal": (JournalPage, "Entries of the journal, with hashes and signatures"),
 }
+
+
+def _number(name: str, *, least: int, most: int) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    return {"name": name, "in": "query", "schema": schema}
+
+
 PARAMETERS: dict[str, list[dict[str, Any]]] = {
-    "/api/v1/rounds": [
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "maximum": MAX_ROUNDS}}
-    ],
+    "/api/v1/rounds": [_number("limit", least=1, most=MAX_ROUNDS)],
     "/api/v1/rounds/{round}": [
-        {"name": "round", "in": "path", "required": True, "schema": {"type": "integer"}}
+        {
+            "name": "round",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "integer", "minimum": 0},
+        }
     ],
     "/api/v1/journal": [
-        {"name": "start", "in": "query", "schema": {"type": "integer", "minimum": 0}},
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "maximum": MAX_ENTRIES}},
+        _number("start", least=0, most=MAX_START),
+        _number("limit", least=1, most=MAX_ENTRIES),
     ],
 }
 
