@@ -197,6 +197,8 @@ def _tone(event: Event) -> str:
             return "bad"
         case events.StateDiffers():
             return "alarm"
+        case events.PeerRests():
+            return "plain"
         case events.RunPaused() | events.RunResumed() | events.ReducersChosen():
             return "plain"
         case events.HostStarted() | events.RoundCommitted() | events.Stopped():
