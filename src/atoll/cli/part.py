@@ -81,11 +81,10 @@ class Download:
         return (self.total_bytes - self.flow.num_bytes) / rate if rate > 0 else None
 
     def in_words(self) -> str:
-        left = self.seconds_left
-        rate = f", {format_bytes(self.flow.bytes_per_s)}/s" if left is not None else ""
-        rest = f", {format_seconds(left)} left" if left is not None and not self.is_whole else ""
+        rate = self.flow.bytes_per_s
+        speed = f", {format_bytes(rate)}/s" if rate else ""
         done, total = format_bytes(self.flow.num_bytes), format_bytes(self.total_bytes)
-        return f"{self.what}: {done} of {total}{rate}{rest}"
+        return f"{self.what}: {done} of {total}{speed}"
 
 
 @dataclass(slots=True)
@@ -112,7 +111,8 @@ class Part:
     num_rounds: int = 0  # that have work of ours, since we began
     sent: Flow = field(default_factory=Flow)
     received: Flow = field(default_factory=Flow)
-    is_connected: bool = False
+    has_connected: bool = False  # once, at least
+    is_cut_off: bool = False  # from the host, by now
     is_leaving: bool = False
     news: list[News] = field(default_factory=list)
     _said_training_at: float = 0.0
@@ -134,8 +134,8 @@ class Part:
                 self._connect(event, at=at)
             case events.Downloading():
                 self._download(event, at=at)
-            case events.StateSynced(num_bytes=num_bytes) if not num_bytes:
-                pass  # a state before the first round: nothing was fetched
+            case events.StateSynced():
+                pass  # the end of the download has been said
             case events.TrainerStarted(device=device):
                 self.device, self.doing = device, "waiting for a round"
                 self.say(f"ready to train on {device}", at=at, tone="good")
@@ -153,7 +153,7 @@ class Part:
             case events.PeerRests(rests=rests):
                 self._rest(rests=rests, at=at)
             case events.Warned(text=text):
-                self.is_connected = self.is_connected and "no connection" not in text
+                self.is_cut_off = self.is_cut_off or "no connection" in text
                 self.say(f"{text}{_advice(text)}", at=at, tone="bad")
             case events.Stopped(reason=reason):
                 self.doing, self.tokens_per_s = "done", 0.0
@@ -164,7 +164,8 @@ class Part:
                 pass
 
     def _connect(self, event: events.Connected, *, at: float) -> None:
-        self.host, self.committed, self.is_connected = event.host, event.committed, True
+        self.host, self.committed = event.host, event.committed
+        self.has_connected, self.is_cut_off = True, False
         self._behind = event.committed
         if self.doing == "connecting":
             self.doing = "starting" if not self.device else "waiting for a round"
@@ -185,7 +186,9 @@ class Part:
             self.download = None
         elif at >= download.said_at + SAY_DOWNLOAD_S:
             download.said_at = at
-            self.say(f"downloading {download.in_words()}", at=at)
+            left = download.seconds_left
+            rest = "" if left is None else f", {format_seconds(left)} left"
+            self.say(f"downloading {download.in_words()}{rest}", at=at)
 
     def _train(self, event: events.Training, *, at: float) -> None:
         steps = self.config.steps_per_round
@@ -248,12 +251,12 @@ class Part:
     def leave(self, *, at: float) -> None:
         """Note that it leaves once its work is in."""
         self.is_leaving = True
-        text = "leaving after this round, so that its work counts; Ctrl-C again: at once"
+        text = "leaving after this round: its work counts; Ctrl-C again: at once"
         self.say(text, at=at, tone="bad")
 
     def rest_until(self, when: str, *, at: float) -> None:
         """Note that it has left for the hours in which it does not train."""
-        self.doing, self.tokens_per_s, self.is_connected = "resting", 0.0, False
+        self.doing, self.tokens_per_s = "resting", 0.0
         self.is_leaving = False
         self.say(f"resting until {when}; Ctrl-C ends it", at=at)
 

@@ -141,12 +141,12 @@ def _headline(part: Part) -> RenderableType:
 def _facts(part: Part) -> Table:
     """Return what is known so far, a line for each; nothing where there is nothing to say yet."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True, width=8)
+    table.add_column(style="dim", no_wrap=True, min_width=8)
     table.add_column(no_wrap=True, overflow="ellipsis")
     if part.download is not None:
         table.add_row("download", part.download.in_words())
     table.add_row("host", _host(part))
-    if part.host:
+    if part.has_connected:
         table.add_row("run", _round(part))
     if part.device:
         speed = f", {format_count(part.tokens_per_s)} tokens/s" if part.tokens_per_s else ""
@@ -166,7 +166,7 @@ def _host(part: Part) -> Text:
         return Text("not reached yet", style="yellow")
     if part.doing == "resting":
         return Text(f"{part.host}, left for now", style="dim")
-    if not part.is_connected:
+    if part.is_cut_off:
         return Text(f"{part.host} does not answer: trying again", style="yellow")
     return Text(part.host)
 

@@ -58,7 +58,7 @@ def test_from_the_first_word_to_the_first_round(part: Part):
         part.hear(note, at=1002.0 + second)
         if num_bytes == 20_000_000:
             assert part.doing == "downloading"
-            assert part.download.in_words() == "the data: 20.0 MB of 40.0 MB, 10.0 MB/s, 2.0 s left"
+            assert part.download.in_words() == "the data: 20.0 MB of 40.0 MB, 10.0 MB/s"
             assert "2.0 s left" in drawn(part, width=80)
     assert (part.doing, part.download) == ("starting", None)
     part.hear(events.TrainerStarted(pid=1, device="RTX 4090"), at=1010.0)
@@ -103,7 +103,7 @@ def test_work_that_a_round_lacks_is_not_lost(part: Part):
 def test_a_warning_says_what_to_do_and_is_shown_whole(part: Part):
     text = "no connection to the host, trying again (reef.example:7 does not answer in time)"
     part.hear(events.Warned(text=text), at=1020.0)
-    assert not part.is_connected
+    assert part.is_cut_off
     assert "does not answer: trying again" in drawn(part, width=80)
     whole = " ".join(drawn(part, width=80).replace("│", " ").split())
     assert "check this machine's line if it lasts" in whole
