@@ -70,7 +70,8 @@ async def take_part(
 ) -> None:
     """Become a member if we are none, and live an agent's life. Without an invite: as before.
 
-    It ends when the run is complete, when it is cancelled, or, where it `obeys_keys`, with Ctrl-C.
+    It ends when the run is complete, or when it is cancelled. Where it `obeys_keys`, the terminal
+    is its own, and Ctrl-C ends it as well.
 
     Raises:
         AtollError: the host turned us away, or this machine cannot go on.
@@ -87,7 +88,7 @@ async def take_part(
     owner = Owner(part, directory, hours, give_up=_ender())
     if obeys_keys:
         _hear_keys(owner)
-    with shown(part, console) as show:
+    with shown(part, console, alone=obeys_keys) as show:
         try:
             async with running(_refresh(show)):
                 while not owner.is_gone:

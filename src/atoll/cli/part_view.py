@@ -46,9 +46,12 @@ WHY: Final[dict[Doing, str]] = {
 
 
 @contextmanager
-def shown(part: Part, console: Console) -> Iterator[Callable[[], None]]:
-    """Yield what shows the part as it stands by now; to be called often, and once at the end."""
-    if not console.is_terminal or console.is_dumb_terminal:
+def shown(part: Part, console: Console, *, alone: bool = True) -> Iterator[Callable[[], None]]:
+    """Yield what shows the part as it stands by now; to be called often, and once at the end.
+
+    Where it is not `alone` on the terminal, it leaves that to lines.
+    """
+    if not alone or not console.is_terminal or console.is_dumb_terminal:
         yield _lines(part, console)
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
