@@ -111,7 +111,10 @@ def _action(kind: type[msgspec.Struct], about: str) -> dict[str, Any]:
     return {
         "summary": about,
         "security": [{"operator": []}],
-        "requestBody": {"content": {"application/json": {"schema": schema(kind)}}},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema(kind)}},
+        },
         "responses": {
             "200": _answer("What was done", schema(Done)),
             "4XX": _answer("Why it was not", schema(Problem)),
