@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import sleep
@@ -62,13 +63,14 @@ from atoll.outer.saved import read_saved, saved_rounds
 from atoll.train.shared import vectors_path
 
 FAULT_EVERY_S, HOST_EVERY_S = 30.0, 300.0
-AWAY_S = (5.0, 20.0)  # for which a peer is dead or frozen
+AWAY = (1 / 6, 2 / 3)  # of the time between two faults: for so long a peer is dead or frozen
 HOST_AWAY_S = 1.0
 STEP_S, INNER_STEPS = 0.5, 10  # a round takes five seconds
 START_S = 300.0  # for all peers to be there; most of it is torch being imported by each
 SETTLE_S = 180.0  # for all to be well, and of one state
 SHARE = 0.97  # of the undisturbed fleet, by peers that are there
 POLL_S = 0.1
+FEWEST_COMMITS = 2  # of calm, and of disturbed: what is between them is measured
 LONGEST_CALM_S = 180.0
 KINDS = ("kill", "freeze", "restart")
 LOOPBACK = "127.0.0.1"
@@ -163,12 +165,13 @@ class Fleet:
         self.chance = random.Random(seed)
         cache = ["--cache", str(cache_directory())]
         serve = ["host", str(self.run), "--listen", LOOPBACK, "--advertise", LOOPBACK, *cache]
-        serve += ["--port", str(free_port()), "--reducer-port", "0"]
+        serve += ["--port", str(free_port()), "--reducer-port", "0", "--web", "0"]
         self.host = Process("host", serve, directory=directory / "host")
         self.host_back_at: float | None = None
         self.feed = Feed(self.run)
         self.reported: list[Stamped] = []
         self.faults: Counter[str] = Counter()
+        self._kinds = self._kinds_by_lot()
         self.peers: list[Peer] = []
         self._homes = [directory / "peers" / f"p{k:02}" for k in range(num_peers)]
         self._options = ["--threads", "1", *cache]
@@ -224,15 +227,20 @@ class Fleet:
 
     # --- faults ----------------------------------------------------------------------------------
 
-    def disturb(self) -> None:
+    def _kinds_by_lot(self) -> Iterator[str]:
+        """Yield each kind as often as the others, in an order that nobody knows."""
+        while True:
+            yield from self.chance.sample(KINDS, k=len(KINDS))
+
+    def disturb(self, *, every_s: float) -> None:
         """Let a random fault befall a random peer that is there."""
         victims = [peer for peer in self.peers if peer.there_since is not None]
         if not victims:
             return
-        peer, kind, now = self.chance.choice(victims), self.chance.choice(KINDS), wall_s()
+        peer, kind, now = self.chance.choice(victims), next(self._kinds), wall_s()
         self.faults[kind] += 1
         peer.leave(now)
-        peer.back_at = now + self.chance.uniform(*AWAY_S)
+        peer.back_at = now + every_s * self.chance.uniform(*AWAY)
         match kind:
             case "kill":
                 peer.process.kill()
@@ -351,22 +359,33 @@ def shown(seconds: float) -> Iterator[Progress]:
         yield bar
 
 
-def let_pass(fleet: Fleet, bar: Progress, doing: str, seconds: float) -> tuple[float, float]:
-    """Let so many seconds pass, with faults if `disturbed`; return when they began and ended."""
+@dataclass(frozen=True)
+class Faults:
+    """How often: of a peer, and of the host."""
+
+    every_s: float
+    host_every_s: float
+
+
+def let_pass(
+    fleet: Fleet, bar: Progress, seconds: float, *, faults: Faults | None = None
+) -> tuple[float, float]:
+    """Let so many seconds pass, and some rounds; return when they began and ended."""
     (task,) = bar.task_ids
-    began_at = wall_s()
-    next_fault, next_host = began_at + FAULT_EVERY_S / 2, began_at + HOST_EVERY_S / 2
-    while (now := wall_s()) < began_at + seconds:
+    doing = "disturbed" if faults else "calm"
+    began_at, commits = wall_s(), len(fleet.commits)
+    next_fault = began_at + (faults.every_s / 2 if faults else inf)
+    next_host = began_at + (faults.host_every_s / 2 if faults else inf)
+    while (now := wall_s()) < began_at + seconds or len(fleet.commits) < commits + FEWEST_COMMITS:
         sleep(POLL_S)
         fleet.listen()
-        if doing == "disturbed":
-            fleet.mend()
-            if now >= next_fault:
-                next_fault += FAULT_EVERY_S
-                fleet.disturb()
-            if now >= next_host:
-                next_host += HOST_EVERY_S
-                fleet.kill_host()
+        fleet.mend()
+        if faults and now >= next_fault:
+            next_fault += faults.every_s
+            fleet.disturb(every_s=faults.every_s)
+        if faults and now >= next_host:
+            next_host += faults.host_every_s
+            fleet.kill_host()
         there = sum(peer.there_since is not None for peer in fleet.peers)
         what = f"{there} peers, {len(fleet.commits)} rounds"
         bar.update(task, description=doing, advance=wall_s() - now, what=what)
@@ -375,11 +394,12 @@ def let_pass(fleet: Fleet, bar: Progress, doing: str, seconds: float) -> tuple[f
 
 def soak(fleet: Fleet, arguments: argparse.Namespace) -> Soaked:
     """Let the run take place; return what came of it."""
-    calm_s = max(30.0, min(arguments.seconds / 5, LONGEST_CALM_S))
+    calm_s = max(arguments.every_s, min(arguments.seconds / 5, LONGEST_CALM_S))
+    faults = Faults(arguments.every_s, arguments.host_every_s)
     with shown(calm_s + arguments.seconds) as bar:
         fleet.start()
-        calm = let_pass(fleet, bar, "calm", calm_s)
-        disturbed = let_pass(fleet, bar, "disturbed", arguments.seconds)
+        calm = let_pass(fleet, bar, calm_s)
+        disturbed = let_pass(fleet, bar, arguments.seconds, faults=faults)
         bar.update(bar.task_ids[0], description="settling")
 
         def settled() -> bool:
@@ -393,6 +413,8 @@ def soak(fleet: Fleet, arguments: argparse.Namespace) -> Soaked:
         num_peers=arguments.peers,
         step_s=STEP_S,
         inner_steps=INNER_STEPS,
+        every_s=faults.every_s,
+        host_every_s=faults.host_every_s,
         faults=dict(fleet.faults),
         calm=share_of(fleet, *calm),
         disturbed=share_of(fleet, *disturbed),
@@ -403,6 +425,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1800.0, help="with faults")
     parser.add_argument("--peers", type=int, default=16)
+    parser.add_argument("--every-s", type=float, default=FAULT_EVERY_S, help="a peer's fault")
+    parser.add_argument("--host-every-s", type=float, default=HOST_EVERY_S, help="the host's")
     parser.add_argument("--seed", type=int, help="of the faults; a random one by default")
     parser.add_argument("--share", type=float, default=SHARE, help="that is asked for")
     parser.add_argument("--report", type=Path, default=REPORT)

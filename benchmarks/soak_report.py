@@ -33,6 +33,8 @@ class Soaked:
     num_peers: int
     step_s: float
     inner_steps: int
+    every_s: float  # between two faults of peers
+    host_every_s: float
     faults: Mapping[str, int]
     calm: Share
     disturbed: Share
@@ -70,8 +72,10 @@ page; `make soak SECONDS=300` is shorter.
 
     python benchmarks/soak.py {soaked.command}
 
-Every 30 s a random peer is killed (SIGKILL), frozen (SIGSTOP) or restarted (Ctrl-C), and comes back
-5 to 20 s later; every five minutes the host is killed, and started again after a second.
+Every {soaked.every_s:g} s a random peer is killed (SIGKILL), frozen (SIGSTOP) or restarted \
+(Ctrl-C), and comes back
+{soaked.every_s / 6:.0f} to {2 * soaked.every_s / 3:.0f} s later; every {soaked.host_every_s:g} s \
+the host is killed, and started again after a second.
 So often did it happen here: killed {num_killed}, frozen {num_frozen}, restarted {num_restarted}; \
 the host killed {num_hosts}.
 
