@@ -7,8 +7,10 @@ with the wall clock for people to read (`at`). When that is large, it is put asi
 
 from collections.abc import Callable
 from contextlib import suppress
+from errno import ENOSPC
 from io import SEEK_END, FileIO
 from mmap import ACCESS_READ, mmap
+from os import strerror
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -304,13 +306,22 @@ class EventLog:
         try:
             if self._num_bytes and self._num_bytes + len(line) > self._most_bytes:
                 self._put_aside()
-            self._file.write(line)
+            self._append(line)
         except OSError as error:
             raise RunError(
                 f"cannot write {self._path}: {error.strerror}",
                 hint="make room on the disk and start again; what was committed is safe",
             ) from error
         self._num_bytes += len(line)
+
+    def _append(self, line: bytes) -> None:
+        """Write the whole line or, on a disk that fills up with it, nothing of it.
+
+        Half a line would take the next one with it, once there is room again.
+        """
+        if self._file.write(line) != len(line):
+            self._file.truncate(self._num_bytes)
+            raise OSError(ENOSPC, strerror(ENOSPC))
 
     def _put_aside(self) -> None:
         self._file.close()

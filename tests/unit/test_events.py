@@ -1,10 +1,12 @@
 """The log of a process: what is emitted comes back, and a reader can follow a log that grows."""
 
+import resource
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from atoll.errors import RunError
 from atoll.events import (
     Event,
     EventLog,
@@ -65,6 +67,23 @@ def test_a_line_that_a_full_disk_has_torn_is_gone_after_a_restart(path: Path):
         emit(path, EVENTS[2])
         left = EVENTS[:1] if keep >= first_line else ()
         assert [line.event for line in read_events(path)[0]] == [*left, EVENTS[2]]
+
+
+def test_a_disk_that_fills_up_takes_no_half_of_a_line_and_later_it_goes_on(path: Path):
+    log = EventLog(path, show=lambda _: None)
+    log.emit(EVENTS[0])
+    size, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1, 40):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, limits[1]))
+        try:
+            with pytest.raises(RunError, match="cannot write"):
+                log.emit(EVENTS[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.stat().st_size == size
+    log.emit(EVENTS[2])
+    log.close()
+    assert [line.event for line in read_events(path)[0]] == [EVENTS[0], EVENTS[2]]
 
 
 def test_a_restarted_process_appends(path: Path):
