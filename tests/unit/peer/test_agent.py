@@ -123,7 +123,7 @@ class Replica:
 
     async def enrol(self, label):
         player = Player(self.serving, Identity.create(), label)
-        enrolled = await player.enrol(self.serving.token())
+        enrolled = await player.enrol(await self.serving.token())
         authority = self.serving.directory.authority.certificate
         player.identity.certify(enrolled.certificate, authority)
         player.identity.save(self.directory)
@@ -185,7 +185,7 @@ async def a_run(path, *, replicas=("coral",)):
         membership = serving.host.run.membership
         await until(lambda: len(membership.connected()) == len(members))
         contributor = Contributor(serving, Identity.create(), "anna")
-        await contributor.enrol(serving.token())
+        await contributor.enrol(await serving.token())
         await contributor.come(state=contributor.digest)
         yield serving, members, contributor
 
