@@ -191,6 +191,19 @@ class SyncConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 3.0
 
 
+class EvaluationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a peer finds out about committed states while the run goes on."""
+
+    every_rounds: Annotated[
+        NotNegative, about("of the states after so many rounds, and of the last one; 0: of none")
+    ] = 0
+    samples: Annotated[Positive, about("validation samples that it reads, at most")] = 64
+    prompt: Annotated[str, Meta(max_length=200), about("what a sample text goes on from")] = "The"
+    sample_tokens: Annotated[
+        int, Meta(ge=0, le=200), about("of that text, each the likeliest; 0: no text")
+    ] = 40
+
+
 class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that all peers of a run must agree on. Its digest names the run."""
 
@@ -204,6 +217,7 @@ class RunConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inner: InnerConfig
     sync: SyncConfig
     outer: OuterConfig = OuterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     seed: Annotated[NotNegative, about("of the initial weights and the order of samples")] = 0
     initial: Annotated[
         str,
@@ -371,6 +385,12 @@ def _impossible_sync(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield (
             "sync.inner_steps",
             f"{sync.inner_steps} is not a multiple of fragments = {sync.fragments}",
+        )
+    if config.evaluation.every_rounds % sync.fragments:  # in between no peer has a state on disk
+        yield (
+            "evaluation.every_rounds",
+            f"{config.evaluation.every_rounds} is not a multiple of sync.fragments = "
+            f"{sync.fragments}",
         )
     if sync.in_flight > sync.fragments:
         yield "sync.in_flight", f"{sync.in_flight} is more than fragments = {sync.fragments}"

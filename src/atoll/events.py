@@ -111,6 +111,15 @@ class StateDiffers(Struct, frozen=True, kw_only=True, tag="state_differs"):
     agreed: Digest
 
 
+class Evaluated(Struct, frozen=True, kw_only=True, tag="evaluated"):
+    """A peer says how good a committed state is: validation loss, and a text that it writes."""
+
+    round: RoundId
+    peer: PeerId
+    loss: float
+    text: str
+
+
 class RunPaused(Struct, frozen=True, kw_only=True, tag="run_paused"):
     """The operator lets no new round begin; those that are open go on."""
 
@@ -239,6 +248,7 @@ Event: TypeAlias = (
     | RoundCommitted
     | StateAgreed
     | StateDiffers
+    | Evaluated
     | RunPaused
     | RunResumed
     | ReducersChosen

@@ -41,6 +41,9 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.StateDiffers():
             who = named((event.peer,), names=names)
             return f"! {who} has another state {event.round}: it fetches"
+        case events.Evaluated():
+            who = named((event.peer,), names=names)
+            return f"state {event.round}: validation loss {event.loss:.3f}, says {who}"
         case events.RunPaused():
             return "paused by the operator: no new round begins"
         case events.RunResumed():

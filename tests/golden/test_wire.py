@@ -45,6 +45,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
     wire.Unreachable(round=ROUND, reducer=BEN),
     wire.Heartbeat(round=ROUND, step=4, loss=3.25, tokens_per_s=1e6),
     wire.Resting(rests=True),
+    wire.Evaluated(round=ROUND, loss=3.25, text="The reef"),
     wire.Leaving(reason="Ctrl-C"),
     wire.Leader(
         led=wire.Commit(seq=1, previous=D1, body=b"{}", hash=D2, signature=bytes(64)),
@@ -93,6 +94,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         ),
     ),
     wire.Resync(round=ROUND, state=D1),
+    wire.Evaluate(round=ROUND, state=D1),
     wire.Stop(reason="the run is complete", complete=True),
     wire.Bring(round=ROUND),
     wire.Holding(slices=(wire.NamedSlice(slice=1, digest=D2),)),

@@ -1,5 +1,6 @@
 """A run that begins with weights of a Hugging Face folder, from `atoll new` to `atoll verify`."""
 
+import json
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from tests.loopback.cluster import with_sync
 from tests.loopback.proof import assert_run_is_sound
 
 from atoll.cli.main import main
-from atoll.config import load_run_config, run_digest
+from atoll.config import EvaluationConfig, load_run_config, run_digest
 from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.prepare import prepare
 from atoll.events import StateSynced
@@ -17,7 +18,7 @@ from atoll.ids import INITIAL
 from atoll.model.hf import Text, export_hf
 from atoll.model.layout import in_layout_, layout_of
 from atoll.model.shapes import num_parameters
-from atoll.net.records import Agreed
+from atoll.net.records import Agreed, Evaluated
 from atoll.outer.manifest import manifest_of
 from atoll.outer.state import PeerState
 
@@ -52,6 +53,7 @@ def test_a_run_begins_with_the_weights_of_a_folder(
             **{**_fields(config.sync), "rounds": ROUNDS, "fragments": 2, "min_peers": 1},
         ),
         data=replace(written.data, sequence_length=32, validation_share=0.05),
+        evaluation=EvaluationConfig(every_rounds=2, samples=8, prompt="The reef"),
     )
     cluster.write_run(begun)
     host = cluster.start_host()
@@ -66,11 +68,25 @@ def test_a_run_begins_with_the_weights_of_a_folder(
     assert not (anna.home / "initial" / "000000").exists(), "a newer state is on its disk"
     assert_run_is_sound(cluster, begun, rounds=ROUNDS)
 
-    monkeypatch.setattr(sys, "argv", ["atoll", "verify", str(cluster.run)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    assert f"states: 0 to {ROUNDS} computed anew are the agreed ones" in capfd.readouterr().out
+    def output_of(*arguments):
+        monkeypatch.setattr(sys, "argv", ["atoll", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        return capfd.readouterr().out
+
+    verified = output_of("verify", cluster.run)
+    assert f"states: 0 to {ROUNDS} computed anew are the agreed ones" in verified
+
+    evaluated = cluster.records(Evaluated)
+    assert evaluated[-1].round == ROUNDS, "the host waits for what is said of the last state"
+    assert evaluated[-1].text.startswith("The reef")
+    options = ("--samples", 8, "--questions", 0, "--json", "--cache", cluster.cache)
+    found = json.loads(output_of("eval", cluster.run, *options))
+    assert evaluated[-1].loss == pytest.approx(found["validation_loss"], rel=1e-5)
+    status = output_of("status", cluster.run)
+    assert f"held out {evaluated[-1].loss:.3f} at state {ROUNDS}, says anna" in status
+    assert "writes   The reef" in status
 
 
 def _fields(struct):

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from atoll.config import (
     DataConfig,
+    EvaluationConfig,
     InnerConfig,
     OuterConfig,
     RunConfig,
@@ -67,6 +68,7 @@ def run_config(
             validation_share=recipe.validation_share,
         ),
         inner=inner_config(recipe, num_steps=rounds * inner_steps),
+        evaluation=EvaluationConfig(every_rounds=max(1, rounds // 10)),
         outer=outer_config(rounds, inner_steps=inner_steps, peers_expected=peers.expected),
         sync=sync_config(rounds=rounds, inner_steps=inner_steps, min_peers=peers.least),
     )

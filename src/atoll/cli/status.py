@@ -73,6 +73,12 @@ def _print_run(view: Overview) -> None:
     if view.losses:
         curve = sparkline(view.losses, columns=CURVE_COLUMNS)
         lines.insert(2, f"loss     {view.losses[0]:.3f} {curve} {view.losses[-1]:.3f}")
+    if view.evaluations:
+        newest, names = view.evaluations[-1], {peer.peer: peer.name for peer in view.peers}
+        said = f"{newest.loss:.3f} at state {newest.round}, says {names[newest.peer]}"
+        lines.insert(3, f"held out {said}")
+    if view.sample:
+        lines.append(f"writes   {' '.join(view.sample.split())}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from atoll.exchange import plan
 from atoll.host import rounds
 from atoll.host.decision import Close, Commit, Decision, Expect, Reopen, Replace, Share
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
+from atoll.host.evaluation import evaluate
 from atoll.host.rounds import NOBODY, Round
 from atoll.host.state import (
     Run,
@@ -40,7 +41,7 @@ def advance(run: Run, *, now: float) -> list[Effect]:
     for rnd in list(run.open_rounds.values()):
         while rnd.id in run.open_rounds and (due := _act(run, rnd, now=now)):
             effects += due
-    return effects
+    return effects + evaluate(run, now=now)
 
 
 def _agree(run: Run) -> list[Effect]:

@@ -19,6 +19,7 @@ from atoll.net.records import (
     Admitted,
     Agreed,
     Committed,
+    Evaluated,
     Genesis,
     Moved,
     PeerTraffic,
@@ -92,6 +93,15 @@ class RoundView(Struct, kw_only=True):
     notes: list[Note] = field(default_factory=list)  # why it was planned anew
 
 
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """How good a committed state is, as one peer says."""
+
+    round: RoundId
+    num_tokens: int  # committed up to then
+    loss: float  # nats per token, on validation samples
+    peer: PeerId
+
+
 class Overview(Struct, kw_only=True):
     name: str
     run: Digest
@@ -107,6 +117,8 @@ class Overview(Struct, kw_only=True):
     num_steps: int = 0  # inner steps, of all peers
     losses: list[float]  # mean loss of rounds 1, 2, ...
     tokens: list[int] = field(default_factory=list)  # committed with and before them
+    evaluations: list[Evaluation] = field(default_factory=list)  # in order, the newest last
+    sample: str = ""  # what the model of the newest evaluation writes
     peers: list[PeerView]
     seen_at: float = 0.0  # the newest event
 
@@ -154,6 +166,8 @@ class Fold:
                 if round_id:
                     self._round(round_id).state = state
                 self._note_traffic(traffic)
+            case Evaluated():
+                self._note_evaluation(record)
             case Moved(traffic=traffic):
                 self._note_traffic(traffic)
             case Committed():
@@ -182,6 +196,16 @@ class Fold:
             peer.rounds += 1
             peer.num_tokens += entry.num_tokens
             peer.loss = entry.mean_loss
+
+    def _note_evaluation(self, record: Evaluated) -> None:
+        view = self.view
+        num_tokens = view.tokens[record.round - 1]
+        view.evaluations.append(
+            Evaluation(
+                round=record.round, num_tokens=num_tokens, loss=record.loss, peer=record.peer
+            )
+        )
+        view.sample = record.text or view.sample
 
     def _note_traffic(self, traffic: Iterable[PeerTraffic]) -> None:
         for each in traffic:

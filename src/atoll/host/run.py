@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
-from atoll.host import rounds
+from atoll.host import evaluation, rounds
 from atoll.host.due import advance, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
@@ -74,7 +74,7 @@ def replay(
     return run
 
 
-def _replay_one(run: Run, record: records.Record) -> None:
+def _replay_one(run: Run, record: records.Record) -> None:  # noqa: C901, PLR0912 - one case each
     match record:
         case records.Leased(peer=peer, leases=granted):
             num_samples = sum(lease.stop - lease.start for lease in granted)
@@ -90,6 +90,8 @@ def _replay_one(run: Run, record: records.Record) -> None:
             run.committed = round_id
         case records.Agreed(round=round_id, state=state):
             run.agreed[round_id] = state
+        case records.Evaluated(round=round_id):
+            run.evaluated = round_id
         case records.Paused() | records.Resumed():
             run.is_paused = isinstance(record, records.Paused)
         case records.ReducersChosen(peers=peers):
@@ -163,6 +165,8 @@ def on_message(run: Run, peer: PeerId, message: wire.Message, *, now: float) -> 
             return _on_at_state(run, peer, message)
         case wire.Resting(rests=rests):
             return _on_resting(run, peer, rests=rests)
+        case wire.Evaluated():
+            return evaluation.note(run, peer, message)
         case wire.Leaving():
             return _on_leaving(run, peer, message, now=now)
         case _ if isinstance(message, OfRound) and message.round in run.open_rounds:

@@ -455,9 +455,7 @@ class Host:
         """
         self._ask_for([Report(Stopped(reason="the run is complete"))])
         deadline = self._now() + FAREWELL_S
-        await self._tick(
-            lambda: self._now() >= deadline or self._is_kept() or not self._may_lack_the_end()
-        )
+        await self._tick(lambda: self._now() >= deadline or not self._is_kept_waiting())
         self._is_over = True
         for peer in sorted(set(self._sessions) - {self.run.built_in}):
             self._send(peer, END)
@@ -473,10 +471,11 @@ class Host:
     def _others(self) -> set[PeerId]:
         return (set(self._sessions) | set(self.run.membership.members)) - {self.run.built_in}
 
-    def _is_kept(self) -> bool:
-        """Return whether the built-in member is here, with the last state."""
+    def _is_kept_waiting(self) -> bool:
+        """Return whether somebody is to evaluate the last state, or has not got it yet."""
         member = self.run.membership.get(self.run.built_in)
-        return member is not None and member.connected and member.round >= self.run.committed
+        is_kept = member is not None and member.connected and member.round >= self.run.committed
+        return self.run.is_asking or (not is_kept and self._may_lack_the_end())
 
     def _may_lack_the_end(self) -> bool:
         """Return whether some member has not reported the last state, and still may."""

@@ -6,6 +6,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -21,6 +22,9 @@ from atoll.host.rounds import NOBODY, Round
 from atoll.ids import INITIAL, Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
+
+if TYPE_CHECKING:
+    from atoll.host.evaluation import Asking
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
 USUAL_OF = 5  # rounds: one that went wrong does not count
@@ -56,6 +60,8 @@ class Run:
     # What the last rounds committed of whom. Whoever has not heard of that holds the leases.
     settled: dict[RoundId, dict[PeerId, Settled]] = field(default_factory=dict)
     tokens: dict[PeerId, int] = field(default_factory=dict)  # committed, of each peer
+    evaluated: RoundId = INITIAL  # the newest state of which somebody has said how good it is
+    asking: "Asking | None" = None  # who is to say it of a newer one
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
@@ -70,6 +76,11 @@ class Run:
     @property
     def is_complete(self) -> bool:
         return self.committed >= self.config.sync.rounds and self.committed in self.agreed
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a peer is to say how good a state is."""
+        return self.asking is not None and self.asking.peer is not None
 
     @property
     def round(self) -> Round | None:

@@ -142,6 +142,16 @@ class Agreed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agreed"):
     traffic: tuple[PeerTraffic, ...] = ()
 
 
+class Evaluated(Struct, frozen=True, kw_only=True, tag_field="kind", tag="evaluated"):
+    """How good an agreed state is, as this peer says; nobody else has computed it."""
+
+    round: RoundId
+    state: Digest
+    peer: PeerId
+    loss: float  # nats per token, on validation samples
+    text: str
+
+
 class Moved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="moved"):
     """The bytes that members told of after the last agreement, when the host ends."""
 
@@ -179,6 +189,7 @@ Record: TypeAlias = (
     | Released
     | Committed
     | Agreed
+    | Evaluated
     | Moved
     | Paused
     | Resumed

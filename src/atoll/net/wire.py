@@ -213,6 +213,14 @@ class Resting(Struct, frozen=True, kw_only=True, tag_field="t", tag="resting"):
     rests: bool
 
 
+class Evaluated(Struct, frozen=True, kw_only=True, tag_field="t", tag="evaluated"):
+    """Peer to host: how good that state is; `loss` None: I cannot say."""
+
+    round: RoundId
+    loss: float | None = None  # nats per token, on validation samples
+    text: Text = ""  # what the model goes on to write from the prompt of the config, and that
+
+
 class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
     """Peer to host: I go, for good or for now; my leases are free.
 
@@ -320,6 +328,13 @@ class Resync(Struct, frozen=True, kw_only=True, tag_field="t", tag="resync"):
     state: Digest
 
 
+class Evaluate(Struct, frozen=True, kw_only=True, tag_field="t", tag="evaluate"):
+    """Host to a peer that trains: find out how good this committed state is, when you can."""
+
+    round: RoundId
+    state: Digest
+
+
 class Stop(Struct, frozen=True, kw_only=True, tag_field="t", tag="stop"):
     """Host to peers: the run is over (`complete`), or the host goes away on purpose."""
 
@@ -421,6 +436,7 @@ Message: TypeAlias = (
     | Unreachable
     | Heartbeat
     | Resting
+    | Evaluated
     | Leaving
     | Leader
     | Welcome
@@ -429,6 +445,7 @@ Message: TypeAlias = (
     | Reduce
     | Commit
     | Resync
+    | Evaluate
     | Stop
     | Bring
     | Holding

@@ -26,6 +26,7 @@ from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Listener, Transport
+from atoll.peer.evaluation import evaluated
 from atoll.peer.home import KEEP_ROUNDS, Home
 from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
@@ -77,6 +78,7 @@ class Agent:
         self._reads_along = False
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
         self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
+        self._questions: asyncio.Queue[wire.Evaluate] = asyncio.Queue()
 
     def pause(self, *, rests: bool) -> None:
         """Take no inner step after the one under way, or go on. A member that trains.
@@ -141,7 +143,7 @@ class Agent:
             handle=self._hear,
         )
         try:
-            await together(self._live_and_stop(), connecting, self._reduce())
+            await together(self._live_and_stop(), connecting, self._reduce(), self._evaluate())
         except Done as done:
             self._emit(Stopped(reason=str(done)))
             return done.is_complete
@@ -336,6 +338,8 @@ class Agent:
             self._lost_state = False
         if isinstance(message, wire.Reduce):
             self._reductions.put_nowait(message)
+        if isinstance(message, wire.Evaluate):
+            self._questions.put_nowait(message)
 
     async def _reduce(self) -> None:
         """Form the updates that the host asks of us, as their inputs arrive."""
@@ -343,6 +347,12 @@ class Agent:
             while True:
                 job = await self._reductions.get()
                 group.create_task(self._form(job))
+
+    async def _evaluate(self) -> None:
+        """Find out how good states are, as the host asks."""
+        while True:
+            question = await self._questions.get()
+            self._link.send(await evaluated(question, self._member))
 
     async def _form(self, job: wire.Reduce) -> None:
         reducer = self._member.reducers.of(job.round)

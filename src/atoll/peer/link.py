@@ -187,7 +187,7 @@ class HostLink:
                 board.base = (message.round, message.state)
             case wire.Stop():
                 board.stop = message
-            case wire.Heartbeat() | wire.Reduce():
+            case wire.Heartbeat() | wire.Reduce() | wire.Evaluate():
                 pass
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not for a peer")

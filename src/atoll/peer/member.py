@@ -461,6 +461,11 @@ class Member:
             saving, self._saving = self._saving, None
             await saving
 
+    async def has_saved(self) -> None:
+        """Return when the newest state is on disk, or cannot be: `saved` says so."""
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
+
     async def _save(self) -> None:
         round_id = self.state.round
         now = asyncio.get_running_loop().time()

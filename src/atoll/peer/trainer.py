@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.config import PeerConfig, RunConfig
-from atoll.train.channel import How, Started, Train as Work, Trained
+from atoll.train.channel import Evaluated, How, Started, Train as Work, Trained
 from atoll.train.launch import OnStep
 from atoll.train.shared import SharedVectors
 
@@ -42,6 +42,10 @@ class Trainer(Protocol):
 
     async def load(self, path: Path) -> None:
         """Return when the inner optimizer is that of the file; RunError: the file is damaged."""
+        ...
+
+    async def evaluate(self, state: Path) -> Evaluated:
+        """Return how good the state in the file is; RunError: it cannot say."""
         ...
 
     def kill(self) -> None: ...

@@ -24,7 +24,7 @@ from atoll.net import wire
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
-from atoll.train.channel import How, Stepped, Train
+from atoll.train.channel import Evaluated, How, Stepped, Train
 from atoll.train.launch import TrainerDied
 from atoll.train.shared import SharedVectors
 
@@ -374,6 +374,14 @@ class Training:
             RunError: the disk is full.
         """
         await self._ask(lambda trainer: trainer.save(path))
+
+    async def evaluate(self, state: Path) -> Evaluated | None:
+        """Return how good the state in this file is; None: there is no trainer.
+
+        Raises:
+            RunError: it cannot say, or the trainer died three times in a row.
+        """
+        return await self._ask(lambda trainer: trainer.evaluate(state))
 
     async def stop(self) -> None:
         if self._background is not None:

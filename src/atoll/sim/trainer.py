@@ -20,7 +20,7 @@ from atoll.durable import write_whole
 from atoll.errors import RunError
 from atoll.model.layout import Layout
 from atoll.sim.loop import Condition
-from atoll.train.channel import How, Started, Stepped, Train, Trained
+from atoll.train.channel import Evaluated, How, Started, Stepped, Train, Trained
 from atoll.train.launch import OnStep, TrainerDied
 from atoll.train.shared import SharedVectors
 
@@ -144,6 +144,10 @@ class SimTrainer:
         if len(moments) != self._moments_N.nbytes:
             raise RunError(f"{path} is no state of the inner optimizer")
         self._moments_N[:] = np.frombuffer(moments, np.float32)
+
+    async def evaluate(self, state: Path) -> Evaluated:
+        await self._live_through(self._device.seconds_of_step())
+        return Evaluated(loss=2.0, text=state.parent.name)
 
     def spoil_(self, factor: float) -> None:
         self._local_N *= np.float32(factor)

@@ -42,6 +42,8 @@ from atoll.model.layout import layout_of
 from atoll.model.shapes import parameter_specs
 from atoll.train.channel import (
     Channel,
+    Declined,
+    Evaluate,
     Failed,
     Halt,
     Load,
@@ -327,6 +329,9 @@ class Replica:
                 self._work = _Work(order, order.spans)
             case Snapshot() | Merge() | Save() | Load() as command:
                 self._server.obey(command)
+            case Evaluate():  # how its model is called is the loop's own affair
+                reason = "a loop of somebody else's takes steps, and no more"
+                self._channel.send(Declined(command="evaluate", reason=reason, hint=""))
 
 
 def _start_agent(invite: str, peer: PeerConfig) -> tuple["subprocess.Popen[bytes]", Channel]:

@@ -8,6 +8,7 @@
       | -- Snapshot(start, stop) ---------> | <- Snapped    local weights to snapshot_N
       | -- Merge(how, start, stop) -------> | <- Merged     local weights from global_N
       | -- Save(path) / Load(path) -------> | <- Saved / Loaded / Declined
+      | -- Evaluate(state) ---------------> | <- Evaluated / Declined
       | -- Quit --------------------------> |
 
 Each command has one answer. Those to commands of one kind come in their order; others may overtake
@@ -36,6 +37,7 @@ MAX_FRAME_BYTES: Final = 4 * MIB
 LAST_STEP: Final = 2**63 - 1  # no run has so many
 NotNegative = Annotated[int, Meta(ge=0)]
 How: TypeAlias = Literal["replace", "carry", "blend"]
+Declinable: TypeAlias = Literal["save", "load", "evaluate"]
 
 
 class Address(Struct, frozen=True, kw_only=True):
@@ -109,6 +111,12 @@ class Load(Struct, frozen=True, kw_only=True, tag_field="t", tag="load"):
     path: str
 
 
+class Evaluate(Struct, frozen=True, kw_only=True, tag_field="t", tag="evaluate"):
+    """Find out, between two steps, how good the saved state in this file is."""
+
+    state: str
+
+
 class Quit(Struct, frozen=True, kw_only=True, tag_field="t", tag="quit"): ...
 
 
@@ -159,10 +167,15 @@ class Saved(Struct, frozen=True, kw_only=True, tag_field="t", tag="saved"): ...
 class Loaded(Struct, frozen=True, kw_only=True, tag_field="t", tag="loaded"): ...
 
 
-class Declined(Struct, frozen=True, kw_only=True, tag_field="t", tag="declined"):
-    """A `Save` or `Load` was not possible; nothing changed, and the trainer serves on."""
+class Evaluated(Struct, frozen=True, kw_only=True, tag_field="t", tag="evaluated"):
+    loss: float  # nats per token, on validation samples
+    text: str  # that the model writes; empty: none was wanted, or the model is on several devices
 
-    command: Literal["save", "load"]
+
+class Declined(Struct, frozen=True, kw_only=True, tag_field="t", tag="declined"):
+    """That was not possible; nothing changed, and the trainer serves on."""
+
+    command: Declinable
     reason: str
     hint: str
 
@@ -175,8 +188,8 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
     lasting: bool = False  # it would fail again: a person has to change something
 
 
-ToTrainer: TypeAlias = Setup | Train | Halt | Snapshot | Merge | Save | Load | Quit
-Answer: TypeAlias = Started | Trained | Snapped | Merged | Saved | Loaded | Declined
+ToTrainer: TypeAlias = Setup | Train | Halt | Snapshot | Merge | Save | Load | Evaluate | Quit
+Answer: TypeAlias = Started | Trained | Snapped | Merged | Saved | Loaded | Evaluated | Declined
 FromTrainer: TypeAlias = Attach | Stepped | Answer | Failed
 
 _to_trainer: msgpack.Decoder[ToTrainer] = msgpack.Decoder(ToTrainer)

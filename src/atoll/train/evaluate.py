@@ -13,19 +13,29 @@ from atoll.data.cloze import Question
 from atoll.model.llama import Llama
 from atoll.train.inner import autocast, cut
 from atoll.train.loss import IGNORED, language_model_loss
+from atoll.train.parallel import ALONE, Ranks
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what a sharded model gathers is used in training again
 def validation_loss(
-    model: Llama, batches: Batches, *, batch_sequences: int, num_samples: int
+    model: Llama,
+    batches: Batches,
+    *,
+    batch_sequences: int,
+    num_samples: int,
+    bf16: bool | None = None,
+    ranks: Ranks = ALONE,
 ) -> float:
-    """Return the mean cross-entropy, in nats per token, over the first validation samples."""
+    """Return the mean cross-entropy, in nats per token, over the first validation samples.
+
+    Over several ranks each has its share of a batch, and all have to ask.
+    """
     device = model.embedding.weight.device
-    total, num_targets = 0.0, 0
+    total, num_targets = torch.zeros((), device=device), 0
     for start in range(0, num_samples, batch_sequences):
         batch = batches.validation(start, min(start + batch_sequences, num_samples))
-        for piece in cut(batch, micro_batch=batch_sequences, device=device):
-            with autocast(device):
+        for piece in cut(ranks.share(batch), micro_batch=batch_sequences, device=device):
+            with autocast(device, bf16=bf16 if ranks.mesh is None else False):
                 _, cross_entropy = language_model_loss(
                     model.hidden(piece.tokens_BT, piece.documents_BT),
                     model.head_weight,
@@ -33,9 +43,10 @@ def validation_loss(
                     num_targets=1,
                     z_loss=0.0,
                 )
-            total += cross_entropy.item()
+            total += cross_entropy
         num_targets += int((batch.targets_BT != IGNORED).sum())
-    return total / max(1, num_targets)
+    ranks.sum_(total)
+    return total.item() / max(1, num_targets)
 
 
 @torch.inference_mode()

@@ -33,7 +33,10 @@ from atoll.train.channel import (
     Address,
     Answer,
     Attach,
+    Declinable,
     Declined,
+    Evaluate,
+    Evaluated,
     Failed,
     Halt,
     How,
@@ -214,6 +217,14 @@ class Trainer:
         """
         await self._ask(Load(path=str(path)), Loaded)
 
+    async def evaluate(self, state: Path) -> Evaluated:
+        """Return how good the saved state in the file is, found out between two steps.
+
+        Raises:
+            RunError: it cannot be read, or this trainer cannot say. It serves on.
+        """
+        return await self._ask(Evaluate(state=str(state)), Evaluated)
+
     def kill(self) -> None:
         """End the process at once; whoever waits for an answer learns that it died."""
         self._other.kill()
@@ -284,7 +295,9 @@ def answer_of(message: Stepped | Answer) -> type[Answer]:
         case Stepped():
             return Trained
         case Declined(command=command):
-            return Saved if command == "save" else Loaded
+            answers: dict[Declinable, type[Answer]]
+            answers = {"save": Saved, "load": Loaded, "evaluate": Evaluated}
+            return answers[command]
         case _:
             return type(message)
 

@@ -144,6 +144,16 @@ def share_of(batch: Batch, *, rank: int, num_ranks: int) -> Batch:
     )
 
 
+def held(parameter: torch.nn.Parameter) -> Tensor:
+    """Return the values of a parameter that this rank holds."""
+    if type(parameter) is torch.nn.Parameter:
+        return parameter.detach()
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    return parameter.to_local().detach()
+
+
 def whole(values: Tensor) -> Tensor:
     """Return a tensor itself, or, where it is sharded, all of it: then each rank has to ask."""
     if type(values) in (Tensor, torch.nn.Parameter):

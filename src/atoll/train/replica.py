@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from atoll.model.layout import Layout
 from atoll.train.channel import (
     Answer,
     Channel,
+    Declinable,
     Declined,
     Load,
     Loaded,
@@ -170,7 +171,7 @@ class ReplicaServer:
         self._followers.wait_for(Loaded)
 
 
-def attempt(do: Callable[[], None], command: Literal["save", "load"], *, then: Answer) -> Answer:
+def attempt(do: Callable[[], None], command: Declinable, *, then: Answer) -> Answer:
     """Return `then` when it is done, or why it was not possible."""
     try:
         do()

@@ -8,7 +8,9 @@ It knows no network, no round and no lease: samples come in, weights go out.
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +20,17 @@ from atoll.clock import monotonic_s
 from atoll.config import ModelConfig, RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
-from atoll.errors import AtollError, ConfigError, ConnectionLost
+from atoll.errors import AtollError, ConfigError, ConnectionLost, RunError
 from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training
 from atoll.train.channel import (
+    Answer,
     Channel,
+    Declined,
+    Evaluate,
+    Evaluated,
     Failed,
     Halt,
     Load,
@@ -43,6 +49,7 @@ from atoll.train.channel import (
 from atoll.train.device import computes_in_bf16, limit_memory, name_of, pick_devices, set_threads
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
+from atoll.train.inspect import inspect_state
 from atoll.train.parallel import ALONE, Ranks, join, shard_
 from atoll.train.ranks import Followers
 from atoll.train.recompute import recompute_
@@ -182,7 +189,10 @@ def serve(channel: Channel) -> None:
         channel.send(started)
         server = ReplicaServer(loop, layout, vectors, channel, followers)
         try:
-            obey_all(channel, loop, server, followers)
+            inspect = partial(
+                inspect_state, loop, dataset=Dataset.open(Path(setup.dataset)), followers=followers
+            )
+            obey_all(channel, loop, server, followers, inspect=inspect)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error) and loop.ranks.leads:
                 chosen.halve()  # the next trainer takes fewer samples at once, if it can
@@ -190,7 +200,12 @@ def serve(channel: Channel) -> None:
 
 
 def obey_all(
-    channel: Channel, loop: InnerLoop, server: ReplicaServer, followers: Followers
+    channel: Channel,
+    loop: InnerLoop,
+    server: ReplicaServer,
+    followers: Followers,
+    *,
+    inspect: Callable[[Evaluate], Evaluated],
 ) -> None:
     """Train when there is work, and carry out commands between two steps, until `Quit`."""
     work: Work | None = None
@@ -214,6 +229,15 @@ def obey_all(
                     work = Work(order, loop)
                 case Snapshot() | Merge() | Save() | Load() as command:
                     server.obey(command)
+                case Evaluate() as command:
+                    channel.send(answer_to(command, inspect))
+
+
+def answer_to(command: Evaluate, inspect: Callable[[Evaluate], Evaluated]) -> Answer:
+    try:
+        return inspect(command)
+    except RunError as error:
+        return Declined(command="evaluate", reason=str(error), hint=error.hint)
 
 
 def is_out_of_memory(error: Exception) -> bool:

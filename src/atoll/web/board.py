@@ -123,6 +123,10 @@ class Board:
             "rounds": {rnd.round: _round_line(rnd, index) for rnd in self.rounds[-SHOWN_ROUNDS:]},
             "open": [_open_line(rnd, index) for rnd in now_live.open_rounds],
             "curve": curve(view.tokens, view.losses),
+            "checks": [
+                (each.round, each.num_tokens, significant(each.loss, 5))
+                for each in view.evaluations[-CURVE_POINTS:]
+            ],
             "news": [msgspec.to_builtins(news) for news in list(self.news)[-SHOWN_NEWS:]],
             "health": [msgspec.to_builtins(each) for each in self.health(now_live)],
         }
@@ -201,7 +205,7 @@ def _tone(event: Event) -> str:
             return "plain"
         case events.RunPaused() | events.RunResumed() | events.ReducersChosen():
             return "plain"
-        case events.HostStarted() | events.RoundCommitted() | events.Stopped():
+        case events.HostStarted() | events.RoundCommitted() | events.Stopped() | events.Evaluated():
             return "plain"
         case _:
             return ""
@@ -231,6 +235,7 @@ def _run_line(view: Overview, now: Live, *, num_entries: int, config: RunConfig)
         "began_at": view.began_at,
         "built_in_is_in": now.built_in_is_in,
         "is_paused": now.is_paused,
+        "sample": view.sample,
         "num_entries": num_entries,
         "is_complete": view.committed >= view.rounds,
     }

@@ -61,6 +61,9 @@ def _of_run(view: Overview, live: Live) -> Iterator[Metric]:
             int(live.built_in_is_in),
         ),
     ]
+    if view.evaluations:
+        about = "Validation loss of the newest state that a peer has evaluated."
+        single.append(("atoll_validation_loss", "gauge", about, view.evaluations[-1].loss))
     if view.losses:
         single.append(("atoll_loss", "gauge", "Mean loss of the newest round.", view.losses[-1]))
     for name, kind, about, value in single:

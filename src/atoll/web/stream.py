@@ -65,7 +65,7 @@ class Publisher:
         rounds = [line for key, line in fresh["rounds"].items() if told["rounds"].get(key) != line]
         if rounds:
             changes["rounds"] = rounds
-        for key in ("open", "health", "curve"):
+        for key in ("open", "health", "curve", "checks"):
             if told[key] != fresh[key]:
                 changes[key] = _appended(told[key], fresh[key]) if key == "curve" else fresh[key]
         newest = told["news"][-1]["id"] if told["news"] else 0

@@ -14,14 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from atoll.config import PeerConfig
+from atoll.config import PeerConfig, run_digest
+from atoll.data.batches import Batches
 from atoll.errors import RunError
+from atoll.ids import RoundId
 from atoll.model.flat import store_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.model.shapes import num_parameters
+from atoll.outer.checkpoint import STATE_FILE, StateStore
+from atoll.outer.manifest import manifest_of
+from atoll.outer.state import PeerState
 from atoll.train.baseline import initial_model, train_alone
 from atoll.train.channel import Attach, Quit, Train, frame
+from atoll.train.evaluate import validation_loss
 from atoll.train.launch import Trainer, TrainerDied, accept
 from atoll.train.shared import SharedVectors
 from atoll.units import MIB
@@ -228,6 +234,17 @@ def test_it_trains_on_while_the_other_commands_are_carried_out(
 def test_two_ranks_serve_as_one_does_and_die_together(
     config, dataset, vectors, running, initial_N, tmp_path
 ):
+    initial_state = PeerState(RoundId(1), initial_N, np.zeros_like(initial_N))
+    StateStore(tmp_path / "states", keep=2).save(
+        initial_state, manifest_of(initial_state, run=run_digest(config)), now=0.0
+    )
+    initial_state_file = tmp_path / "states" / "000001" / STATE_FILE
+    initial_loss = validation_loss(
+        initial_model(config, device=torch.device("cpu")),
+        Batches(dataset, seed=config.seed),
+        batch_sequences=8,
+        num_samples=min(config.evaluation.samples, dataset.num_validation_samples),
+    )
     alone = train_alone(
         config,
         dataset,
@@ -262,6 +279,13 @@ def test_two_ranks_serve_as_one_does_and_die_together(
             await trainer.snapshot(0, vectors.num_values)
             difference = np.linalg.norm(vectors.snapshot_N - expected_N)
             assert difference < 1e-4 * np.linalg.norm(expected_N - initial_N)
+
+            found = await trainer.evaluate(initial_state_file)
+            assert found.loss == pytest.approx(initial_loss, rel=1e-5)
+            assert found.text == "", "that takes the whole model in one place"
+            await trainer.snapshot(0, vectors.num_values)
+            again = np.linalg.norm(vectors.snapshot_N - expected_N)
+            assert again == difference, "the weights are where they were"
 
             (second,) = children_of(trainer.pid)
             with pytest.raises(TrainerDied, match="rank 1 of the trainer was ended by a signal"):
@@ -338,6 +362,8 @@ def test_a_file_that_cannot_be_loaded_or_saved_costs_nothing(config, runner, tra
     assert "delete the file" in caught.value.hint
     with pytest.raises(RunError, match="cannot be written"):
         runner.run(trainer.save(tmp_path / "nowhere" / "optimizer"))
+    with pytest.raises(RunError, match="cannot read"):
+        runner.run(trainer.evaluate(tmp_path / "nowhere"))
     done = runner.run(trainer.train(work(config, first_step=0, num_steps=1), on_step=ignore))
     assert done.num_steps == 1
 

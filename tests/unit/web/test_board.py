@@ -4,8 +4,13 @@ import msgspec
 from tests.unit.host.scene import BUILT_IN
 from tests.unit.web.cast import Seen
 
-from atoll.net.records import Committed
+from atoll import events
+from atoll.host.effects import Append, Report
+from atoll.ids import RoundId
+from atoll.net.records import Committed, Evaluated
 from atoll.web.board import CURVE_POINTS, curve
+from atoll.web.metrics import render
+from atoll.web.stream import Publisher
 
 
 def row(seen, number):
@@ -123,3 +128,22 @@ def test_what_the_host_reported_before_it_was_started_again_is_news():
     before = list(seen.board.news)
     assert [news.id for news in before] == list(range(1, len(before) + 1))
     assert {"peer-0 joined (cpu)"} <= {news.text for news in before}
+
+
+def test_what_a_peer_says_of_a_state_is_seen_with_its_text():
+    seen = Seen.new()
+    peer, other = seen.gather(2)
+    seen.commit_round(peer, other)
+    before = Publisher(seen.board.document)
+    record = Evaluated(
+        round=RoundId(1), state=seen.run.agreed[1], peer=peer, loss=3.25, text="The <b>reef</b>"
+    )
+    seen.note([Append((record,)), Report(events.Evaluated(round=1, peer=peer, loss=3.25, text=""))])
+    document = seen.board.document()
+    tokens = document["run"]["num_tokens"]
+    assert document["checks"] == [(1, tokens, 3.25)]
+    assert document["run"]["sample"] == "The <b>reef</b>"
+    assert document["news"][-1]["text"] == "state 1: validation loss 3.250, says peer-0"
+    delta = before.delta()
+    assert b'"checks":[[1,' in delta
+    assert b"atoll_validation_loss 3.25\n" in render(seen.board.catch_up(), seen.board.live())

@@ -80,7 +80,7 @@ function draw(parts) {
   if (any("run", "open", "curve", "peers")) drawHero();
   if (any("health")) drawHealth();
   if (any("peers", "open")) drawTheRing();
-  if (any("curve")) drawLoss();
+  if (any("curve", "checks", "run")) drawLoss();
   if (any("rounds")) drawSpeed();
   if (any("rounds", "peers", "open")) drawRounds();
   if (any("peers", "rows")) drawPeers(parts.has("rows"));
@@ -133,12 +133,16 @@ function drawTheRing() {
 function drawLoss() {
   const points = model.curve.map(([, tokens, loss]) => [tokens, loss]);
   const last = points[points.length - 1];
-  setText("loss-text", last ? `${last[1].toFixed(3)} after ${m.count(last[0])} tokens` : "");
+  const check = model.checks[model.checks.length - 1];
+  setText("loss-text", (last ? `${last[1].toFixed(3)} after ${m.count(last[0])} tokens` : "") + (check ? `; dashed: ${check[2].toFixed(3)} held out` : ""));
+  setText("sample", model.run?.sample ?? "");
+  find("sample").hidden = !model.run?.sample;
   drawChart(find("loss"), points, {
     name: "Mean loss of each round over committed tokens", fromZero: false,
     nothing: "The loss of the first round will be the first point.",
     x: (value) => m.short(value), y: (value) => value.toFixed(2),
     say: (point) => `${point[1].toFixed(3)} at ${m.count(point[0])} tokens`,
+    others: model.checks.map(([, tokens, loss]) => [tokens, loss]),
   });
 }
 

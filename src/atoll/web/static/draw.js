@@ -86,7 +86,7 @@ function drawFlow(path, from, to, kind) {
 
 // --- curves -----------------------------------------------------------------------------------
 
-export function drawChart(place, points, { name, fromZero, nothing, x: sayX, y: sayY, say }) {
+export function drawChart(place, points, { name, fromZero, nothing, x: sayX, y: sayY, say, others = [] }) {
   const width = place.clientWidth || 600;
   const height = place.clientHeight || 200;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, [svg("title")]);
@@ -96,7 +96,7 @@ export function drawChart(place, points, { name, fromZero, nothing, x: sayX, y: 
     place.replaceChildren(picture);
     return;
   }
-  const box = { width, height, left: 46, bottom: 24, top: 10, fromZero };
+  const box = { width, height, left: 46, bottom: 24, top: 10, fromZero, others };
   const plot = plotted(points, box);
   const last = points[points.length - 1];
   picture.firstChild.textContent = `${name}: from ${say(points[0])} to ${say(last)}`;
@@ -109,6 +109,8 @@ export function drawChart(place, points, { name, fromZero, nothing, x: sayX, y: 
   }
   picture.append(svg("path", { class: "area", d: plot.area }), svg("path", { class: "curve", d: plot.path }),
     svg("circle", { class: "tip", cx: plot.x(last[0]).toFixed(1), cy: plot.y(last[1]).toFixed(1), r: 5 }));
+  if (others.length) picture.append(svg("path", { class: "others", d: plot.line(others) }));
+  for (const [x, y] of others) picture.append(svg("circle", { class: "other", cx: plot.x(x).toFixed(1), cy: plot.y(y).toFixed(1), r: 3 }));
   addHair(picture, points, plot, { box, say });
   place.replaceChildren(picture);
 }

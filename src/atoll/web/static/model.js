@@ -4,14 +4,14 @@ export const QUIET_S = 15; // without a word for so long, the connection is dead
 
 /** What is known before the host has said anything. */
 export function emptyModel() {
-  return { seq: 0, run: null, peers: [], rounds: new Map(), open: [], curve: [], news: [], health: [] };
+  return { seq: 0, run: null, peers: [], rounds: new Map(), open: [], curve: [], checks: [], news: [], health: [] };
 }
 
 /** Take over an event of the stream; return which parts have changed, or null: something was missed. */
 export function apply(model, kind, message) {
   if (kind === "snapshot") {
     Object.assign(model, message, { rounds: new Map(message.rounds.map((line) => [line.round, line])) });
-    return new Set(["run", "peers", "rounds", "open", "curve", "news", "health"]);
+    return new Set(["run", "peers", "rounds", "open", "curve", "checks", "news", "health"]);
   }
   if (kind !== "delta") return new Set();
   if (message.seq !== model.seq + 1) return null;
@@ -21,6 +21,7 @@ export function apply(model, kind, message) {
   if (message.run) Object.assign(model.run, message.run);
   for (const line of message.rounds ?? []) model.rounds.set(line.round, line);
   for (const oldest of [...model.rounds.keys()].slice(0, -200)) model.rounds.delete(oldest);
+  if (message.checks) model.checks = message.checks;
   if (message.open) model.open = message.open;
   if (message.health) model.health = message.health;
   if (message.news) model.news = [...model.news, ...message.news].slice(-200);
@@ -155,6 +156,7 @@ export function recordText(record, names) {
     case "released": return `${plural(record.leases.length, "lease")} of ${who(record.peer)} ${record.leases.length === 1 ? "is" : "are"} free: ${record.reason}`;
     case "committed": return `round ${record.round}: ${plural(record.roster.length, "contributor")}, ${plural(record.updates.length, "slice")}`;
     case "agreed": return `state ${record.round} is ${record.state.slice(0, 24)} on ${plural(record.peers.length, "member")}`;
+    case "evaluated": return `state ${record.round}: validation loss ${record.loss.toFixed(3)}, says ${who(record.peer)}`;
     case "paused": return "by the operator";
     case "resumed": return "by the operator";
     case "removed": return `${who(record.peer)} is out of the run: ${record.reason || "no reason given"}`;
@@ -281,18 +283,19 @@ export function ticks(least, most, wanted) {
   return found;
 }
 
-/** The points of a chart in a box: path, area, and the functions that place a value. */
-export function plotted(points, { width, height, left, bottom, top, fromZero }) {
-  const xs = points.map((point) => point[0]);
-  const ys = points.map((point) => point[1]);
+/** The points of a chart in a box: path, area, and the functions that place a value; it has room for others, too. */
+export function plotted(points, { width, height, left, bottom, top, fromZero, others = [] }) {
+  const xs = [...points, ...others].map((point) => point[0]);
+  const ys = [...points, ...others].map((point) => point[1]);
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   let [y0, y1] = [fromZero ? 0 : Math.min(...ys), Math.max(...ys)];
   if (!fromZero) [y0, y1] = [y0 - 0.06 * (y1 - y0 || 1), y1 + 0.06 * (y1 - y0 || 1)];
   const x = (value) => left + ((value - x0) / (x1 - x0 || 1)) * (width - left - 14);
   const y = (value) => height - bottom - ((value - y0) / (y1 - y0 || 1)) * (height - bottom - top);
-  const at = points.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`);
-  const path = "M" + at.join("L");
+  const line = (some) => "M" + some.map(([px, py]) => `${x(px).toFixed(1)},${y(py).toFixed(1)}`).join("L");
+  const path = line(points);
   const floor = height - bottom;
-  const area = `${path}L${x(x1).toFixed(1)},${floor}L${x(x0).toFixed(1)},${floor}Z`;
-  return { path, area, x, y, x0, x1, y0, y1 };
+  const [first, last] = [points[0][0], points[points.length - 1][0]];
+  const area = `${path}L${x(last).toFixed(1)},${floor}L${x(first).toFixed(1)},${floor}Z`;
+  return { path, area, line, x, y, x0, x1, y0, y1 };
 }
