@@ -22,7 +22,7 @@ from atoll.net.records import Agreed, Evaluated
 from atoll.outer.manifest import manifest_of
 from atoll.outer.state import PeerState
 
-pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+pytestmark = pytest.mark.timeout(600)  # several processes import torch, one after the other
 
 ROUNDS = 4
 
@@ -50,7 +50,14 @@ def test_a_run_begins_with_the_weights_of_a_folder(
     begun = replace(
         with_sync(
             replace(written, inner=config.inner),
-            **{**_fields(config.sync), "rounds": ROUNDS, "fragments": 2, "min_peers": 1},
+            **_fields(config.sync)
+            | {
+                "rounds": ROUNDS,
+                "fragments": 2,
+                "min_peers": 1,
+                "silent_s": 20.0,
+                "reconnect_s": 40.0,
+            },
         ),
         data=replace(written.data, sequence_length=32, validation_share=0.05),
         evaluation=EvaluationConfig(every_rounds=2, samples=8, prompt="The reef"),
@@ -58,7 +65,7 @@ def test_a_run_begins_with_the_weights_of_a_folder(
     cluster.write_run(begun)
     host = cluster.start_host()
     anna = cluster.join("anna")
-    assert [process.wait() for process in (anna, host)] == [0, 0], cluster.report()
+    assert [process.wait(seconds=400) for process in (anna, host)] == [0, 0], cluster.report()
 
     in_layout_(params_N, layout_of(begun))
     state = manifest_of(PeerState.initial(params_N), run=run_digest(begun)).digest
