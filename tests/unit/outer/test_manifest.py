@@ -1,4 +1,5 @@
 from contextlib import suppress
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -6,8 +7,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from atoll.errors import BadBlobError
+from atoll.exchange.statesync import MAX_MANIFEST_BYTES
 from atoll.ids import RoundId, digest_of
-from atoll.outer.manifest import CHUNK_BYTES, bytes_of, manifest_of, parse_manifest
+from atoll.model.presets import PRESETS
+from atoll.model.shapes import num_parameters
+from atoll.outer.manifest import (
+    CHUNK_BYTES,
+    StateManifest,
+    bytes_of,
+    manifest_of,
+    parse_manifest,
+)
 from atoll.outer.state import PeerState
 
 RUN = digest_of(b"run")
@@ -52,6 +62,29 @@ def test_each_bit_of_a_state_counts(name):
     before = manifest_of(state, run=RUN).digest
     getattr(state, name).view(np.uint8)[17] ^= 1
     assert manifest_of(state, run=RUN).digest != before
+
+
+def test_the_manifest_of_ten_billion_parameters_takes_no_state():
+    """Of INTELLECT-1: written and read back; its chunks cover all bytes, each once."""
+    num_values = num_parameters(PRESETS["intellect-1"])
+    num_chunks = -(-8 * num_values // CHUNK_BYTES)
+    chunks = tuple(digest_of(b"%d" % index) for index in range(num_chunks))
+    manifest = StateManifest(
+        run=RUN,
+        round=RoundId(904),
+        num_values=num_values,
+        chunk_bytes=CHUNK_BYTES,
+        chunks=chunks,
+    )
+    encoded = manifest.encoded()
+    assert parse_manifest(encoded) == manifest
+    assert len(encoded) < MAX_MANIFEST_BYTES / 32, "1.3 MB for a state of 82 GB"
+    bounds = [manifest.bounds(index) for index in range(num_chunks)]
+    assert bounds[0][0] == 0
+    assert all(stop == start for (_, stop), (start, _) in pairwise(bounds))
+    assert bounds[-1][1] == manifest.state_bytes == 8 * num_values
+    with pytest.raises(BadBlobError):
+        parse_manifest(msgspec.structs.replace(manifest, chunks=chunks[:-1]).encoded())
 
 
 def test_a_manifest_comes_back():
