@@ -50,6 +50,7 @@ def inspect_state(
         loss = _validation_loss(loop, dataset)
         text = "" if loop.ranks.mesh else sample_text(loop.model, loop.config, dataset.tokenizer)
     finally:
+        loop.ranks.let_go_(loop.model)
         _put_back_(loop.model, aside)
     followers.wait_for(Evaluated)
     return Evaluated(loss=loss, text=text)

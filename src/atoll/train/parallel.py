@@ -74,6 +74,15 @@ class Ranks:
             model.set_requires_gradient_sync(wanted)
 
 
+    def let_go_(self, model: Llama) -> None:
+        """Drop what a forward pass has gathered, which only a backward pass would do."""
+        if self.mesh is not None:
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(model, FSDPModule)
+            model.reshard()
+
+
 ALONE = Ranks()
 
 
