@@ -73,7 +73,6 @@ class Ranks:
             assert isinstance(model, FSDPModule)
             model.set_requires_gradient_sync(wanted)
 
-
     def let_go_(self, model: Llama) -> None:
         """Drop what a forward pass has gathered, which only a backward pass would do."""
         if self.mesh is not None:
