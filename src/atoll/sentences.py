@@ -32,10 +32,9 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             late = f", without {named(event.missing, names=names)}" if event.missing else ""
             return f"round {event.round}: closed with {len(event.roster)} peers{late}"
         case events.RoundCommitted():
-            return (
-                f"round {event.round}: committed, {event.num_tokens} tokens, "
-                f"loss {event.mean_loss:.3f}, {format_seconds(event.seconds)}"
-            )
+            tokens, seconds = event.num_tokens, format_seconds(event.seconds)
+            text = f"round {event.round}: committed, {tokens} tokens"
+            return f"{text}, loss {event.mean_loss:.3f}, {seconds}"
         case events.StateAgreed():
             return f"state {event.round} is {event.digest[:12]} on {len(event.peers)} members"
         case events.StateDiffers():
