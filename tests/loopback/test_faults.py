@@ -6,7 +6,7 @@ import pytest
 from tests.loopback.cluster import with_sync
 from tests.loopback.proof import assert_finished
 
-from atoll.events import Stopped, TrainerDied
+from atoll.events import RoundPlanned, Stopped, TrainerDied
 
 pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
 
@@ -39,8 +39,10 @@ def test_a_trainer_that_dies_while_it_saves_does_its_work_again(cluster, config,
 
 
 def test_who_was_away_at_the_end_gets_the_last_state_when_it_comes_back(cluster, config):
-    config = with_sync(config, rounds=2, min_peers=1, reconnect_s=60.0)
+    # No round begins without both, and the last one ends without Ben.
+    config = with_sync(config, rounds=3, min_peers=2, reconnect_s=60.0)
     host, anna, ben = cluster.start(config, anna=(), ben=())
+    host.wait_for(RoundPlanned, lambda event: event.round == config.sync.rounds)
     ben.kill()
     host.wait_for(Stopped)
     ben = cluster.join_again("ben")
