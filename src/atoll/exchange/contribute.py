@@ -95,7 +95,7 @@ class EncodedContribution:
                 part = vectors.part(*self._bounds[index])
                 self._slices[index].set_result(await in_thread(encode_slice, codec, part))
 
-        await together(*(encode_next() for _ in range(ENCODERS)))
+        await together(*(encode_next() for _ in range(min(ENCODERS, len(order)))))
         return tuple([future.result()[0] for future in self._slices])
 
     async def slice(self, index: int) -> tuple[Digest, bytes]:

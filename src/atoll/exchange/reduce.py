@@ -84,7 +84,8 @@ class Reducer:
         self._blobs = means.blobs
         self._buffers = means.buffers
         self._tell_host = means.tell_host
-        self._taken: dict[tuple[PeerId, int], dict[Digest, tuple[Buffer, float]]] = {}
+        # Of each contributor and slice: the versions that are here, with their squared norms.
+        self._taken: dict[PeerId, dict[int, dict[Digest, tuple[Buffer, float]]]] = {}
         self._named: set[Digest] = set()  # by a roster: these are needed until the commit
         self._updates: dict[tuple[int, int], tuple[Digest, bytes]] = {}
         self._kept: dict[tuple[int, int], Digest] = {}
@@ -95,10 +96,11 @@ class Reducer:
         """Forget all: the round is over. Whoever waits for something of it, waits no longer."""
         self._over.set()
         # Whoever still reads a slice drops what comes of it.
-        for versions in self._taken.values():
-            for payload, _ in versions.values():
-                if isinstance(payload, bytearray):
-                    self._buffers.give(payload)
+        for slices in self._taken.values():
+            for versions in slices.values():
+                for payload, _ in versions.values():
+                    if isinstance(payload, bytearray):
+                        self._buffers.give(payload)
         self._taken = {}
         self._notify()
 
@@ -112,17 +114,17 @@ class Reducer:
         """Return the slices of a contributor that are here."""
         return tuple(
             wire.NamedSlice(slice=index, digest=digest)
-            for (contributor, index), versions in sorted(self._taken.items())
-            if contributor == peer and index in self.own
+            for index, versions in sorted(self._taken.get(peer, {}).items())
+            if index in self.own
             for digest in versions
         )
 
     def has(self, peer: PeerId, index: int, digest: Digest) -> bool:
-        return digest in self._taken.get((peer, index), {})
+        return digest in self._taken.get(peer, {}).get(index, {})
 
     def confirm(self, peer: PeerId, index: int, digest: Digest) -> None:
         """Tell the host (again: it may be another process now) that this slice is here."""
-        norm = self._taken[peer, index][digest][1]
+        norm = self._taken[peer][index][digest][1]
         self._tell_host(
             wire.Delivered(
                 round=self.round_id,
@@ -144,7 +146,7 @@ class Reducer:
         )
         if self._over.is_set():
             return  # it came too late
-        versions = self._taken.setdefault((peer, index), {})
+        versions = self._taken.setdefault(peer, {}).setdefault(index, {})
         unnamed = [old for old in versions if old not in self._named]
         if unnamed and len(versions) >= MIN_VERSIONS:
             del versions[unnamed[0]]
@@ -166,15 +168,16 @@ class Reducer:
         if job.slice >= len(self._sizes):
             return False
         self._named.update(one.digest for one in job.inputs)
-        while not all(self.has(i.peer, job.slice, i.digest) for i in job.inputs):
-            await self._next_change()
-            if self._over.is_set():
-                return False
+        for one in job.inputs:  # what is named stays, so each is looked for until it is here
+            while not self.has(one.peer, job.slice, one.digest):
+                await self._next_change()
+                if self._over.is_set():
+                    return False
         return True
 
     async def form(self, job: wire.Reduce) -> None:
         """Form the update of a slice, whose inputs are here; keep it; tell the host."""
-        inputs = [(self._taken[i.peer, job.slice][i.digest][0], i.share) for i in job.inputs]
+        inputs = [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
         payload = await asyncio.to_thread(
             reduce_slice,
             inputs,

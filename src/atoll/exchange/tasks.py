@@ -18,24 +18,32 @@ async def group() -> AsyncIterator[Start]:
     that comes first: until Python 3.13 a TaskGroup lets a failure in the same moment hide it, and
     then whoever tries again after a failure never ends, and whoever cancelled it waits for ever.
     """
-    owner = asyncio.current_task()
+    loop, owner = asyncio.get_running_loop(), asyncio.current_task()
     assert owner is not None, "only a task can have others"
     cancelled_before = owner.cancelling()
     started: set[asyncio.Task[None]] = set()
+    all_done = loop.create_future()
+
+    def note_end(task: asyncio.Task[None]) -> None:
+        started.discard(task)
+        if not started and not all_done.done():
+            all_done.set_result(None)
+
     try:
         async with asyncio.TaskGroup() as tasks:
 
             def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 task = tasks.create_task(work)
                 started.add(task)
-                task.add_done_callback(started.discard)
+                task.add_done_callback(note_end)
                 return task
 
             yield start
             # In here, and not at the end of the TaskGroup: what fails while that waits counts as a
             # cancellation of the owner for good, and could not be told from a real one.
             while started:
-                await asyncio.wait(started)
+                all_done = loop.create_future()
+                await all_done
     except BaseExceptionGroup as errors:
         if owner.cancelling() > cancelled_before:
             raise asyncio.CancelledError from None

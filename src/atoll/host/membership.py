@@ -39,6 +39,7 @@ class Member:
 class Membership:
     members: dict[PeerId, Member] = field(default_factory=dict)
     heard_at: dict[PeerId, float] = field(default_factory=dict)
+    version: int = field(default=0, compare=False)  # another one with each change
     _connected: list[PeerId] = field(default_factory=list)  # in their order, as below
     _reachable: list[PeerId] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ class Membership:
             self._put(gone)
 
     def remove(self, peer: PeerId) -> None:
+        self.version += 1
         self.members.pop(peer, None)
         self.heard_at.pop(peer, None)
         _list(self._connected, peer, is_in=False)
@@ -132,6 +134,7 @@ class Membership:
         return sorted(m.peer for m in away if now - m.changed_at > policy.reconnect_s)
 
     def _put(self, member: Member) -> None:
+        self.version += 1
         self.members[member.peer] = member
         _list(self._connected, member.peer, is_in=member.connected)
         is_reachable = member.connected and member.address is not None

@@ -307,12 +307,11 @@ def relieve(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> 
 
 
 def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Close | Wait:
-    complete = set(rnd.completed_at)
+    complete = rnd.completed_at.keys()
     waited = _waited(rnd, present)
     missing = waited - complete
-    peers = tuple(sorted(complete))
     if complete and not missing:
-        return Close(peers, "all delivered")
+        return Close(tuple(sorted(complete)), "all delivered")
     quorum = _quorum(rnd, waited, present=present, policy=policy)
     if len(complete) < quorum:
         return Wait(f"{len(complete)} delivered, {quorum} are needed")
@@ -323,7 +322,7 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
     if not missing & present.connected:
         took_s = 0.0
     if now >= quorum_at + grace_s(took_s, policy):
-        return Close(peers, f"the grace time is over, {len(missing)} missing")
+        return Close(tuple(sorted(complete)), f"the grace time is over, {len(missing)} missing")
     return Wait(f"waiting for {len(missing)} of {len(waited)}")
 
 
@@ -344,8 +343,8 @@ def _waited(rnd: Round, present: Present) -> set[PeerId]:
 
 def _quorum(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:
     # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
-    here = waited & (present.connected | set(rnd.completed_at))
-    return quorum_of(len(here), policy)
+    num_away = len(waited - present.connected - rnd.completed_at.keys())
+    return quorum_of(len(waited) - num_away, policy)
 
 
 def quorum_of(num_peers: int, policy: SyncConfig) -> int:

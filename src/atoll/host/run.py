@@ -26,7 +26,7 @@ from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
 
-SETTLE_S = 1e-5  # for each member, before all is done that is due: ten times what that takes
+SETTLE_S = 2e-5  # for each member, before all is done that is due: seven times what that takes
 
 # What members say about an open round.
 OfRound: TypeAlias = (

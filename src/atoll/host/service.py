@@ -41,6 +41,7 @@ from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record, le
 from atoll.net.transport import Connection, Transport
 
 TICK_S = 0.1
+TICK_OF = 5  # times as long as news waits, at least: a look at thousands of members takes long
 HELLO_S = 10.0  # for a member to say what it wants
 PROBE_S = 5.0  # for a member that says it listens to answer
 FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still lack
@@ -444,7 +445,7 @@ class Host:
                 for session in self._sessions.values():
                     session.put(wire.Heartbeat())
                 self._beat_at = self._now() + self.run.config.sync.heartbeat_s
-            await asyncio.sleep(max(TICK_S, decisions.settle_s(self.run)))
+            await asyncio.sleep(max(TICK_S, TICK_OF * decisions.settle_s(self.run)))
 
     async def _farewell(self) -> None:
         """Tell the members that the run is complete, and give them time to have all of it.

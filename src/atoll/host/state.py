@@ -72,6 +72,8 @@ class Run:
     started_at: float = 0.0
     # Members that the journal names, and that have not come since it was read.
     unseen: set[PeerId] = field(default_factory=set)
+    # What `present` found last, and what that was a function of.
+    found: tuple[tuple[RoundId, int, int], Present] | None = field(default=None, compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -223,6 +225,13 @@ def _can_start(run: Run, m: Member, round_id: RoundId) -> bool:
 
 def present(run: Run, round_id: RoundId) -> Present:
     """Return who could do what for the round, now."""
+    key = round_id, run.membership.version, len(run.agreed)
+    if run.found is None or run.found[0] != key:
+        run.found = key, _present(run, round_id)
+    return run.found[1]
+
+
+def _present(run: Run, round_id: RoundId) -> Present:
     members = run.membership.connected()
     connected = frozenset([m.peer for m in members])
     able = frozenset([m.peer for m in members if _can_start(run, m, round_id)])

@@ -11,6 +11,7 @@ the run is large; all other records are brief.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -314,9 +315,14 @@ def signed(message: wire.Commit, *, public_key: bytes) -> Record | Announced:
         ProtocolError: a host of this run did not sign it, at that place in the chain.
     """
     digest = _brief_hash(seq=message.seq, previous=message.previous, brief=message.body)
-    if digest != message.hash or not verify(public_key, bytes.fromhex(digest), message.signature):
+    if digest != message.hash or not _is_signed(public_key, digest, message.signature):
         raise ProtocolError("a record that the host of this run did not sign")
     try:
         return _brief_decoder.decode(message.body)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a journal record: {error}") from error
+
+
+@lru_cache(maxsize=64)  # a member looks at a record when it hears it, and when it keeps it
+def _is_signed(public_key: bytes, digest: Digest, signature: bytes) -> bool:
+    return verify(public_key, bytes.fromhex(digest), signature)

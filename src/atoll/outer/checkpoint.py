@@ -14,9 +14,9 @@ Shapes: N values.
 
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from functools import lru_cache
+from itertools import count
 from math import inf
 from pathlib import Path
 from threading import Lock
@@ -53,6 +53,7 @@ class StateStore:
         self._keep = keep
         self._locations: dict[RoundId, dict[Digest, Location]] = {}
         self._used_at: dict[RoundId, float] = {}
+        self._numbers = count()  # of temporary folders
         open_directory(directory)
         for round in self.rounds():
             with suppress(DamagedError):  # nothing of it is served; `load_` is where it matters
@@ -184,7 +185,9 @@ class StateStore:
         return self._directory / f"{round:06}"
 
     def _temporary_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._directory))
+        folder = self._directory / f"{TEMPORARY}{next(self._numbers)}"
+        folder.mkdir()  # no other process is here, and what a crash left was removed at the start
+        return folder
 
 
 class StateReceiver:

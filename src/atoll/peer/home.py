@@ -198,8 +198,9 @@ class Home:
         self._lent_inner = path
 
     def forget_inner_before(self, round_id: RoundId) -> None:
-        for path in (self.directory / "inner").iterdir():
-            if path < self.inner_path(round_id) and path != self._lent_inner:
+        oldest = self.inner_path(round_id)
+        for path in oldest.parent.iterdir():
+            if path < oldest and path != self._lent_inner:
                 path.unlink()
 
     def close(self) -> None:

@@ -141,7 +141,8 @@ class HostLink:
                         message = await connection.receive()
                     self._take(message)
                     handle(message)
-                    self.board.notify()
+                    if not isinstance(message, wire.Heartbeat):
+                        self.board.notify()
         except asyncio.CancelledError:  # whatever ends us: the host need not wait for our return
             with suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):

@@ -294,4 +294,4 @@ async def fetch_updates(commit: Heard, member: Member) -> None:
             await asyncio.to_thread(member.blobs.put, digest, payload)
             member.traffic.updates_received += len(payload)
 
-    await together(*(drain() for _ in range(PARALLEL_FETCHES)))
+    await together(*(drain() for _ in range(min(PARALLEL_FETCHES, len(todo)))))

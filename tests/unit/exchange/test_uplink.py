@@ -9,7 +9,14 @@ from hypothesis import given, settings, strategies as st
 from tests.unit.exchange.cast import A
 from tests.unit.memory import Network, pair
 
-from atoll.exchange.uplink import HEADROOM, JOINERS_ALONE, SLOWER, UNPACED_BYTES_PER_S, Uplink
+from atoll.exchange.uplink import (
+    CLOSE,
+    HEADROOM,
+    JOINERS_ALONE,
+    SLOWER,
+    UNPACED_BYTES_PER_S,
+    Uplink,
+)
 from atoll.ids import PeerId
 
 RATE = 1e6
@@ -78,6 +85,30 @@ def test_one_that_fails_gives_its_share_back():
         with pytest.raises(OSError, match="gone"), uplink.flow(other):
             raise OSError("gone")
         assert one.paced == HEADROOM * RATE
+
+
+def test_among_a_thousand_flows_one_more_need_not_tell_all_others():
+    class Counting:
+        """What an uplink asks of a connection; it counts how often it is told a pace."""
+
+        told = 0
+
+        def __init__(self, peer):
+            self.peer = peer
+
+        def pace(self, bytes_per_s):
+            self.paced = bytes_per_s
+            Counting.told += 1
+
+    uplink, num_flows = paced(), 1000
+    ours = [Counting(PeerId(f"member {number}")) for number in range(num_flows)]
+    with ExitStack() as flows:
+        for connection in ours:
+            flows.enter_context(uplink.flow(connection))
+        paces = [connection.paced for connection in ours]
+        share = HEADROOM * RATE / num_flows
+        assert all(share * (1 - CLOSE) <= pace <= share * (1 + 2 * CLOSE) for pace in paces)
+    assert Counting.told < 100 * num_flows  # a million, if each told all the others
 
 
 def test_a_line_of_which_nothing_is_known_is_not_paced():
