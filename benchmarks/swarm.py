@@ -3,7 +3,8 @@
     benchmarks/swarm.py 10 30 100    a line of JSON for each: wall time, and what the host has to do
 
 The host, agents and exchange are the real code. Per round: messages of the host, seconds of its
-callbacks, and processor seconds for all. So what stops a larger swarm shows in how these grow.
+callbacks, and processor seconds for all, where `start_cpu_s` is what it takes until the first round
+is committed. So what stops a larger swarm shows in how these grow. How far it is goes to stderr.
 Numba compiles for the first of them: name a small number first.
 """
 
@@ -18,23 +19,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
+from atoll.events import Event, RoundCommitted
 from atoll.net.wire import Message
 from atoll.sim.faults import AtTime, Leave
 from atoll.sim.fleet import Fleet
+from atoll.sim.judge import JUDGED
 from atoll.sim.network import Machine, Tampering
 from atoll.sim.play import Case, play
 from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
+from atoll.system import allow_many_files, most_files
 
 CHURN = 0.05  # of the peers leave in each round, and come back
+HEARTBEAT_S = 30.0
+FILES = 2  # that a peer keeps open: its lock, and the vectors that it shares with a trainer
+SPARE_FILES = 500  # of peers that leave while others come, and of the host
 ROUND_S = 20.0  # of virtual time, about
 
 
 class Meter:
-    """Counts the host's messages, and the seconds that its callbacks take."""
+    """Counts the host's messages, and the seconds that its callbacks take.
+
+    `committed_at` are the processor seconds at each commit.
+    """
 
     def __init__(self) -> None:
         self.messages: Counter[str] = Counter()
         self.host_s = 0.0
+        self.committed_at: list[float] = []
 
     def watch(self, fleet: Fleet) -> None:
         judge_message = fleet.network.tamper
@@ -45,6 +56,17 @@ class Meter:
             return judge_message(sender, receiver, message)
 
         fleet.network.tamper = count
+        fleet.keeps = lambda event: isinstance(event, JUDGED)
+        note_event = fleet.watch
+
+        def tell(name: str, event: Event) -> None:
+            if isinstance(event, RoundCommitted):
+                self.committed_at.append(time.process_time())
+                now_s, cpu_s = fleet.loop.time(), self.committed_at[-1]
+                print(f"round {event.round} at {now_s:.0f} s, {cpu_s:.0f} s", file=sys.stderr)
+            note_event(name, event)
+
+        fleet.watch = tell
         fleet.host.condition.within = self._timed
 
     @contextmanager
@@ -60,8 +82,9 @@ def swarm(num_peers: int, *, rounds: int, seed: int) -> Case:
         PeerSpec(
             name=f"peer-{number:05}",
             link=rng.choice(("home-fibre", "home-dsl")),
-            step_s=rng.uniform(1.0, 4.0),
+            step_s=rng.uniform(2.0, 8.0),
             joins_at_s=rng.uniform(0.0, 5.0),
+            has_dataset=True,
         )
         for number in range(num_peers)
     )
@@ -75,7 +98,8 @@ def swarm(num_peers: int, *, rounds: int, seed: int) -> Case:
         update_codec="int8",
         vocab_size=300,
         quorum=0.9,
-        heartbeat_s=10.0,
+        heartbeat_s=HEARTBEAT_S,
+        inner_steps=2,
     )
     return Case(setting=Setting(seed=seed, peers=peers, run=run, model="idle"), script=script)
 
@@ -88,13 +112,15 @@ def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
         outcome, wrong = play(case, Path(directory), look=meter.watch)
     num_rounds = max(1, len(outcome.commits))
     total = sum(meter.messages.values())
+    first, last = meter.committed_at[0], meter.committed_at[-1]
     return {
         "peers": num_peers,
         "rounds": len(outcome.commits),
         "wrong": wrong[:3],
         "wall_s": round(time.monotonic() - began_at, 1),
         "cpu_s": round(time.process_time() - cpu_at, 1),
-        "cpu_s_per_round": round((time.process_time() - cpu_at) / num_rounds, 2),
+        "start_cpu_s": round(first - cpu_at, 1),
+        "cpu_s_per_round": round((last - first) / max(1, num_rounds - 1), 2),
         "host_s_per_round": round(meter.host_s / num_rounds, 3),
         "host_messages_per_round": round(total / num_rounds),
         "host_messages_per_peer_and_round": round(total / num_rounds / num_peers, 1),
@@ -108,6 +134,10 @@ def main() -> int:
     parser.add_argument("peers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    allow_many_files()
+    needed, allowed = FILES * max(given.peers) + SPARE_FILES, most_files()
+    if allowed is not None and needed > allowed:
+        parser.error(f"so many peers keep {needed} files open, and this system allows {allowed}")
     for num_peers in given.peers:
         print(json.dumps(measured(num_peers, rounds=given.rounds)), flush=True)
     return 0

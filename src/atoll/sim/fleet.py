@@ -21,7 +21,7 @@ from atoll.peer.home import RunFile, write_run_file
 from atoll.sim.links import LINKS
 from atoll.sim.loop import EPOCH_S, Condition, Process, VirtualLoop
 from atoll.sim.network import Machine, Network
-from atoll.sim.programs import HostProgram, MemberProgram
+from atoll.sim.programs import DATASETS, HostProgram, MemberProgram
 from atoll.sim.seat import Seat
 from atoll.sim.setting import BUILT_IN, HOST, PORT, TOKEN, Keys, PeerSpec, Setting, write_dataset
 from atoll.sim.trainer import Device, Idle, Model, Regression, Tally
@@ -31,7 +31,10 @@ VALID_S = 10 * 365 * 86_400.0
 
 
 class Fleet:
-    """Everything that is simulated. `trace` is all that was reported: when, by whom, what."""
+    """Everything that is simulated. `trace` is all that was reported: when, by whom, what.
+
+    But for what `keeps` leaves out: with thousands of peers that is gigabytes.
+    """
 
     def __init__(self, setting: Setting, directory: Path) -> None:
         loop = asyncio.get_running_loop()
@@ -42,6 +45,7 @@ class Fleet:
         self.keys = Keys(setting.seed)
         self.network = Network(Random(f"{setting.seed} network"))
         self.trace: list[tuple[float, str, Event]] = []
+        self.keeps: Callable[[Event], bool] = lambda _: True
         self.watch: Callable[[str, Event], None] = lambda *_: None  # called for each of them
         self.directory = directory / HOST
         self.dataset = write_dataset(directory / "dataset")
@@ -91,6 +95,10 @@ class Fleet:
             rng = Random(f"{self.setting.seed} {name}")
             self.devices[name] = Device(self._model(), spec.step_s, rng)
             self.home(name).mkdir()
+            if spec.has_dataset:
+                cache = self.home(name) / DATASETS
+                cache.mkdir()
+                (cache / self.dataset.digest).symlink_to(self.dataset.folder)
         program = self.programs[name] = MemberProgram(
             self.keys.identity(name),
             self.home(name),
@@ -114,7 +122,8 @@ class Fleet:
 
     def _emitter(self, name: str) -> Emit:
         def emit(event: Event) -> None:
-            self.trace.append((self.loop.time(), name, event))
+            if self.keeps(event):
+                self.trace.append((self.loop.time(), name, event))
             self.watch(name, event)
 
         return emit

@@ -34,6 +34,7 @@ from atoll.sim.setting import BUILT_IN, HOST
 from atoll.sim.trainer import Tally
 
 TOLERANCE = 1e-6
+JUDGED = (RoundCommitted, StateDiffers, Stopped, TrainerDied)  # the events that say something here
 
 
 @dataclass

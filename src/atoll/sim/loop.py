@@ -9,6 +9,7 @@ of it either: `kill -9` leaves nobody the time to tidy up.
 """
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +21,6 @@ from inspect import iscoroutine
 from itertools import count
 from math import inf
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
-from weakref import WeakSet
 
 from atoll import clock
 
@@ -31,6 +31,10 @@ MAX_CANCELLED = 10_000  # timers that nobody waits for any more; then they are s
 MAX_AT_ONCE = 5_000_000  # callbacks at one moment: somebody asks again and again
 MAX_CLOSED = 1000  # times that a coroutine is told to end
 SHOWN = 60  # tasks in an account of who waits for what
+FEW_TASKS = 32  # of a process, before those that are done are swept out
+# Python's own thresholds suit programs with little in memory. With thousands of processes in one,
+# a third of the time would go into looking again and again at what all of them hold.
+COLLECT_AT = (1_000_000, 20, 1000)
 
 
 class Deadlock(Exception):
@@ -61,7 +65,8 @@ class Process:
         self.status = Status.RUNNING
         self.condition = condition
         self._loop = loop
-        self.tasks: WeakSet[_Task[Any]] = WeakSet()
+        self._tasks: list[_Task[Any]] = []
+        self._sweep_at = FEW_TASKS
         self._held: list[tuple[Process | None, asyncio.Handle]] = []
         self._context = copy_context()
         self._context.run(_current.set, self)
@@ -74,6 +79,17 @@ class Process:
     @property
     def is_alive(self) -> bool:
         return self.status is not Status.DEAD
+
+    def note(self, task: "_Task[Any]") -> None:
+        """Count the task as one of ours."""
+        if len(self._tasks) >= self._sweep_at:
+            self._tasks = self.undone()
+            self._sweep_at = max(FEW_TASKS, 2 * len(self._tasks))
+        self._tasks.append(task)
+
+    def undone(self) -> "list[_Task[Any]]":
+        """Return the tasks of this process that are not done, in the order in which they began."""
+        return [task for task in self._tasks if not task.done()]
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run this in the process."""
@@ -124,7 +140,7 @@ class _Task(asyncio.Task[T]):
         name = name or getattr(work, "__qualname__", "task")
         super().__init__(work, loop=loop, name=name, context=context)
         if self.process is not None:
-            self.process.tasks.add(self)
+            self.process.note(self)
 
     def __hash__(self) -> int:
         return self.number
@@ -287,7 +303,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def keep_tasks_of(self, process: Process) -> None:
         """Keep the tasks of a dead process as they are: to forget one is to run its `finally`."""
-        self._graves += [task for task in process.tasks if not task.done()]
+        self._graves += process.undone()
 
     def who_waits(self) -> str:
         """Return what each task waits for, a line for each."""
@@ -338,12 +354,15 @@ def run(
     """
     loop = VirtualLoop(limit_s=limit_s, work_s=work_s)
     asyncio.set_event_loop(loop)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*COLLECT_AT)
     try:
         return loop.run_until_complete(loop.create_task(main))
     finally:
         loop.close()
         loop.abandon_all()
         asyncio.set_event_loop(None)
+        gc.set_threshold(*thresholds)  # last: tasks that nobody holds must be ended, not collected
 
 
 def _note_bug(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

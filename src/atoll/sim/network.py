@@ -18,13 +18,22 @@ from random import Random
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from atoll.net.wire import Message
-from atoll.sim.links import Demand, Link, loss_between, most_bytes_per_s, round_trip_s, share_out
+from atoll.sim.links import (
+    SEGMENT_BYTES,
+    Demand,
+    Link,
+    loss_between,
+    most_bytes_per_s,
+    round_trip_s,
+    share_out,
+)
 
 if TYPE_CHECKING:
     from atoll.sim.transport import SimListener
 
 RETRANSMIT_S: Final = 0.2  # the least that TCP waits before it sends a packet again (Linux)
 LOOPBACK_S: Final = 5e-5
+BURST_BYTES: Final = 10 * SEGMENT_BYTES  # that TCP sends without a word from there (RFC 6928)
 ALMOST_NOTHING: Final = 0.5  # bytes that rounding has left of a flow
 
 
@@ -49,13 +58,18 @@ class Tampering:
 
 @dataclass(eq=False)
 class Machine:
-    """Something with a line. `is_up`: whether its kernel answers, whatever its processes do."""
+    """Something with a line. `is_up`: whether its kernel answers, whatever its processes do.
+
+    Small payloads have left by `up_free_at`, and arrived by `down_free_at`.
+    """
 
     name: str
     link: Link
     number: int
     is_up: bool = True
     frozen: bool = False  # what runs on it sends nothing, and reads nothing
+    up_free_at: float = 0.0
+    down_free_at: float = 0.0
 
 
 @dataclass(eq=False)
@@ -146,6 +160,21 @@ class Network:
         self._flows[flow] = None
         self.share_out_soon()
         return flow
+
+    def burst_s(self, sender: Machine, receiver: Machine, num_bytes: int, *, pace: Pace) -> float:
+        """Return how long a small payload takes: at both lines it queues behind others like it.
+
+        They are sent one after the other, so that thousands of them need no sharing out.
+        """
+        now = self._loop.time()
+        up_s, down_s = (
+            num_bytes / rate
+            for rate in (sender.link.up_bytes_per_s, receiver.link.down_bytes_per_s)
+        )
+        sender.up_free_at = max(now, sender.up_free_at) + up_s
+        receiver.down_free_at = max(now, receiver.down_free_at) + down_s
+        through_at = max(sender.up_free_at, receiver.down_free_at)
+        return max(through_at - now, num_bytes / pace.bytes_per_s)
 
     def drop(self, flow: Flow) -> None:
         """Take the flow off the line; the rest of it does not arrive."""

@@ -28,6 +28,7 @@ from atoll.sim.trainer import Device
 RESTART_S = 2.0  # until the host starts its built-in member again, as `atoll host` does
 RETRY_S = 1.0  # of a newcomer whose enrolment failed
 ANSWER_S = 20.0
+DATASETS = "datasets"  # the folder of a member's cache
 DiesAt: TypeAlias = Callable[[Moment], bool]
 
 
@@ -60,7 +61,7 @@ class MemberProgram:
             PeerConfig(
                 directory=str(self.directory),
                 name=seat.name,
-                cache_directory=str(self.directory / "datasets"),
+                cache_directory=str(self.directory / DATASETS),
                 advertise_host=seat.machine.name,
             ),
             transport=seat.transport(self._identity.peer_id),
@@ -76,7 +77,7 @@ class MemberProgram:
         if self._home is not None:
             self._home.close()
             self._home = None
-        for lock in self.directory.glob("datasets/*.lock"):
+        for lock in self.directory.glob(f"{DATASETS}/*.lock"):
             lock.unlink()
 
     async def _enrol(self, seat: Seat) -> None:

@@ -36,12 +36,16 @@ SEQUENCE_LENGTH = 8
 
 
 class PeerSpec(Struct, frozen=True, kw_only=True):
-    """A peer: its line (a name of `links.LINKS`), its speed, and when it joins."""
+    """A peer: its line (a name of `links.LINKS`), its speed, and when it joins.
+
+    With `has_dataset` the dataset is in its cache already.
+    """
 
     name: str
     link: str = "home-fibre"
     step_s: float = 1.0
     joins_at_s: float = 0.0
+    has_dataset: bool = False
 
 
 class RunSpec(Struct, frozen=True, kw_only=True):

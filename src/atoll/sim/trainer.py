@@ -82,7 +82,7 @@ class SimTrainer:
         self._moments_N = np.zeros_like(self._local_N)
         self._halted = False
         self._is_hung = False
-        self._death = asyncio.Event()
+        self._death = asyncio.get_running_loop().create_future()
 
     async def train(self, work: Train, *, on_step: OnStep) -> Trained:
         self._halted = False
@@ -157,21 +157,20 @@ class SimTrainer:
         self._is_hung = True
 
     def kill(self) -> None:
-        self._death.set()
+        if not self._death.done():
+            self._death.set_result(None)
 
     async def stop(self) -> None:
         self.kill()
 
     async def _live_through(self, seconds: float) -> None:
         """Let time pass; the end of the trainer may be the end of it."""
-        try:
-            async with asyncio.timeout(None if self._is_hung else seconds):
-                await self._death.wait()
-        except TimeoutError:
-            if not self._is_hung:
-                return
-            await self._death.wait()
-        raise TrainerDied("it was killed")
+        if seconds and not self._is_hung:
+            await asyncio.wait([self._death], timeout=seconds)
+        if self._is_hung:
+            await asyncio.wait([self._death])
+        if self._death.done():
+            raise TrainerDied("it was killed")
 
 
 # --- models --------------------------------------------------------------------------------------

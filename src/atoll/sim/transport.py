@@ -18,7 +18,7 @@ from atoll.net.connection import CLOSE_S
 from atoll.net.listener import bug_in
 from atoll.net.transport import Serve
 from atoll.sim.loop import Process
-from atoll.sim.network import Flow, Harm, Machine, Network, Pace, Path
+from atoll.sim.network import BURST_BYTES, Flow, Harm, Machine, Network, Pace, Path
 from atoll.units import KIB, MIB
 
 WINDOW_BYTES: Final = MIB  # that somebody has not read yet: then whoever sends to it waits
@@ -159,7 +159,8 @@ class SimConnection:
         self._unread_bytes = 0  # on their way to us, or here
         self._end = ""
         self._is_closed = False
-        self._news = asyncio.Event()
+        self._news = asyncio.Event()  # something has arrived, or the end
+        self._room = asyncio.Event()  # the other end has read, or is gone
         self._sending = asyncio.Lock()
         self._pace = Pace()
         self._flow: Flow | None = None
@@ -248,13 +249,14 @@ class SimConnection:
             return
         assert isinstance(item, bytes | _Payload)
         self._inbox.append(item)
-        self._notify()
+        self._news.set()
 
     # --- the rest -------------------------------------------------------------------------------
 
     async def _until_there_is_room(self) -> None:
         while not self._end and self.other._unread_bytes > WINDOW_BYTES:
-            await self._news.wait()
+            self._room.clear()
+            await self._room.wait()
         self._check()
 
     async def _send(self, message: wire.Message, payload: bytes) -> None:
@@ -284,6 +286,17 @@ class SimConnection:
             transport.num_sent += len(payload)
             self._put(_Payload(payload), len(payload))
             return
+        if len(payload) <= BURST_BYTES:
+            ends = transport.machine, self._remote
+            await asyncio.sleep(network.burst_s(*ends, len(payload), pace=self._pace))
+        else:
+            await self._flow_through(payload)
+        self._check()
+        transport.num_sent += len(payload)
+        self._put(_Payload(payload), len(payload))
+
+    async def _flow_through(self, payload: bytes) -> None:
+        transport, network = self._transport, self._transport.network
         flow = network.flow(transport.machine, self._remote, len(payload), pace=self._pace)
         self._flow = flow
         try:
@@ -291,9 +304,6 @@ class SimConnection:
         finally:
             self._flow = None
             network.drop(flow)
-        self._check()
-        transport.num_sent += len(payload)
-        self._put(_Payload(payload), len(payload))
 
     def _put(self, item: bytes | _Payload, num_bytes: int, *, late_s: float = 0.0) -> None:
         self.other._unread_bytes += num_bytes
@@ -302,6 +312,7 @@ class SimConnection:
     async def _take(self) -> bytes | _Payload:
         while not self._inbox:
             self._check()
+            self._news.clear()
             await self._news.wait()
         if self._is_closed:
             self._check()
@@ -310,7 +321,8 @@ class SimConnection:
         num_bytes = len(item.content) if isinstance(item, _Payload) else len(item)
         self._unread_bytes -= num_bytes
         self._transport.num_received += num_bytes + (0 if is_payload else LENGTH_BYTES)
-        self.other._notify()
+        if self._unread_bytes <= WINDOW_BYTES:
+            self.other._room.set()
         return item
 
     @contextmanager
@@ -331,11 +343,8 @@ class SimConnection:
         self._transport.connections.pop(self, None)
         if self._flow is not None:
             self._transport.network.drop(self._flow)
-        self._notify()
-
-    def _notify(self) -> None:
         self._news.set()
-        self._news = asyncio.Event()
+        self._room.set()
 
 
 def pair(one: SimTransport, other: SimTransport) -> tuple[SimConnection, SimConnection]:

@@ -1,6 +1,8 @@
 """Time that jumps, order that repeats, processes that stop where they are."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -18,6 +20,22 @@ def test_hours_pass_at_once():
         return loop().time()
 
     assert run(main(), limit_s=20_000) == 10_000
+
+
+def test_a_process_forgets_the_tasks_that_are_done():
+    async def main():
+        process = Process("busy", loop(), Condition())
+        waiting = process.spawn(asyncio.sleep(1e6))
+        done = [weakref.ref(process.spawn(asyncio.sleep(0))) for _ in range(1000)]
+        await asyncio.sleep(1)
+        recent = [process.spawn(asyncio.sleep(0)) for _ in range(1000)]
+        gc.collect()
+        assert not any(task() for task in done)
+        await asyncio.sleep(1)
+        assert all(task.done() for task in recent)
+        assert process.undone() == [waiting]
+
+    run(main(), limit_s=10)
 
 
 def test_a_deadlock_says_what_each_task_waits_for():

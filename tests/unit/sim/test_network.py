@@ -10,13 +10,14 @@ from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 from atoll.sim.links import Link
 from atoll.sim.loop import Condition, Process, run
-from atoll.sim.network import Harm, Network, Tampering
+from atoll.sim.network import BURST_BYTES, Harm, Network, Tampering
 from atoll.sim.transport import WINDOW_BYTES, SimTransport
 
 A, B, C = (PeerId(letter * 32) for letter in "abc")
 LATENCY_S = 0.05  # of one line; a packet takes twice that
 LINE = Link(up_bytes_per_s=1000.0, down_bytes_per_s=2000.0, latency_s=LATENCY_S)
 BLOB = wire.Blob(digest=digest_of(b""), num_bytes=1000)
+LARGE = wire.Blob(digest=digest_of(b""), num_bytes=2 * BURST_BYTES)
 BEAT = wire.Heartbeat()
 
 
@@ -92,11 +93,28 @@ def test_flows_share_the_line_of_who_sends_and_of_who_receives():
         first, _ = await connected(anna, ben)
         second, _ = await connected(anna, carl)
         began_at = now()
-        await asyncio.gather(first.send(BLOB, bytes(1000)), second.send(BLOB, bytes(3000)))
-        # Both at 500 until 1000 are through at 2 s; the other 2000 of the second alone, at 1000.
-        assert now() - began_at == pytest.approx(4.0)
+        await asyncio.gather(first.send(BLOB, bytes(20_000)), second.send(BLOB, bytes(60_000)))
+        # Both at 500 until 20 000 are through at 40 s; the rest of the second alone, at 1000.
+        assert now() - began_at == pytest.approx(80.0)
 
     scene(act)
+
+
+def test_small_payloads_queue_at_both_lines():
+    async def act(network, anna, ben, carl):
+        came, connections = [], [await connected(anna, ben), await connected(carl, ben)]
+
+        async def send(ours, theirs):
+            await ours.send(BLOB, bytes(1000))
+            came.append(now() - began_at)
+
+        began_at = now()
+        await asyncio.gather(*(send(*ends) for ends in (*connections, *connections)))
+        # anna's and carl's lines carry two each, one after the other, and ben's all four.
+        assert sorted(came) == pytest.approx([1.0, 2.0, 3.0, 4.0])
+
+    line = Link(up_bytes_per_s=1e3, down_bytes_per_s=1e3, latency_s=LATENCY_S)
+    scene(act, ben=line)
 
 
 def test_a_paced_flow_leaves_the_rest_to_the_others():
@@ -115,7 +133,7 @@ def test_a_line_that_is_cut_is_silent_and_goes_on_when_it_heals():
     async def act(network, anna, ben, carl):
         ours, theirs = await connected(anna, ben)
         network.cut("anna", "ben")
-        sending = asyncio.create_task(ours.send(BLOB, bytes(1000)))
+        sending = asyncio.create_task(ours.send(LARGE, bytes(LARGE.num_bytes)))
         await asyncio.sleep(30)
         assert not sending.done()
         with pytest.raises(ConnectionLost, match="does not answer in time"):
@@ -123,8 +141,8 @@ def test_a_line_that_is_cut_is_silent_and_goes_on_when_it_heals():
         await connected(anna, carl)  # the others are reached
         network.heal("anna", "ben")
         await sending
-        assert await theirs.receive() == BLOB
-        assert len(await theirs.receive_payload(1000)) == 1000
+        assert await theirs.receive() == LARGE
+        assert len(await theirs.receive_payload(LARGE.num_bytes)) == LARGE.num_bytes
 
     scene(act)
 
