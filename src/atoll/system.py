@@ -7,6 +7,7 @@ docstring says so. `tests/test_repo.py` sees to it that no other module makes su
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-PACES: Final = sys.platform == "linux"  # the kernel sends each connection's bytes at a given pace
+TELLS_CONFIRMED: Final = sys.platform == "linux"  # how much of what was sent has arrived
 HAS_PERMISSIONS: Final = os.name == "posix"  # files with an owner, and modes such as 0600
-_PACE = 47  # SO_MAX_PACING_RATE, of asm-generic/socket.h; Python has no name for it
-_LARGEST_PACE = 2**32 - 1
+_BYTES_ACKED = struct.Struct("=120xQ")  # of TCP_INFO, linux/tcp.h: tcpi_bytes_acked
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 # Who asks a process to end: a service manager, a terminal that closes, and both on Windows.
 _REQUESTS = ("SIGTERM", "SIGHUP", "SIGBREAK")
@@ -194,10 +194,13 @@ def offered_congestion() -> tuple[str, ...]:
         return ()
 
 
-def pace(connected: socket.socket, bytes_per_s: float) -> None:
-    """Let the kernel send no faster than that, headers included; only where it `PACES`."""
-    rate = int(min(bytes_per_s, _LARGEST_PACE))
-    connected.setsockopt(socket.SOL_SOCKET, _PACE, rate.to_bytes(4, sys.byteorder))
+def num_confirmed(connected: socket.socket) -> int:
+    """Return how many bytes the other side's system has; 0 where ours does not tell."""
+    if sys.platform != "linux":
+        return 0
+    told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    (num_bytes,) = _BYTES_ACKED.unpack(told)
+    return int(num_bytes)
 
 
 def _set_if_known(connected: socket.socket, name: str, value: int | bytes) -> None:

@@ -55,6 +55,7 @@ class MemoryTransport:
     def __init__(self, network: Network, peer: PeerId | None) -> None:
         self._network = network
         self.peer = peer
+        self.paced: float | None = None
 
     @property
     def num_sent(self) -> int:
@@ -63,6 +64,14 @@ class MemoryTransport:
     @property
     def num_received(self) -> int:
         return self._network.received[self.peer]
+
+    @property
+    def num_confirmed(self) -> None:
+        """Nothing lies in buffers here."""
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Keep what a real transport would do; nothing takes time here."""
+        self.paced = bytes_per_s
 
     async def dial(
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.exchange.codec import Codec
-from atoll.exchange.links import Links, measured, patience, unexpected
+from atoll.exchange.links import Links, patience, unexpected
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.tasks import in_thread, running, together
 from atoll.ids import Digest, PeerId, RoundId, digest_of
@@ -147,7 +147,7 @@ async def deliver_to(
                 round=contribution.round_id, slice=index, digest=digest, num_bytes=size
             )
             async with patience(size):
-                with measured(links.up, size):
+                with links.sending(size):
                     await connection.send(head, payload)
 
     async with patience(0):

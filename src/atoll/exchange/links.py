@@ -33,16 +33,40 @@ class Links:
         self.buffers = Buffers()
         self.up = LineRate()
         self.down = LineRate()
-        self.uplink = Uplink(lambda: self.up.estimate)
+        self.uplink = Uplink(transport)
         # Hears how far a download is: bytes that came, bytes that are to come in all.
         self.on_download: Callable[[int, int], None] = lambda _come, _all: None
+        self._confirmed = 0  # bytes, of all that was sent
+        self._confirmed_s = 0.0  # when they were, in busy time
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
 
     def end_round(self) -> None:
         """Learn from what a round has moved how fast the line is."""
         self.down.end_round()
         if (rate := self.up.end_round()) is not None:
-            self.uplink.end_round(rate)
+            best = self.up.estimate or rate
+            self.uplink.end_round(rate, best=best, is_sure=self.up.is_sure)
+
+    @contextmanager
+    def sending(self, num_bytes: int) -> Iterator[None]:
+        """Count the body as a transfer of so many bytes to a member; if it fails, as one of none.
+
+        What is sent has left us long before it has passed the line. So where the system tells what
+        the others have, that counts instead: over all connections, since it was asked last.
+        """
+        now, was_busy = asyncio.get_running_loop().time, self.up.is_busy
+        began_s = self.up.begin(now())
+        if not was_busy:
+            self._confirmed, self._confirmed_s = self.transport.num_confirmed or 0, began_s
+        moved = 0
+        try:
+            yield
+            moved = num_bytes
+        finally:
+            if (confirmed := self.transport.num_confirmed) is not None:
+                moved, began_s = confirmed - self._confirmed, self._confirmed_s
+                self._confirmed = confirmed
+            self._confirmed_s = self.up.end(began_s, now=now(), num_bytes=moved)
 
     @asynccontextmanager
     async def to(self, address: wire.Address) -> AsyncIterator[Connection]:

@@ -49,6 +49,7 @@ class LineRate:
     """The rate of our line in one direction, over all connections: the best of the last rounds."""
 
     def __init__(self) -> None:
+        self.is_sure = False  # the last round was long enough for a window, not a mean of all
         self._busy_s = 0.0  # up to `_since`, if something is under way, else up to now
         self._since = 0.0
         self._under_way = 0
@@ -63,6 +64,10 @@ class LineRate:
         """Bytes per second, or None while nobody knows."""
         return max(self._rates, default=None)
 
+    @property
+    def is_busy(self) -> bool:
+        return self._under_way > 0
+
     def begin(self, now: float) -> float:
         """Count a transfer as under way from now on; return its begin in busy time, for `end`."""
         if not self._under_way:
@@ -71,8 +76,11 @@ class LineRate:
         self._most_flows = max(self._most_flows, self._under_way)
         return self._busy_until(now)
 
-    def end(self, began_s: float, *, now: float, num_bytes: int) -> None:
-        """Count the transfer as over, having moved so many bytes; 0 if it failed."""
+    def end(self, began_s: float, *, now: float, num_bytes: int) -> float:
+        """Count the transfer as over, and as many bytes as moved since that begin.
+
+        Return its end in busy time.
+        """
         ended_s = self._busy_until(now)
         self._busy_s, self._since = ended_s, now
         self._under_way -= 1
@@ -80,6 +88,7 @@ class LineRate:
         first_s = max(began_s, self._round_began_s)
         share = (ended_s - first_s) / (ended_s - began_s) if ended_s > began_s else 1.0
         self._spread(share * num_bytes, first_s, ended_s)
+        return ended_s
 
     def end_round(self) -> float | None:
         """Begin a new round; return the rate of the one before.
@@ -93,8 +102,9 @@ class LineRate:
             return None
         if not is_long and self._moved_bytes < least_bytes:
             return None
-        rate = best_rate(self._bin_bytes, least_bytes=least_bytes) if is_long else None
-        rate = rate or self._moved_bytes / busy_s
+        window = best_rate(self._bin_bytes, least_bytes=least_bytes) if is_long else None
+        self.is_sure = window is not None
+        rate = window or self._moved_bytes / busy_s
         self._rates.append(rate)
         self._round_began_s = self._busy_s
         self._most_flows = max(1, self._under_way)

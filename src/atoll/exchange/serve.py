@@ -183,7 +183,7 @@ class BlobServer:
     ) -> None:
         num_bytes, links = len(payload), self._links
         # What a joiner takes tells of its line, and of the part of ours that it may have.
-        counting = nullcontext() if to_joiner else measured(links.up, num_bytes)
+        counting = nullcontext() if to_joiner else links.sending(num_bytes)
         with links.uplink.flow(connection, to_joiner=to_joiner), counting:
             async with patience(num_bytes):
                 await connection.send(message, payload)

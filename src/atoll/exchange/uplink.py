@@ -1,96 +1,96 @@
-"""Our uplink, shared out: every flow is paced, so that no burst of ours fills a queue on the way.
+"""Our uplink: what leaves on all connections together has the pace of the line, and no more.
 
-    rate of the line --by member--> a rate for each flow    (set anew when a flow begins or ends)
-
-    unpaced round --its rate--> paced rounds, until one is slower or faster than it --> unpaced ...
+    rate of a round --after_round--> pace of the next, for all flows together
+                    --joiners' part--> a pace for each flow to a joiner
 
 In a round all members send to all. Unpaced, each flow begins with the window that it had last, all
 of them at once; the queues before the receivers overflow, and everybody waits for what was lost.
-Paced, each receiver gets just what its line carries, and flows that start late lose nothing.
+Paced, the flows take turns piece by piece (`net.connection`), so each receiver gets an even part
+of our line, and so of its own. Whoever cannot take its piece now leaves its turn to the others.
 
-A pace can also be wrong. A slow receiver does not use its part, the others may not have it, so the
-line looks slower than it is, and the next pace is lower still. Hence the rounds without one.
+A pace that is too high does little harm: then the line decides, as it would without one. One that
+is too low would never be noticed, if rounds that are as fast as their pace were not followed by
+faster ones.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from math import inf, isclose
+from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from atoll.ids import PeerId
-from atoll.net.transport import Connection
+from atoll.net.transport import Connection, Transport
+from atoll.units import MIB
 
 JOINERS: Final = 0.1  # of the share of a member of the round, for all joiners together
 JOINERS_ALONE: Final = 0.7  # of the line: no queue stands before it when a round's flows begin
-HEADROOM: Final = 1.1  # times the measured rate, for a line may have become faster
-SLOWER: Final = 0.8  # times the rate without a pace: then the pace may be why
-FASTER: Final = 1.05  # times that rate: then it was not all that the line can do
-UNPACED_BYTES_PER_S: Final = 250e6  # beyond, timers cost more than bursts
-CLOSE: Final = 0.03  # a pace that differs by less stays: one more of a thousand need not tell all
+FOLLOWED: Final = 0.98  # of a pace: a round that was as fast as this may have been held down by it
+STEP: Final = 0.03  # faster, then; in the round after that by twice as much, and so on
+UNPACED_BYTES_PER_S: Final = 32e6  # beyond, the CPU is as likely the limit, and must not be paced
+SLOWEST_BYTES_PER_S: Final = float(MIB)  # so the way back is short from a round of slow partners
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """In bytes per second, for all that leaves us; and how much is added if a round follows it."""
+
+    bytes_per_s: float = inf
+    step: float = STEP
+
+
+def after_round(pace: Pace, *, rate: float, best: float) -> Pace:
+    """Return the pace of the next round, behind one that had such a rate; `best` of the last."""
+    if rate < FOLLOWED * pace.bytes_per_s:
+        return Pace(best)
+    faster = pace.bytes_per_s * (1 + pace.step)
+    return Pace(max(faster, best), min(2 * pace.step, 1.0))
 
 
 class Uplink:
-    """`rate` says how many bytes per second the line carries, or None while nobody knows."""
+    """Paces what a member sends, on all connections of its transport."""
 
-    def __init__(self, rate: Callable[[], float | None]) -> None:
-        self._rate = rate
-        self._to_joiner: dict[Connection, bool] = {}  # of each flow
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._pace = Pace()
+        self._rate = inf  # of the line
         self._num_flows: Counter[PeerId | None] = Counter()  # to each member, but for joiners
-        self._num_joining = 0
-        self._paces = (0.0, 0.0)  # of flows to members and to joiners, as all were told last
-        self._is_paced = False  # the round; joiners always are
-        self._unpaced_rate = 0.0  # of the last round that was not
+        self._joining: dict[Connection, None] = {}
 
-    def end_round(self, rate: float) -> None:
-        """Decide by the rate of a round, in bytes per second, whether the next one has a pace."""
-        if self._is_paced:
-            slowest, fastest = SLOWER * self._unpaced_rate, FASTER * self._unpaced_rate
-            self._is_paced = slowest <= rate <= fastest
-        else:
-            self._unpaced_rate, self._is_paced = rate, True
+    def end_round(self, rate: float, *, best: float, is_sure: bool) -> None:
+        """Learn from a round that had this rate, in bytes per second; `best` of the last ones.
+
+        The mean of a short round is below its pace, whatever that is: none comes of it.
+        """
+        self._rate = best
+        self._pace = after_round(self._pace, rate=rate, best=best) if is_sure else Pace()
+        pace = max(self._pace.bytes_per_s, SLOWEST_BYTES_PER_S)
+        self._transport.pace(pace if pace <= UNPACED_BYTES_PER_S else inf)
 
     @contextmanager
     def flow(self, connection: Connection, *, to_joiner: bool = False) -> Iterator[None]:
-        """Count the connection as one that sends: it has a share of the line among the others."""
-        self._to_joiner[connection] = to_joiner
-        self._count(connection, 1)
-        self._share_out(connection)
+        """Count the connection as one that sends: joiners have a small part beside members."""
+        if to_joiner:
+            self._joining[connection] = None
+        else:
+            self._num_flows[connection.peer] += 1
+        self._share_out()
         try:
             yield
         finally:
-            self._count(connection, -1)
-            del self._to_joiner[connection]
+            if to_joiner:
+                del self._joining[connection]
+                connection.pace(inf)  # it may be a member's by and by
+            else:
+                self._num_flows[connection.peer] -= 1
+                if not self._num_flows[connection.peer]:
+                    del self._num_flows[connection.peer]
             self._share_out()
 
-    def _count(self, connection: Connection, by: int) -> None:
-        if self._to_joiner[connection]:
-            self._num_joining += by
-            return
-        self._num_flows[connection.peer] += by
-        if not self._num_flows[connection.peer]:
-            del self._num_flows[connection.peer]
-
-    def _share_out(self, *new: Connection) -> None:
-        """Tell the new flows their pace, and all others if theirs is another by now."""
-        rate = self._rate()
-        if rate is None or not self._to_joiner:
-            return
-        paces = self._paces_at(rate if rate <= UNPACED_BYTES_PER_S else inf)
-        before = zip(paces, self._paces, strict=True)
-        if not all(isclose(pace, told, rel_tol=CLOSE) for pace, told in before):
-            self._paces = paces
-            new = tuple(self._to_joiner)
-        for connection in new:
-            connection.pace(paces[self._to_joiner[connection]])
-
-    def _paces_at(self, rate: float) -> tuple[float, float]:
-        """Return the pace of a flow to a member, and of one to a joiner."""
-        num_joining = self._num_joining
-        # A member has one share, however many flows go there: slices and updates fit into it
-        # together, and neither has to find a new rate when the other begins or ends.
+    def _share_out(self) -> None:
+        """Tell the flows to joiners their pace: there are few, however many members."""
         # However many join, the round of those who train goes first.
-        whole = len(self._num_flows) + (JOINERS if num_joining else 0.0)
-        to_joiners = rate * min(JOINERS / whole, JOINERS_ALONE) if num_joining else 0.0
-        to_member = HEADROOM * rate / whole if self._is_paced else inf
-        return to_member, to_joiners / max(1, num_joining)
+        part = min(JOINERS / (len(self._num_flows) + JOINERS), JOINERS_ALONE)
+        for connection in self._joining:
+            connection.pace(self._rate * part / len(self._joining))

@@ -93,6 +93,7 @@ class Stream(asyncio.BufferedProtocol):
         self.finish(ConnectionLost("the other side closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._meter.num_confirmed += self.num_confirmed()
         self.finish(_why_lost(exc))
         self.closed.set()
 
@@ -103,6 +104,12 @@ class Stream(asyncio.BufferedProtocol):
         self.writable.set()
 
     # --- what the connection calls --------------------------------------------------------------
+
+    def num_confirmed(self) -> int:
+        """Return how many bytes of ours the other side's system has; 0 once the end is known."""
+        if self._transport is None or self.closed.is_set():
+            return 0
+        return system.num_confirmed(self._transport.get_extra_info("socket"))
 
     def pull(self) -> bool:
         """Decrypt more of what has arrived, if anything; return whether that was so."""
@@ -262,6 +269,8 @@ class TcpConnection:
                 self._upload_wait_s(head)  # a message never waits behind payloads, but counts
                 await self._write(head)
                 for piece in self._pieces(payload):
+                    # Whoever cannot send now takes nothing of what the others may send meanwhile.
+                    await self._stream.writable.wait()
                     await asyncio.sleep(self._upload_wait_s(piece))  # 0: others get their turn
                     await self._write(piece)
                 if payload:  # it has nearly left when we return, so whose turn is next may send
@@ -306,11 +315,7 @@ class TcpConnection:
 
     def pace(self, bytes_per_s: float) -> None:
         """Send no faster than that from now on, headers included."""
-        if not self._meter.kernel_paces:  # then piece by piece, which is less smooth
-            self._pacing = RateLimit(bytes_per_s if isfinite(bytes_per_s) else 0.0)
-        elif self.is_open:
-            raw: socket.socket = self._stream.transport.get_extra_info("socket")
-            system.pace(raw, bytes_per_s)
+        self._pacing = RateLimit(bytes_per_s if isfinite(bytes_per_s) else 0.0)
 
     async def close(self) -> None:
         """End the connection once what was sent is out; a frozen other side delays that little."""
@@ -339,12 +344,15 @@ class TcpConnection:
 
     def _pieces(self, payload: Buffer) -> Iterator[memoryview]:
         view = memoryview(payload).cast("B")
-        step = self._pacing.piece_bytes(self._meter.upload.piece_bytes(_PIECE_BYTES))
+        step = min(limit.piece_bytes(_PIECE_BYTES) for limit in self._upload_limits())
         return (view[start : start + step] for start in range(0, len(view), step))
 
     def _upload_wait_s(self, piece: Buffer) -> float:
         now, num_bytes = asyncio.get_running_loop().time(), len(piece)
-        return max(limit.spend(num_bytes, now=now) for limit in (self._meter.upload, self._pacing))
+        return max(limit.spend(num_bytes, now=now) for limit in self._upload_limits())
+
+    def _upload_limits(self) -> tuple[RateLimit, ...]:
+        return self._meter.upload, self._meter.pace, self._pacing
 
     @contextmanager
     def _cut_if_cancelled(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from atoll import system
 from atoll.errors import PeerError
 from atoll.ids import PeerId
 from atoll.net import wire
@@ -27,7 +26,6 @@ class Limits:
 
     upload_bytes_per_s: int = 0  # 0: no limit
     download_bytes_per_s: int = 0
-    kernel_paces: bool = system.PACES  # otherwise we do it, as well as timers can
     congestion: str = ""  # control of it, "bbr" or "cubic"; the system's own where it has no such
     handshake_s: float = 10.0
     handshakes: int = 256  # at a time; further ones wait in the backlog of the system

@@ -5,6 +5,7 @@ A limit is on what crosses the link: payload and messages, and the headers aroun
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from atoll.units import KIB
 
@@ -22,6 +23,9 @@ def on_the_wire(num_bytes: int) -> int:
     """
     records = num_bytes + _RECORD_HEADER * -(-num_bytes // _RECORD_BYTES)
     return records + _PACKET_HEADER * -(-records // _PACKET_BYTES)
+
+
+HEADERS: Final = on_the_wire(2**24) / 2**24  # times what is sent, for a long payload
 
 
 class RateLimit:
@@ -51,10 +55,11 @@ class RateLimit:
 
 @dataclass(kw_only=True)
 class Meter:
-    """What the connections of one transport share: two limits, and two counts since its start."""
+    """What the connections of one transport share: its limits, and counts since its start."""
 
-    upload: RateLimit
+    upload: RateLimit  # what a user allows
     download: RateLimit
-    kernel_paces: bool  # one connection, to a rate of its own (`Connection.pace`)
+    pace: RateLimit  # what the line upwards is thought to carry
     num_sent: int = 0  # bytes of messages and payloads, before TLS
     num_received: int = 0
+    num_confirmed: int = 0  # bytes after TLS, on connections that have ended

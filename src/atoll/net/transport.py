@@ -10,7 +10,9 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from math import isfinite
 from typing import Protocol, TypeAlias, overload
+from weakref import WeakSet
 
 from atoll import system
 from atoll.errors import ConnectionLost, PeerError, RunError
@@ -18,7 +20,7 @@ from atoll.ids import Buffer, PeerId
 from atoll.net.connection import Stream, TcpConnection
 from atoll.net.identity import Identity
 from atoll.net.listener import Limits, TcpListener
-from atoll.net.rate import Meter, RateLimit
+from atoll.net.rate import HEADERS, Meter, RateLimit
 from atoll.net.tls import Tls, client_context, server_context
 from atoll.net.wire import Message
 from atoll.units import KIB
@@ -68,7 +70,18 @@ Serve: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """`num_sent`, `num_received`: bytes of messages and payloads, over all connections so far."""
+    """`num_sent`, `num_received`: bytes of messages and payloads, over all connections so far.
+
+    `num_confirmed`: bytes that the others' systems have, TLS included, over all connections so far;
+    None: ours does not tell.
+    """
+
+    @property
+    def num_confirmed(self) -> int | None: ...
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Send no faster than that from now on, over all connections together; inf: as they can."""
+        ...
 
     @property
     def num_sent(self) -> int: ...
@@ -108,8 +121,9 @@ class TcpTransport:
         self._meter = Meter(
             upload=RateLimit(self._limits.upload_bytes_per_s),
             download=RateLimit(self._limits.download_bytes_per_s),
-            kernel_paces=self._limits.kernel_paces,
+            pace=RateLimit(0.0),
         )
+        self._streams: WeakSet[Stream] = WeakSet()
 
     @property
     def num_sent(self) -> int:
@@ -120,6 +134,17 @@ class TcpTransport:
     def num_received(self) -> int:
         """Bytes of messages and payloads, over all connections since the start."""
         return self._meter.num_received
+
+    @property
+    def num_confirmed(self) -> int | None:
+        """Bytes that the others' systems have, over all connections since the start."""
+        if not system.TELLS_CONFIRMED:
+            return None
+        return self._meter.num_confirmed + sum(s.num_confirmed() for s in self._streams)
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Send no faster than that from now on, over all connections together; inf: as they can."""
+        self._meter.pace = RateLimit(bytes_per_s * HEADERS if isfinite(bytes_per_s) else 0.0)
 
     async def dial(
         self, host: str, port: int, *, expect: PeerId | None, timeout_s: float
@@ -159,10 +184,12 @@ class TcpTransport:
 
     def _connection(self, stream: Stream) -> TcpConnection:
         try:
-            return TcpConnection(stream, meter=self._meter)
+            connection = TcpConnection(stream, meter=self._meter)
         except PeerError:
             stream.transport.abort()
             raise
+        self._streams.add(stream)
+        return connection
 
 
 def _tune(connected: socket.socket, limits: Limits) -> None:

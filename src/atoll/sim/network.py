@@ -70,6 +70,7 @@ class Machine:
     frozen: bool = False  # what runs on it sends nothing, and reads nothing
     up_free_at: float = 0.0
     down_free_at: float = 0.0
+    pace_bytes_per_s: float = inf  # of all that it sends, as its member allows itself
 
 
 @dataclass(eq=False)
@@ -198,7 +199,9 @@ class Network:
         ]
         capacity = {}
         for flow in moving:
-            capacity["up", flow.sender.number] = flow.sender.link.up_bytes_per_s
+            sender = flow.sender
+            up_bytes_per_s = min(sender.link.up_bytes_per_s, sender.pace_bytes_per_s)
+            capacity["up", sender.number] = up_bytes_per_s
             capacity["down", flow.receiver.number] = flow.receiver.link.down_bytes_per_s
         for flow in self._flows:
             flow.rate = 0.0

@@ -10,6 +10,7 @@ from math import inf
 
 import pytest
 
+from atoll import system
 from atoll.errors import ConnectionLost, PeerError, ProtocolError, RunError
 from atoll.ids import Digest
 from atoll.net import wire
@@ -760,7 +761,7 @@ def test_a_limit_holds_over_all_connections_within_five_percent(anna, ben, direc
     assert 0.95 <= seconds + 0.05 < 3
 
 
-def test_where_the_kernel_paces_no_connection_we_do(anna, ben):
+def test_a_connection_keeps_its_pace(anna, ben):
     async def scenario():
         payload = bytes(400_000)
 
@@ -773,11 +774,60 @@ def test_where_the_kernel_paces_no_connection_we_do(anna, ben):
 
         async with (
             listening(anna) as listener,
-            dialled(ben, listener.port, limits=Limits(kernel_paces=False)) as connection,
+            dialled(ben, listener.port) as connection,
         ):
             connection.pace(400_000)
             assert await seconds_of(connection) > 0.5, "half of it may go in bursts, not more"
             connection.pace(inf)
             await seconds_of(connection)
+
+    asyncio.run(scenario())
+
+
+def test_all_connections_together_keep_the_pace_of_their_transport(anna, ben):
+    async def scenario():
+        payload = bytes(200_000)
+        loop = asyncio.get_running_loop()
+
+        async def send(connection):
+            await connection.send(blob(payload), payload)
+            await connection.receive()
+            await connection.receive_payload(len(payload))
+
+        async with listening(anna) as listener:
+            transport = TcpTransport(ben)
+            connections = [
+                await transport.dial(LOCAL, listener.port, expect=None, timeout_s=5)
+                for _ in range(2)
+            ]
+            transport.pace(400_000)
+            started_at = loop.time()
+            await asyncio.gather(*map(send, connections))
+            seconds = loop.time() - started_at
+            transport.pace(inf)
+            await asyncio.gather(*map(send, connections))
+            for connection in connections:
+                await connection.close()
+            return seconds
+
+    # Not earlier than the pace allows (0.015 s are saved up).
+    assert asyncio.run(scenario()) > 0.95
+
+
+@pytest.mark.skipif(not system.TELLS_CONFIRMED, reason="this system does not tell")
+def test_what_came_back_an_answer_was_confirmed_also_once_its_connection_has_ended(anna, ben):
+    async def scenario():
+        payload = bytes(300_000)
+        async with listening(anna) as listener:
+            transport = TcpTransport(ben)
+            for rounds in (1, 2):
+                connection = await transport.dial(LOCAL, listener.port, expect=None, timeout_s=5)
+                await connection.send(blob(payload), payload)
+                await connection.receive()
+                await connection.receive_payload(len(payload))
+                assert transport.num_confirmed >= rounds * len(payload)
+                await connection.close()
+                confirmed = transport.num_confirmed
+                assert rounds * len(payload) <= confirmed <= rounds * 1.1 * len(payload)
 
     asyncio.run(scenario())
