@@ -71,6 +71,11 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return None
 
 
+def one_line(text: str) -> str:
+    """Return a text that a peer wrote as words in one line, without what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def named(peers: Sequence[PeerId], *, names: Mapping[PeerId, str]) -> str:
     """Return the names of these peers, of the first ones; of strangers, the start of their ids."""
     shown = [names.get(peer, peer[:8]) for peer in peers[:MOST_NAMES]]

@@ -14,6 +14,9 @@ ROUNDS: Final = 32
 INNER_STEPS: Final = 10
 INNER_LR: Final = 4e-3  # better than 2e-3 for three peers and for one (docs/experiments.md)
 
+EVALUATIONS: Final = 8  # of committed states in the run, by the peers
+PROMPT: Final = "The state of the Union is"
+
 
 def demo_config(*, peers: int, rounds: int) -> RunConfig:
     """Return the demo for so many peers and rounds: warm-up and cool-down fit its length.
@@ -31,4 +34,7 @@ def demo_config(*, peers: int, rounds: int) -> RunConfig:
     # Nobody is further away than the loopback: who is silent for seconds is gone.
     sync = replace(config.sync, grace_floor_s=1.0, heartbeat_s=0.5, silent_s=5.0, reconnect_s=15.0)
     inner = replace(config.inner, lr=INNER_LR, fresh_warmup_steps=5)
-    return replace(config, inner=inner, sync=sync)
+    evaluation = replace(
+        config.evaluation, every_rounds=max(1, rounds // EVALUATIONS), prompt=PROMPT
+    )
+    return replace(config, inner=inner, sync=sync, evaluation=evaluation)

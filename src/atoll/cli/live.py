@@ -20,7 +20,7 @@ from atoll.model.shapes import num_parameters
 from atoll.units import format_bytes, format_count
 
 MAX_WIDTH: Final = 100
-CURVE_COLUMNS: Final = 40
+CURVE_COLUMNS: Final = 36
 STYLES: Final[dict[Tone, str]] = {
     "plain": "",
     "good": "green",
@@ -32,6 +32,7 @@ DOING_STYLES: Final[dict[Doing, str]] = {
     "training": "green",
     "exchanging": "cyan",
     "serving": "cyan",
+    "paused": "yellow",
     "gone": "bold yellow",
     "done": "dim",
 }
@@ -117,7 +118,10 @@ def _loss(story: Story) -> RenderableType:
         return Text("loss     after the first round", style="dim")
     curve = sparkline(story.losses, columns=CURVE_COLUMNS)
     first, last = story.losses[0], story.losses[-1]
-    return Text.assemble(f"loss     {first:.3f} ", (curve, "magenta"), (f" {last:.3f}", "bold"))
+    text = Text.assemble(f"loss     {first:.3f} ", (curve, "magenta"), (f" {last:.3f}", "bold"))
+    if story.validation_loss is not None:
+        text.append(f", {story.validation_loss:.3f} held out")
+    return text
 
 
 def _members(story: Story) -> Table:

@@ -40,6 +40,8 @@ class Measures:
                 }
             case events.RoundClosed():
                 values = {"late": len(event.missing)}
+            case events.Evaluated():
+                values = {"validation_loss": event.loss}
             case events.StateAgreed():
                 values = {"agreed": len(event.peers)}
             case events.RoundTaken():

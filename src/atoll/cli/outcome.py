@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from atoll.cli.demo_config import PROMPT
 from atoll.cli.story import Actor
 from atoll.config import RunConfig, run_digest
 from atoll.data.batches import Batches
@@ -31,7 +32,6 @@ from atoll.units import format_bytes
 
 VALIDATION_SAMPLES: Final = 512  # at most, as in `atoll train`
 SAMPLE_TOKENS: Final = 60
-PROMPT: Final = "The state of the Union is"
 SHOWN_DIGITS: Final = 24  # of a digest
 
 

@@ -16,6 +16,7 @@ from atoll.errors import DamagedError
 from atoll.events import GrowingLog, Stamped
 from atoll.host.overview import Overview, PeerView, overview
 from atoll.host.stores import read_journal
+from atoll.sentences import one_line
 from atoll.traffic import Traffic
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -78,7 +79,7 @@ def _print_run(view: Overview) -> None:
         said = f"{newest.loss:.3f} at state {newest.round}, says {names[newest.peer]}"
         lines.insert(3, f"held out {said}")
     if view.sample:
-        lines.append(f"writes   {' '.join(view.sample.split())}")
+        lines.append(f"writes   {one_line(view.sample)}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -10,12 +10,13 @@ from atoll import events
 from atoll.config import RunConfig
 from atoll.events import Stamped
 from atoll.ids import INITIAL, PeerId, RoundId
+from atoll.sentences import one_line
 from atoll.units import format_bytes, format_count, format_seconds
 
 MIN_PROGRESS: Final = 0.04  # for a guess at when it will be over
 
 Tone = Literal["plain", "good", "bad", "alarm"]
-Doing = Literal["starting", "training", "exchanging", "serving", "gone", "done"]
+Doing = Literal["starting", "training", "exchanging", "serving", "paused", "gone", "done"]
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Story:
     began_at: float  # by the wall clock, like the events
     committed: RoundId = INITIAL
     losses: list[float] = field(default_factory=list)  # mean of each round
+    validation_loss: float | None = None  # of the newest state that a peer has evaluated
     news: list[News] = field(default_factory=list)
     is_complete: bool = False
     trains_since: float | None = None  # by the wall clock: the first inner step that we heard of
@@ -103,6 +105,8 @@ class Story:
                 self._actor(name).doing = "gone"
                 self._actor(name).step, self._actor(name).tokens_per_s = 0, 0.0
                 self.say(f"{name} is gone: {reason}", at=at, tone="bad")
+            case events.PeerRests(name=name, rests=rests):
+                self._rest(self._actor(name), rests=rests, at=at)
             case events.Training(peer=peer, round=round_id) if round_id == self.committed + 1:
                 self._train(self._actor(self._named(peer)), event)
                 self.trains_since = self.trains_since or at
@@ -115,6 +119,8 @@ class Story:
                 self.say(f"round {round_id} goes on without {without}", at=at, tone="bad")
             case events.RoundCommitted():
                 self._commit(event, at=at)
+            case events.Evaluated():
+                self._evaluate(event, at=at)
             case events.StateDiffers(peer=peer, round=round_id):
                 self.say(f"{self._named(peer)} has another state {round_id}", at=at, tone="alarm")
             case events.Stopped():
@@ -135,8 +141,13 @@ class Story:
         actor.doing = "training" if actor.trains else "serving"
         actor.was_in = True
 
+    def _rest(self, actor: Actor, *, rests: bool, at: float) -> None:
+        actor.doing = "paused" if rests else "training"
+        actor.tokens_per_s = 0.0
+        self.say(f"{actor.name} {'is paused by its owner' if rests else 'goes on'}", at=at)
+
     def _train(self, actor: Actor, event: events.Training) -> None:
-        if not actor.is_in:
+        if not actor.is_in or actor.doing == "paused":
             return
         inner_steps = self.config.sync.inner_steps
         before = (event.round - 1) * inner_steps
@@ -156,6 +167,12 @@ class Story:
             f"loss {event.mean_loss:.3f}, {peers}, {speed} tokens/s",
             at=at,
         )
+
+    def _evaluate(self, event: events.Evaluated, *, at: float) -> None:
+        self.validation_loss = event.loss
+        said = f"validation loss {event.loss:.3f}, says {self._named(event.peer)}"
+        writes = f"; it writes: {one_line(event.text)}" if event.text else ""
+        self.say(f"state {event.round}: {said}{writes}", at=at)
 
     # --- what a peer reports: what it sends, and how its trainer is -------------------------------
 

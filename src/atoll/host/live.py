@@ -46,6 +46,7 @@ class Connected(Struct, kw_only=True):
     is_ready: bool  # it holds a state, and the host knows who can reach it
     round: RoundId  # of the state that it reported last
     agrees: bool  # that is the agreed one
+    rests: bool  # its owner has paused it: no round waits for it
     up: float
     down: float
     heard_s: float  # ago
@@ -77,6 +78,7 @@ def live(run: Run, *, now: float) -> Live:
                 is_ready=m.probed and m.state is not None,
                 round=m.round,
                 agrees=m.state is not None and m.state == run.agreed.get(m.round),
+                rests=m.rests,
                 up=m.up or 0.0,
                 down=m.down or 0.0,
                 heard_s=max(0.0, now - run.membership.heard_at[m.peer]),

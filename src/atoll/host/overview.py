@@ -244,6 +244,8 @@ class Fold:
                 view = self.peers[peer]
                 view.is_in, view.tokens_per_s = False, 0.0
                 view.left_at, view.left_reason = line.at, reason
+            case events.PeerRests(peer=peer, rests=True) if peer in self.peers:
+                self.peers[peer].tokens_per_s = 0.0
             case events.Training(peer=peer) as event if peer in self.peers:
                 view = self.peers[peer]
                 view.tokens_per_s, view.seen_at, view.step = (

@@ -283,7 +283,8 @@ def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
         device=member.device,
         reachable=member.address is not None,
     )
-    return [Report(joined), *_invite(run, peer)]
+    rests = events.PeerRests(peer=peer, name=member.name, rests=True)
+    return [Report(joined), *([Report(rests)] if member.rests else []), *_invite(run, peer)]
 
 
 def _invite(run: Run, peer: PeerId, *, after: RoundId | None = None) -> list[Effect]:

@@ -147,6 +147,8 @@ class Board:
                 row["doing"] = "away"
             elif member and not member.is_ready:
                 row["doing"] = "catching up"
+            elif member and member.rests and row["doing"] != "exchanging":
+                row["doing"] = "paused"
             row["state"] = member.round if member and member.is_ready else None
             row["agrees"] = member.agrees if member else None
             row["differs"] = bool(member and view.state_differs and not member.agrees)

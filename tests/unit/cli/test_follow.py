@@ -33,6 +33,7 @@ STORY = (
     events.RoundClosed(round=RoundId(1), roster=(A, B), missing=(B,), reason=""),
     committed(1, loss=5.0),
     events.StateAgreed(round=RoundId(1), digest=Digest("0" * 64), peers=(A, B)),
+    events.Evaluated(round=RoundId(1), peer=A, loss=5.25, text="The sea"),
     events.PhaseTimed(round=RoundId(1), phase="encode", seconds=0.25),
     events.BytesMoved(round=RoundId(1), traffic=Traffic(contributions_sent=5), bits=0.2),
     events.RoundTaken(
@@ -69,6 +70,7 @@ def test_points_are_what_was_reported():
         (1, {"late": 1}),
         (1, first),
         (1, {"agreed": 2}),
+        (1, {"validation_loss": 5.25}),
         (1, {"phase_s/encode": 0.25}),
         (1, {"bytes/sent": 5, "bytes/received": 0, "bits": 0.2}),
         (1, {"own/tokens": 250, "own/total_tokens": 250, "own/share": 0.25}),
@@ -81,6 +83,7 @@ def test_in_words(atoll, run):
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
     assert "+ anna joined (cpu)" in lines[1]
+    assert any("state 1: validation loss 5.250, says anna" in line for line in lines)
     assert "round 2: committed, 1000 tokens, loss 4.500" in lines[-2]
     assert not any("10 tokens/s" in line for line in lines)
 

@@ -125,6 +125,26 @@ def test_a_peer_that_goes_and_comes_back(story: Story):
     ]
 
 
+def test_a_peer_that_is_paused_and_goes_on(story: Story):
+    hear(story, planned(1), training(ADA, round=1, step=4))
+    hear(story, events.PeerRests(peer=ADA, name="ada", rests=True))
+    hear(story, training(ADA, round=1, step=5))  # said before, heard after
+    assert (story.actors["ada"].doing, story.tokens_per_s) == ("paused", 0.0)
+    hear(story, events.PeerRests(peer=ADA, name="ada", rests=False))
+    assert story.actors["ada"].doing == "training"
+    assert told(story) == ["ada is paused by its owner", "ada goes on"]
+
+
+def test_how_good_a_state_is_and_what_it_writes(story: Story):
+    said = events.Evaluated(round=RoundId(2), peer=BEN, loss=5.25, text="the sea\n\x1b[2J  is")
+    hear(story, said, events.Evaluated(round=RoundId(3), peer=BEN, loss=5.0, text=""))
+    assert story.validation_loss == 5.0
+    assert told(story) == [
+        "state 2: validation loss 5.250, says ben; it writes: the sea [2J is",
+        "state 3: validation loss 5.000, says ben",
+    ]
+
+
 def test_a_trainer_that_dies(story: Story):
     hear(story, events.TrainerStarted(pid=7, device="CPU"), by="ada")
     hear(story, events.TrainerDied(reason="Killed", in_a_row=1), by="ada")
@@ -175,10 +195,12 @@ def rendered(story: Story, *, width: int, height: int) -> Sequence[str]:
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 30)])
 def test_the_picture_fits_the_terminal_whatever_happens(story: Story, width: int, height: int):
     hear(story, moved(contributions_sent=987_654_321, updates_received=10**9), by="ada")
+    hear(story, events.Evaluated(round=RoundId(1), peer=BEN, loss=10.25, text="long " * 50))
     for number in range(1, 40):
         hear(story, committed(number), training(ADA, round=number + 1, step=10 * number + 5))
         hear(story, events.Warned(text="a long line that says what is wrong, " * 5), by="ben")
         lines = rendered(story, width=width, height=height)
+        assert any("10.250 held out" in line for line in lines)
         assert len(lines) < height
         assert {len(line) for line in lines} == {min(width, 100)}
     row = r"│ ada +■■■■■·····  5   5\.500     2\.0 k  987\.7 MB    1\.0 GB  training +│"

@@ -17,6 +17,7 @@ from tests.unit.host.scene import (
     contribution,
     delivered,
     held,
+    hello,
     name,
     reduced,
     state,
@@ -28,6 +29,7 @@ from atoll.data import leases
 from atoll.host import operate, run as decisions
 from atoll.host.decision import Share
 from atoll.host.effects import Drop, Report, SendCommits
+from atoll.host.membership import Member
 from atoll.host.rounds import NOBODY, Phase
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.ids import INITIAL, RoundId
@@ -626,6 +628,15 @@ def test_no_round_waits_for_a_paused_peer(scene):
     scene.delivers(A, B)
     scene.commits(B, BUILT_IN)
     assert {entry.peer for entry in scene.recorded(records.Committed)[-1].roster} == {A, B}
+
+
+def test_a_paused_peer_that_comes_back_is_still_paused(scene):
+    scene.lost(A)
+    paused = Member(peer=A, name="a", rests=True)
+    scene.note(decisions.on_hello(scene.run, paused, hello(A), now=scene.now))
+    scene.probed(A)
+    scene.at_state(A, 0)
+    assert scene.reported(events.PeerRests) == [events.PeerRests(peer=A, name="a", rests=True)]
 
 
 def test_a_peer_that_is_paused_after_its_contribution_stays_in_the_round(scene):

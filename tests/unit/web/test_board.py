@@ -7,6 +7,7 @@ from tests.unit.web.cast import Seen
 from atoll import events
 from atoll.host.effects import Append, Report
 from atoll.ids import RoundId
+from atoll.net import wire
 from atoll.net.records import Committed, Evaluated
 from atoll.web.board import CURVE_POINTS, curve
 from atoll.web.metrics import render
@@ -73,6 +74,20 @@ def test_who_is_gone_is_gone_on_the_page_and_says_why():
     seen.passes(40.0)
     seen.tick()
     assert row(seen, 0)["doing"] == "gone"
+
+
+def test_who_is_paused_by_its_owner_is_so_on_the_page():
+    seen = Seen.new()
+    anna, ben = seen.gather(2)
+    for peer in (anna, ben):
+        seen.train(peer, tokens_per_s=100.0)
+    seen.says(anna, wire.Resting(rests=True))
+    assert (row(seen, 0)["in"], row(seen, 0)["doing"], row(seen, 0)["tps"]) == (True, "paused", 0)
+    assert seen.board.catch_up().tokens_per_s == 100.0
+    assert [member.rests for member in seen.board.live().members] == [True, False]
+    assert seen.board.document()["news"][-1]["text"] == "peer-0 is paused: no round waits for it"
+    seen.says(anna, wire.Resting(rests=False))
+    assert row(seen, 0)["doing"] == "training"
 
 
 def test_utilisation_is_the_share_of_the_time_that_a_peer_trained():

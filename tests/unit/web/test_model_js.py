@@ -11,6 +11,7 @@ from py_mini_racer import MiniRacer
 from tests.unit.web.cast import Seen
 from tests.unit.web.test_stream import live_a_little, parsed
 
+from atoll.net import wire
 from atoll.units import format_bytes, format_count, format_seconds
 from atoll.web.stream import Publisher
 
@@ -99,6 +100,10 @@ def test_the_headline_follows_a_round(script):
     anna, ben = seen.gather(2)
     script.watch(seen)
     assert script("story(model)")[0] == "Round 1: 2 peers train"
+    seen.says(ben, wire.Resting(rests=True))
+    script.watch(seen)
+    assert script("story(model)")[0] == "Round 1: 1 peer trains"
+    seen.says(ben, wire.Resting(rests=False))
     seen.delivers(anna)
     script.watch(seen)
     assert script("story(model)") == [

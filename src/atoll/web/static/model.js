@@ -99,10 +99,10 @@ export function story(model) {
     return [run.committed ? `Between rounds ${run.committed} and ${run.committed + 1}` : "Waiting for the first round", `${some}; ${more}.`];
   }
   const [round] = open;
-  const here = plural(run.num_in, "peer");
+  const here = plural(run.num_in - (doings(model.peers).get("paused") ?? 0), "peer trains", "peers train");
   switch (round.phase) {
     case "train":
-      return [`Round ${round.round}: ${here} train`, `Each makes its own inner steps. ${percent(meanProgress(model))} of them are done.`];
+      return [`Round ${round.round}: ${here}`, `Each makes its own inner steps. ${percent(meanProgress(model))} of them are done.`];
     case "exchange":
       return [`Round ${round.round}: work comes in`, round.num_waited_for ? `${plural(round.num_waited_for, "peer has", "peers have")} not delivered all yet.` : "All have delivered."];
     default:
