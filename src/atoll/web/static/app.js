@@ -124,7 +124,7 @@ function drawTheRing() {
   setText("ring-text", model.run?.is_complete ? "complete" : [...doing].map(([what, number]) => `${number} ${what}`).join(", "));
   const legend = find("ring-legend");
   if (!legend.children.length) {
-    for (const [kind, words] of [["training", "trains"], ["exchanging", "sends its work"], ["delivered", "has delivered"], ["update", "mean on its way"], ["gone", "cut off"]]) {
+    for (const [kind, words] of [["training", "trains"], ["exchanging", "sends its work"], ["delivered", "has delivered"], ["update", "mean on its way"], ["paused", "paused"], ["gone", "cut off"]]) {
       legend.append(el("li", { class: kind }, [words]));
     }
   }
