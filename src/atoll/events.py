@@ -54,6 +54,7 @@ class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
     name: str
     device: str
     reachable: bool
+    place: str = ""
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):

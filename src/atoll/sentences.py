@@ -20,7 +20,8 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return f"dashboard: {url}"
         case events.PeerJoined():
             where = "" if event.reachable else ", cannot be dialled: it will not reduce"
-            return f"+ {event.name} joined ({event.device or 'no trainer'}{where})"
+            place = f", {one_line(event.place)}" if event.place else ""
+            return f"+ {event.name} joined ({event.device or 'no trainer'}{place}{where})"
         case events.PeerLeft():
             return f"- {event.name} is gone: {event.reason}"
         case events.PeerRests(name=name, rests=rests):

@@ -33,6 +33,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         round=ROUND,
         state=D2,
         trained=(LeaseId(1), LeaseId(2)),
+        place="São Tomé",
     ),
     wire.AtState(round=ROUND, state=D1, device="CPU", samples_per_s=12.5),
     wire.Contribution(

@@ -295,7 +295,7 @@ class World:
             trained=tuple(sorted(peer.trained)),
         )
         peer.plan = peer.closed = None
-        member = Member(peer=peer.id, name=hello.name, trains=peer.trains)
+        member = Member.of(peer.id, hello)
         host = self.host
         self.do(decisions.on_hello(host, member, hello, now=self.now))
         address = wire.Address(peer=peer.id, host="h", port=1) if peer.reachable else None

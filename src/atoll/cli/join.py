@@ -22,6 +22,10 @@ ConfigOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option(help="What others see.", show_default="this machine's name")
 ]
+PlaceOption = Annotated[
+    str | None,
+    typer.Option(help="Where you are, in your words, for all to read.", show_default="unsaid"),
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
 ]
@@ -71,6 +75,7 @@ def join(
     directory: DirectoryOption = None,
     config: ConfigOption = None,
     name: NameOption = None,
+    place: PlaceOption = None,
     device: DeviceOption = None,
     devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
@@ -94,6 +99,7 @@ def join(
     overrides = {
         "directory": None if directory is None else str(directory),
         "name": name,
+        "place": place,
         "device": device,
         "devices": devices,
         "precision": precision,

@@ -14,7 +14,7 @@ from math import isfinite
 
 from atoll.config import SyncConfig
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
-from atoll.net.wire import Address
+from atoll.net.wire import Address, Hello
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,14 @@ class Member:
     down: float | None = None
     samples_per_s: float | None = None  # of its inner steps, as it measures
     rests: bool = False  # its owner has paused it: it follows, and no round waits for it
+    place: str = ""  # where its owner says that it is
+
+    @classmethod
+    def of(cls, peer: PeerId, hello: Hello) -> "Member":
+        """Return the member that says hello, as it describes itself."""
+        return cls(
+            peer=peer, name=hello.name, trains=hello.trains, rests=hello.rests, place=hello.place
+        )
 
 
 @dataclass(slots=True)

@@ -39,6 +39,7 @@ class PeerView(Struct, kw_only=True):
     name: str
     is_in: bool = False
     device: str = ""
+    place: str = ""  # where its owner says that it is
     reachable: bool = False  # others can dial it, so it may reduce
     rounds: int = 0  # in whose rosters it was
     missed: int = 0  # rounds that waited for it, and closed without it
@@ -261,7 +262,7 @@ class Fold:
     def _join(self, view: PeerView, event: events.PeerJoined, *, at: float) -> None:
         view.name, view.is_in, view.seen_at = event.name, True, at
         self.names[event.peer] = event.name
-        view.device, view.reachable = event.device, event.reachable
+        view.device, view.reachable, view.place = event.device, event.reachable, event.place
 
     def _note_round_event(self, event: events.Event, *, at: float) -> None:
         match event:

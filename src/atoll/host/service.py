@@ -268,7 +268,7 @@ class Host:
             older.ended.set()
             self._do(decisions.on_lost, peer, "it connected anew")
         self._sessions[peer] = session
-        member = Member(peer=peer, name=hello.name, trains=hello.trains, rests=hello.rests)
+        member = Member.of(peer, hello)
         try:
             session.put(self._leader())
             self._do(decisions.on_hello, member, hello)

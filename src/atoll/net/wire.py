@@ -127,6 +127,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     trained: tuple[LeaseId, ...] = ()
     led: Commit | None = None  # the record of the newest leader that the peer has followed
     rests: bool = False  # as `Resting` says
+    place: Annotated[str, Meta(max_length=60)] = ""  # where its owner says that it is
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):

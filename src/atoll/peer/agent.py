@@ -295,6 +295,7 @@ class Agent:
             protocol=wire.PROTOCOL,
             run=self._home.run,
             name=self._peer.name,
+            place=self._peer.place,
             trains=local is not None,
             listen_host=self._peer.advertise_host,
             listen_port=self._port,

@@ -248,6 +248,7 @@ def _row(view: PeerView) -> Document:
         "id": view.peer,
         "name": view.name,
         "device": view.device,
+        "place": view.place,
         "reachable": view.reachable,
         "rounds": view.rounds,
         "missed": view.missed,

@@ -1,11 +1,14 @@
 """What the page shows equals the journal, the events and the host's own state."""
 
 import msgspec
-from tests.unit.host.scene import BUILT_IN
+from msgspec.structs import replace
+from tests.unit.host.scene import BUILT_IN, hello
 from tests.unit.web.cast import Seen
 
 from atoll import events
+from atoll.host import run as decisions
 from atoll.host.effects import Append, Report
+from atoll.host.membership import Member
 from atoll.ids import RoundId
 from atoll.net import wire
 from atoll.net.records import Committed, Evaluated
@@ -88,6 +91,18 @@ def test_who_is_paused_by_its_owner_is_so_on_the_page():
     assert seen.board.document()["news"][-1]["text"] == "peer-0 is paused: no round waits for it"
     seen.says(anna, wire.Resting(rests=False))
     assert row(seen, 0)["doing"] == "training"
+
+
+def test_where_a_peer_says_it_is():
+    seen = Seen.new()
+    anna, _ = seen.gather(2)
+    seen.lost(anna)
+    back = replace(hello(anna), name="peer-0", place="Lisbon\x1b[2J")
+    seen.note(decisions.on_hello(seen.run, Member.of(anna, back), back, now=seen.now))
+    seen.probed(anna)
+    seen.at_state(anna)
+    assert (row(seen, 0)["place"], row(seen, 1)["place"]) == ("Lisbon\x1b[2J", "")
+    assert seen.board.document()["news"][-1]["text"].startswith("peer-0 joined (cpu, Lisbon [2J")
 
 
 def test_utilisation_is_the_share_of_the_time_that_a_peer_trained():

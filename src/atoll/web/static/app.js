@@ -237,7 +237,7 @@ function roundDetails(line) {
 const COLUMNS = [
   ["name", "Name", (peer) => el("span", { class: "who", title: peer.id }, [peer.name])],
   ["doing", "Doing", (peer) => el("span", { class: `tag ${peer.doing.replace(" ", "-")}` }, [peer.doing])],
-  ["device", "Device", (peer) => peer.device || "–"],
+  ["device", "Device", (peer) => [peer.device, peer.place].filter(Boolean).join(" · ") || "–"],
   ["tps", "Tokens/s", (peer) => (peer.in && peer.tps ? m.count(peer.tps) : "–"), "num"],
   ["tokens", "Tokens", (peer) => m.count(peer.tokens), "num"],
   ["share", "Share", (peer) => m.percent(peer.share), "num"],

@@ -185,7 +185,7 @@ export function adminBody(action, wanted, peers) {
 export function sortedRows(peers, { key, descending, filter }) {
   const wanted = filter.trim().toLowerCase();
   const numbers = peers.flatMap((peer, number) =>
-    !wanted || `${peer.name} ${peer.device} ${peer.id} ${peer.doing}`.toLowerCase().includes(wanted) ? [number] : []);
+    !wanted || `${peer.name} ${peer.device} ${peer.place} ${peer.id} ${peer.doing}`.toLowerCase().includes(wanted) ? [number] : []);
   const sign = descending ? -1 : 1;
   return numbers.sort((a, b) => {
     const [one, other] = [peers[a], peers[b]];
