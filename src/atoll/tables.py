@@ -121,6 +121,8 @@ def _allowed(field: structs.FieldInfo) -> str:
         case inspect.StrType(pattern=str(pattern)):
             return f"a string that matches {pattern}"
         case inspect.StrType():
+            if kind.max_length is not None:
+                return f"a string of at most {kind.max_length} characters"
             return "a string that is not empty" if kind.min_length else "a string"
         case _:
             return "true or false"

@@ -36,7 +36,7 @@ def trained(config, shared, tmp_path_factory):
         cluster.write_run(config)
         host = cluster.start_host()
         with reading(cluster.invite, cluster.peers / "reader") as reader:
-            peer = cluster.join("anna")
+            peer = cluster.join("anna", "--place", "Lisbon")
             assert [p.wait(seconds=90) for p in (peer, host)] == [0, 0], cluster.report()
             reader.check()
         yield cluster
@@ -82,7 +82,8 @@ def test_status_for_programs(trained, atoll, config):
     tokens = ROUNDS * config.samples_per_round * config.data.sequence_length
     assert code == 0
     assert (view["committed"], view["rounds"], view["num_tokens"]) == (ROUNDS, ROUNDS, tokens)
-    assert [(peer["name"], peer["num_tokens"]) for peer in view["peers"]] == [("anna", tokens)]
+    (anna,) = view["peers"]
+    assert (anna["name"], anna["place"], anna["num_tokens"]) == ("anna", "Lisbon", tokens)
     assert len(view["losses"]) == ROUNDS
 
 

@@ -212,6 +212,7 @@ def test_bad_toml_is_an_error_with_its_line(file: Path):
         ("beta2", "1.0", "inner.beta2: 1.0 is not a number at least 0 and below 1", ""),
         ("tied_embeddings", "1", "model.tied_embeddings: 1 is not true or false", ""),
         ("split", "7", "data.sources[0].split: 7 is not a string", ""),
+        ("prompt", f'"{201 * "a"}"', "is not a string of at most 200 characters", ""),
         ("name", '""', "name: '' is not a string that matches", "letters, digits"),
         ("name", '"../up"', "name: '../up' is not a string that matches", ""),
         ("name", '"line\\n"', r"name: 'line\n' is not a string that matches", ""),
