@@ -19,9 +19,7 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.DashboardServed(url=url):
             return f"dashboard: {url}"
         case events.PeerJoined():
-            where = "" if event.reachable else ", cannot be dialled: it will not reduce"
-            place = f", {one_line(event.place)}" if event.place else ""
-            return f"+ {event.name} joined ({event.device or 'no trainer'}{place}{where})"
+            return _joined(event)
         case events.PeerLeft():
             return f"- {event.name} is gone: {event.reason}"
         case events.PeerRests(name=name, rests=rests):
@@ -70,6 +68,13 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return event.reason
         case _:
             return None
+
+
+def _joined(event: events.PeerJoined) -> str:
+    said = [event.device or "no trainer", *([one_line(event.place)] if event.place else [])]
+    if not event.reachable:
+        said.append("cannot be dialled: it will not reduce")
+    return f"+ {event.name} joined ({', '.join(said)})"
 
 
 def one_line(text: str) -> str:

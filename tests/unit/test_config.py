@@ -326,6 +326,7 @@ def test_values_that_just_go_together():
 # --- canonical bytes -----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(config=runs)
 def test_canonical_bytes_parse_as_the_config_they_were_made_of(config: RunConfig):
     assert parse_canonical(canonical(config)) == config
