@@ -175,8 +175,9 @@ class Peer:
         """Take a step; return its seconds. The loss is read, so the device is done with it."""
         batch = self.config.inner.batch_sequences
         span = (self._next * batch, (self._next + 1) * batch)
+        following = (span[1], span[1] + batch)
         began_at = monotonic_s()
-        self.loop.step([span], step=self._next)
+        self.loop.step([span], step=self._next, then=[following])
         synchronise(self.device)
         self._next += 1
         return monotonic_s() - began_at

@@ -77,7 +77,8 @@ def atoll(config: RunConfig) -> Step:
 
     def step() -> float:
         number = loop.steps_since_fresh
-        return loop.step([(number * size, (number + 1) * size)], step=number).loss
+        stop = (number + 1) * size
+        return loop.step([(stop - size, stop)], step=number, then=[(stop, stop + size)]).loss
 
     return step
 

@@ -1,5 +1,7 @@
 """Stopping, cutting and merging must not change what the inner loop computes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -60,18 +62,22 @@ def batches(tmp_path_factory):
     return Batches(dataset, seed=CONFIG.seed)
 
 
-def fresh_loop(batches, *, micro_batch=0, config=CONFIG):
+def fresh_loop(batches, *, micro_batch=0, config=CONFIG, reads_ahead=None):
     torch.set_num_threads(2)
     model = initial_model(config, device=torch.device("cpu"))
-    return InnerLoop(model, batches, config, how=Computing(micro_batch=micro_batch))
+    how = Computing(micro_batch=micro_batch, reads_ahead=reads_ahead)
+    return InnerLoop(model, batches, config, how=how)
 
 
 def train(loop, *, first_step, num_steps):
     """Take the steps on the run's samples in order; return their losses."""
     size = CONFIG.inner.batch_sequences
     spans = [(first_step * size, (first_step + num_steps) * size)]
-    steps = cut_into_steps(spans, batch_sequences=size)
-    return [loop.step(s, step=k).loss for k, s in enumerate(steps, start=first_step)]
+    steps = [*cut_into_steps(spans, batch_sequences=size), ()]
+    return [
+        loop.step(spans, step=step, then=then).loss
+        for step, (spans, then) in enumerate(pairwise(steps), start=first_step)
+    ]
 
 
 def weights(loop):
@@ -86,6 +92,17 @@ def test_the_same_inputs_give_the_same_bits(batches):
     assert losses == train(other, first_step=0, num_steps=2 * H)
     assert losses[-1] < losses[0], "it must have learnt something, or equality says little"
     assert weights(one).tobytes() == weights(other).tobytes()
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+def test_samples_that_are_read_ahead_give_the_same_bits(batches, micro_batch):
+    one, ahead = (
+        fresh_loop(batches, micro_batch=micro_batch, reads_ahead=reads) for reads in (False, True)
+    )
+    losses = train(one, first_step=0, num_steps=2 * H)
+    assert train(ahead, first_step=0, num_steps=H) == losses[:H]
+    assert train(ahead, first_step=H, num_steps=H) == losses[H:]
+    assert weights(one).tobytes() == weights(ahead).tobytes()
 
 
 def test_merging_the_unchanged_weights_changes_nothing(batches):

@@ -49,10 +49,12 @@ def train_alone(
     how = Computing(micro_batch=micro_batch)
     loop = InnerLoop(model, Batches(dataset, seed=config.seed), config, how=how)
     batch_sequences = config.inner.batch_sequences
+    span = (0, batch_sequences)
     losses = []
     for step in range(num_steps):
-        span = (step * batch_sequences, (step + 1) * batch_sequences)
-        result = loop.step([span], step=step)
+        following = (span[1], span[1] + batch_sequences)
+        result = loop.step([span], step=step, then=[following])
+        span = following
         losses.append(result.loss)
         on_step(step, result)
     return Trained(model, losses)

@@ -75,6 +75,7 @@ class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
     first_step: NotNegative
     last_step: NotNegative = LAST_STEP
     spans: tuple[Span, ...]
+    then: tuple[Span, ...] = ()  # leased as well, and likely to come next: to be read meanwhile
 
 
 class Halt(Struct, frozen=True, kw_only=True, tag_field="t", tag="halt"): ...

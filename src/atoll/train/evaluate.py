@@ -34,7 +34,8 @@ def validation_loss(
     total, num_targets = torch.zeros((), device=device), 0
     for start in range(0, num_samples, batch_sequences):
         batch = batches.validation(start, min(start + batch_sequences, num_samples))
-        for piece in cut(ranks.share(batch), micro_batch=batch_sequences, device=device):
+        for on_host in cut(ranks.share(batch), micro_batch=batch_sequences):
+            piece = on_host.on(device)
             with autocast(device, bf16=bf16 if ranks.mesh is None else False):
                 _, cross_entropy = language_model_loss(
                     model.hidden(piece.tokens_BT, piece.documents_BT),

@@ -3,13 +3,17 @@
     spans -> batch -> our rank's share -> micro-batches -> { forward -> loss -> backward }
     -> gradients, summed over the ranks -> clip -> AdamW
 
+As far as the micro-batches, it is done while a GPU computes the step before (see `ahead`). Where
+the CPU itself computes, there is nothing to be won (docs/experiments.md).
+
 Equal weights, optimizer states, samples and threads give equal bits on the same machine.
 
 Shapes: B sequences, T tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Literal, NamedTuple
 
@@ -21,6 +25,7 @@ from atoll.config import RunConfig
 from atoll.data.batches import Batch, Batches
 from atoll.errors import RunError
 from atoll.model.llama import Llama
+from atoll.train.ahead import Ahead
 from atoll.train.device import computes_in_bf16
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.optim import make_optimizer
@@ -42,11 +47,31 @@ class StepResult:
 
 
 class Piece(NamedTuple):
-    """A micro-batch on the device."""
+    """A micro-batch."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
     documents_BT: Tensor | None
+
+    def pinned(self) -> "Piece":
+        """Return it in memory that a GPU reads by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def on(self, device: torch.device) -> "Piece":
+        """Return it on the device; to a GPU it goes while that is at work, if it is pinned."""
+        meanwhile = device.type == "cuda"
+        return self._each(lambda x_BT: x_BT.to(device, non_blocking=meanwhile))
+
+    def _each(self, do: Callable[[Tensor], Tensor]) -> "Piece":
+        documents_BT = None if self.documents_BT is None else do(self.documents_BT)
+        return Piece(do(self.tokens_BT), do(self.targets_BT), documents_BT)
+
+
+class Share(NamedTuple):
+    """What a rank has to do in a step."""
+
+    pieces: list[Piece]  # on the host
+    num_targets: int  # of all ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,7 @@ class Computing:
     micro_batch: int = 0  # sequences that pass through the model at once; 0: all of a step
     bf16: bool | None = None  # of matrix products; None: as the device is made for
     accumulate: Literal["shards", "whole"] = "shards"  # gradients of micro-batches, among ranks
+    reads_ahead: bool | None = None  # samples of the next step; None: unless the CPU computes
 
 
 class InnerLoop:
@@ -78,29 +104,41 @@ class InnerLoop:
         self.micro_batch = self.how.micro_batch or config.inner.batch_sequences
         self.optimizer = make_optimizer(model, config.inner)
         self.steps_since_fresh = 0  # how many the state of the optimizer has seen
+        wanted = self.how.reads_ahead
+        self._reads_ahead = self.device.type != "cpu" if wanted is None else wanted
+        self._ahead = Ahead(
+            partial(
+                share_of_step,
+                batches,
+                ranks=ranks,
+                micro_batch=self.micro_batch,
+                pinned=self.device.type == "cuda",
+            )
+        )
 
     @property
     def device(self) -> torch.device:
         return self.model.embedding.weight.device
 
-    def step(self, spans: Sequence[Span], *, step: int) -> StepResult:
+    def step(self, spans: Sequence[Span], *, step: int, then: Sequence[Span] = ()) -> StepResult:
         """Take the inner step `step` of the run on the samples of `spans`.
+
+        Those of the next one, `then`, may be read meanwhile; none: it is not known yet.
 
         Raises:
             NotFinite: the loss or the gradient is. The weights are those before the step.
         """
-        batch = load_batch(self.batches, spans)
-        num_targets = int((batch.targets_BT != IGNORED).sum())
+        share = self._ahead.take(spans, then=then if self._reads_ahead else ())
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        share = self.ranks.share(batch)
-        num_left = -(-len(share.tokens_BT) // self.micro_batch)
-        for piece in cut(share, micro_batch=self.micro_batch, device=self.device):
-            num_left -= 1
+        for piece in share.pieces:
+            is_last = piece is share.pieces[-1]
             self.ranks.reduce_gradients_(
-                self.model, wanted=num_left == 0 or self.how.accumulate == "shards"
+                self.model, wanted=is_last or self.how.accumulate == "shards"
             )
-            objective, cross_entropy = self._forward(piece, num_targets=num_targets)
+            objective, cross_entropy = self._forward(
+                piece.on(self.device), num_targets=share.num_targets
+            )
             objective.backward()
             total += cross_entropy
         self.ranks.sum_(total)
@@ -109,7 +147,7 @@ class InnerLoop:
         )
         result = StepResult(
             loss=total.item(),
-            num_tokens=num_targets,
+            num_tokens=share.num_targets,
             grad_norm=grad_norm.item(),
             lr=learning_rate(self.config, step, steps_since_fresh=self.steps_since_fresh),
         )
@@ -151,8 +189,20 @@ def load_batch(batches: Batches, spans: Sequence[Span]) -> Batch:
     )
 
 
-def cut(batch: Batch, *, micro_batch: int, device: torch.device) -> Iterator[Piece]:
-    """Yield the batch in micro-batches on the device.
+def share_of_step(
+    batches: Batches, spans: Sequence[Span], *, ranks: Ranks, micro_batch: int, pinned: bool
+) -> Share:
+    """Return what a rank has to do in the step on the samples of these spans."""
+    batch = load_batch(batches, spans)
+    pieces = cut(ranks.share(batch), micro_batch=micro_batch)
+    return Share(
+        [piece.pinned() if pinned else piece for piece in pieces],
+        num_targets=int((batch.targets_BT != IGNORED).sum()),
+    )
+
+
+def cut(batch: Batch, *, micro_batch: int) -> Iterator[Piece]:
+    """Yield the batch in micro-batches, on the host.
 
     Where no sample holds a second document, there is nothing to mask: causal attention is faster.
     """
@@ -161,9 +211,9 @@ def cut(batch: Batch, *, micro_batch: int, device: torch.device) -> Iterator[Pie
         documents_BT = batch.documents_BT[piece]
         packed = bool((documents_BT != documents_BT[:, :1]).any())
         yield Piece(
-            torch.from_numpy(batch.tokens_BT[piece]).to(device),
-            torch.from_numpy(batch.targets_BT[piece]).to(device),
-            torch.from_numpy(documents_BT).to(device) if packed else None,
+            torch.from_numpy(batch.tokens_BT[piece]),
+            torch.from_numpy(batch.targets_BT[piece]),
+            torch.from_numpy(documents_BT) if packed else None,
         )
 
 

@@ -56,7 +56,7 @@ from atoll.train.recompute import recompute_
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
 from atoll.train.tally import Tally
-from atoll.train.work import cut_into_steps, num_samples
+from atoll.train.work import Span, cut_into_steps, num_samples
 
 
 class Work:
@@ -70,6 +70,8 @@ class Work:
             start=order.first_step,
         )
         self._next = next(self._steps, None)
+        self._after = next(self._steps, None)
+        self._then = order.then
         self._done = Tally()
 
     @property
@@ -80,7 +82,9 @@ class Work:
         """Return the next step alone, for another rank to take it as well."""
         assert self._next is not None, "all steps are taken"
         number, spans = self._next
-        return Train(first_step=number, last_step=self._last_step, spans=spans)
+        return Train(
+            first_step=number, last_step=self._last_step, spans=spans, then=self._spans_after()
+        )
 
     def step(self) -> Stepped:
         """Take the next step."""
@@ -88,9 +92,9 @@ class Work:
         number, spans = self._next
         step = min(number, self._last_step)
         began_at = monotonic_s()
-        result = self._loop.step(spans, step=step)
+        result = self._loop.step(spans, step=step, then=self._spans_after())
         seconds = monotonic_s() - began_at
-        self._next = next(self._steps, None)
+        self._next, self._after = self._after, next(self._steps, None)
         self._done.note(num_samples(spans), result.num_tokens, loss=result.loss)
         return Stepped(
             step=step,
@@ -100,6 +104,10 @@ class Work:
             seconds=seconds,
             grad_norm=result.grad_norm,
         )
+
+    def _spans_after(self) -> tuple[Span, ...]:
+        """Return the samples of the step after the next; none: it is in another order."""
+        return self._then if self._after is None else self._after[1]
 
     def report(self) -> Trained:
         """Return what is done; it was halted if that is not all."""

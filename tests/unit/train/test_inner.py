@@ -67,6 +67,6 @@ def test_a_step_over_several_spans_sees_their_samples_in_order(loop):
 def test_documents_are_masked_only_where_there_are_two():
     documents_BT = np.array([[0, 0, 0], [0, 0, 0], [0, 1, 1], [0, 0, 0]])
     batch = Batch(tokens_BT=documents_BT, targets_BT=documents_BT, documents_BT=documents_BT)
-    first, second = cut(batch, micro_batch=2, device=CPU)
+    first, second = cut(batch, micro_batch=2)
     assert first.documents_BT is None
     assert torch.equal(second.documents_BT, torch.from_numpy(documents_BT[2:]))

@@ -33,9 +33,9 @@ from atoll.train.channel import (
     frame,
     receive,
 )
-from atoll.train.inner import InnerLoop
+from atoll.train.inner import Computing, InnerLoop
 from atoll.train.shared import SharedVectors
-from atoll.train.trainer import is_out_of_memory, run
+from atoll.train.trainer import Work, is_out_of_memory, run
 
 WORK = Train(first_step=3, spans=((0, 10**9),))
 
@@ -166,6 +166,37 @@ def test_commands_between_two_steps_do_what_they_do_by_hand(setup, config, datas
         load_flat_(loop.model, local_N, layout)
     assert not np.array_equal(*snapshots_N)
     assert np.array_equal(vectors.snapshot_N, snapshots_N[1])
+
+
+class Watched(Batches):
+    """Notes which samples are read."""
+
+    def __init__(self, dataset):
+        super().__init__(dataset, seed=0)
+        self.read = []
+
+    def batch(self, start, stop):
+        self.read.append((start, stop))
+        return super().batch(start, stop)
+
+
+def test_samples_are_read_ahead_once_and_none_beyond_the_order(config, dataset):
+    batches, how = Watched(dataset), Computing(reads_ahead=True)
+    order = Train(first_step=3, spans=((0, 6), (9, 14)))  # steps of 4, and of 3 at the end
+    work = Work(order, InnerLoop(Llama(config.model), batches, config, how=how))
+    told = []
+    while not work.is_done:
+        told.append(work.next_step())
+        work.step()
+    assert batches.read == [(0, 4), (4, 6), (9, 11), (11, 14)]
+    assert [step.spans for step in told] == [((0, 4),), ((4, 6), (9, 11)), ((11, 14),)]
+    assert [step.then for step in told] == [*[step.spans for step in told[1:]], ()]
+    # What rank 0 tells one step at a time, a follower reads ahead as well.
+    batches.read.clear()
+    loop = InnerLoop(Llama(config.model), batches, config, how=how)
+    for step in told:
+        Work(step, loop).step()
+    assert batches.read == [(0, 4), (4, 6), (9, 11), (11, 14)]
 
 
 @pytest.mark.parametrize("missing", ["vectors", "dataset"])
