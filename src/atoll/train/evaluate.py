@@ -1,12 +1,16 @@
 """How well a model predicts text that nobody trains on.
 
-Shapes: K choices of a question, C tokens of its context, P of a passage, S = C + P.
+Shapes: B passages at once, S tokens of the longest, P those of a continuation, D model width,
+V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from atoll.data.batches import Batches
 from atoll.data.cloze import Question
@@ -14,6 +18,27 @@ from atoll.model.llama import Llama
 from atoll.train.inner import autocast, cut
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.parallel import ALONE, Ranks
+
+BATCH_TOKENS: Final = 8192  # of passages that are read at once
+CHUNK_TOKENS: Final = 1024  # whose logits exist at once
+
+
+class Passage(NamedTuple):
+    """Tokens, and those that are to follow them; at least one before."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+    @property
+    def num_read(self) -> int:
+        return len(self.context) + len(self.continuation) - 1  # nothing follows the last one
+
+
+class PassageLikelihood(NamedTuple):
+    """Of a whole continuation: its natural logarithm, and whether each token was the likeliest."""
+
+    logprob: float
+    is_greedy: bool
 
 
 @torch.no_grad()  # not inference mode: what a sharded model gathers is used in training again
@@ -50,7 +75,6 @@ def validation_loss(
     return total.item() / max(1, num_targets)
 
 
-@torch.inference_mode()
 def cloze_accuracy(model: Llama, questions: Sequence[Question]) -> float:
     """Return the share of questions whose answer the model finds likeliest of all choices."""
     num_right = sum(likeliest(model, question) == question.answer for question in questions)
@@ -59,14 +83,56 @@ def cloze_accuracy(model: Llama, questions: Sequence[Question]) -> float:
 
 def likeliest(model: Llama, question: Question) -> int:
     """Return which passage has the largest probability after the context."""
+    context = question.context.tolist()
+    choices = [Passage(context, choice) for choice in question.choices_KP.tolist()]
+    logprobs = [found.logprob for found in likelihoods(model, choices)]
+    return logprobs.index(max(logprobs))
+
+
+@torch.inference_mode()
+def likelihoods(
+    model: Llama, passages: Sequence[Passage], *, on_read: Callable[[int], None] = lambda _: None
+) -> list[PassageLikelihood]:
+    """Return how likely the continuation of each passage is after its context.
+
+    `on_read` hears how many passages are done.
+    """
+    found: dict[int, PassageLikelihood] = {}
+    for batch in _batches([passage.num_read for passage in passages]):
+        chosen = [passages[index] for index in batch]
+        found |= zip(batch, _likelihoods_of_batch(model, chosen), strict=True)
+        on_read(len(found))
+    return [found[index] for index in range(len(passages))]
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the indices of all passages, the longest first: little of a batch is padding."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        num_passages = max(1, BATCH_TOKENS // max(1, lengths[order[0]]))
+        yield order[:num_passages]
+        order = order[num_passages:]
+
+
+def _likelihoods_of_batch(model: Llama, passages: Sequence[Passage]) -> Iterator[PassageLikelihood]:
     device = model.embedding.weight.device
-    choices_KP = torch.from_numpy(question.choices_KP).to(device)
-    context_KC = torch.from_numpy(question.context).to(device).expand(len(choices_KP), -1)
-    tokens_KS = torch.cat((context_KC, choices_KP), dim=1)
+    rows = [torch.tensor([*context, *continuation]) for context, continuation in passages]
+    # Padding comes last, where no token of a passage looks.
+    tokens_BS = pad_sequence([row[:-1] for row in rows], batch_first=True).to(device)
     with autocast(device):
-        hidden_KSD = model.hidden(tokens_KS)
-        # The token before a passage foretells its first one.
-        hidden_KPD = hidden_KSD[:, context_KC.shape[1] - 1 : -1]
-        logits_KPV = F.linear(hidden_KPD, model.head_weight)
-    losses_KP = F.cross_entropy(logits_KPV.float().transpose(1, 2), choices_KP, reduction="none")
-    return int(losses_KP.sum(dim=1).argmin())
+        hidden_BSD = model.hidden(tokens_BS)
+        for passage, row, hidden_SD in zip(passages, rows, hidden_BSD, strict=True):
+            # The token before a continuation foretells its first one.
+            foretelling = slice(len(passage.context) - 1, passage.num_read)
+            target_P = row[len(passage.context) :].to(device)
+            yield _likelihood(hidden_SD[foretelling], target_P, head_weight=model.head_weight)
+
+
+def _likelihood(hidden_PD: Tensor, target_P: Tensor, *, head_weight: Tensor) -> PassageLikelihood:
+    logprob, is_greedy = 0.0, True
+    chunks = zip(hidden_PD.split(CHUNK_TOKENS), target_P.split(CHUNK_TOKENS), strict=True)
+    for hidden, target in chunks:
+        logits = F.linear(hidden, head_weight).float()
+        logprob -= F.cross_entropy(logits, target, reduction="sum").item()
+        is_greedy &= bool((logits.argmax(dim=1) == target).all())
+    return PassageLikelihood(logprob, is_greedy)

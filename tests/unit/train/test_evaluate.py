@@ -6,8 +6,9 @@ import torch
 
 from atoll.data.batches import Batches
 from atoll.data.cloze import Question
+from atoll.train import evaluate
 from atoll.train.baseline import initial_model, train_alone
-from atoll.train.evaluate import cloze_accuracy, likeliest, validation_loss
+from atoll.train.evaluate import Passage, cloze_accuracy, likeliest, likelihoods, validation_loss
 
 CPU = torch.device("cpu")
 
@@ -67,3 +68,37 @@ def test_the_likeliest_passage_is_so_by_the_product_of_its_tokens(config):
     assert cloze_accuracy(model, found) == 1.0
     wrong = [question._replace(answer=(question.answer + 1) % 4) for question in found[:3]]
     assert cloze_accuracy(model, wrong + found[3:]) == 0.75
+
+
+def test_a_continuation_is_as_likely_as_its_tokens_one_after_the_other(config, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 20)  # several batches, with padding in them
+    monkeypatch.setattr(evaluate, "CHUNK_TOKENS", 3)
+    model, rng = initial_model(config, device=CPU), np.random.default_rng(1)
+    passages = [
+        Passage(rng.integers(300, size=c).tolist(), rng.integers(300, size=p).tolist())
+        for c, p in [(1, 1), (3, 7), (5, 2), (2, 0), (30, 1), (4, 4), (1, 6)]
+    ]
+    passages[3] = Passage([5, 6], greedy := _greedy(model, [5, 6], num_tokens=5))
+    passages.append(Passage([5, 6], [*greedy[:-1], (greedy[-1] + 1) % 300]))
+    passages.append(Passage([7], []))
+    read = []
+    found = likelihoods(model, passages, on_read=read.append)
+    for (context, continuation), (logprob, is_greedy) in zip(passages, found, strict=True):
+        tokens, expected, each_likeliest = list(context), 0.0, True
+        for token in continuation:
+            logits_V = model(torch.tensor([tokens]))[0, -1].double()
+            expected += logits_V.log_softmax(0)[token].item()
+            each_likeliest &= int(logits_V.argmax()) == token
+            tokens.append(token)
+        assert logprob == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert is_greedy == each_likeliest
+    assert (found[3].is_greedy, found[-2].is_greedy) == (True, False)
+    assert found[-1] == (0.0, True)
+    assert (read[-1], read == sorted(set(read)), len(read) > 2) == (len(passages), True, True)
+
+
+def _greedy(model, tokens, *, num_tokens):
+    tokens = list(tokens)
+    for _ in range(num_tokens):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[-num_tokens:]
