@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from tests.loopback.cluster import Cluster
 
+from atoll.cli.harness import OFFLINE
 from atoll.cli.main import main
 from atoll.cli.reader import reading
 from atoll.model.hf import import_hf
@@ -169,6 +170,20 @@ def test_eval_says_the_same_of_the_host_and_of_the_peer(trained, atoll, config):
     assert (found["state"], found["samples"], found["questions"]) == (ROUNDS, 8, 4)
     assert 0 < found["validation_loss"] < 2 * log(config.model.vocab_size)
     assert found["cloze"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_eval_says_what_it_lacks_for_tasks(trained, atoll, tmp_path, monkeypatch):
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)  # as the command does, and undone after the test
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    for options, message in [
+        (("--tasks", "reefs"), "--tasks and --task-data go together"),
+        (("--task-data", tmp_path), "--tasks and --task-data go together"),
+        (("--tasks", "reefs", "--task-data", tmp_path / "none"), "no such folder"),
+        (("--tasks", "reefs", "--task-data", tmp_path), "pip install 'atoll[eval]'"),
+    ]:
+        code, _, err = atoll("eval", trained.run, *options, "--cache", trained.cache)
+        assert (code, message in err) == (2, True), err
 
 
 def test_export_writes_the_newest_state(trained, atoll, config, tmp_path):
