@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from atoll.cli.recipes import Peers, run_config
-from atoll.config import RunConfig, SourceConfig
+from atoll.config import EvaluationConfig, RunConfig, SourceConfig
 
 ROUNDS: Final = 32
 INNER_STEPS: Final = 10
@@ -34,7 +34,8 @@ def demo_config(*, peers: int, rounds: int) -> RunConfig:
     # Nobody is further away than the loopback: who is silent for seconds is gone.
     sync = replace(config.sync, grace_floor_s=1.0, heartbeat_s=0.5, silent_s=5.0, reconnect_s=15.0)
     inner = replace(config.inner, lr=INNER_LR, fresh_warmup_steps=5)
-    evaluation = replace(
-        config.evaluation, every_rounds=max(1, rounds // EVALUATIONS), prompt=PROMPT
+    # Little enough that the round of the peer that does it need not go on without it.
+    evaluation = EvaluationConfig(
+        every_rounds=max(1, rounds // EVALUATIONS), samples=32, prompt=PROMPT, sample_tokens=24
     )
     return replace(config, inner=inner, sync=sync, evaluation=evaluation)
