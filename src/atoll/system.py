@@ -49,7 +49,13 @@ def on_interrupt(do: Callable[[], object]) -> None:
 
 
 def end_as_with_ctrl_c() -> None:
-    """Let a request to end do what Ctrl-C does."""
+    """Let a request to end do what Ctrl-C does.
+
+    A script's shell has those that it puts in the background ignore Ctrl-C. That is taken back:
+    whoever ignores it could not be asked to end, either.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     on_request_to_end(lambda: signal.raise_signal(signal.SIGINT))
 
 

@@ -339,7 +339,7 @@ def test_ends_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(cluste
         anna, code=1, error=f"{folder}/state.safetensors is damaged", hint=f"delete .*{folder}"
     )
     shutil.rmtree(damaged)
-    anna = cluster.join("anna")
+    anna = cluster.join("anna", *SLOW)
     assert_contributes(cluster, host, "anna")
 
     host.wait_for_next(RoundClosed)
@@ -349,6 +349,7 @@ def test_ends_at_many_moments_and_a_checkpoint_that_is_damaged_afterwards(cluste
     host = cluster.start_host(port=host.port)
     assert_contributes(cluster, host, "anna")
 
+    anna.wait_for_next(PhaseTimed, lambda event: event.phase == "encode")
     anna.press_ctrl_c()
     assert anna.wait() == 0
     assert "left after the round" in anna.output, "what she had begun was to count"

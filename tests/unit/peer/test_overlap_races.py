@@ -11,7 +11,7 @@ from tests.unit.peer.test_overlap import (
     until,
 )
 
-from atoll.net import records, wire
+from atoll.net import records
 
 
 @in_all_ways
@@ -48,18 +48,18 @@ def test_a_line_that_breaks_just_as_ones_own_work_is_committed_costs_no_work(
         async with a_run(tmp_path, config, "anna", "ben") as scene:
             serving, _, peers = scene
             anna = peers["anna"].peer
-            sending, cut = serving.host._send, []
+            sending, cut = serving.host._send_commit, []
 
-            def send(peer, message):
-                if peer == anna and isinstance(message, wire.Commit) and not cut:
+            def send(peer, round_id):
+                if peer == anna and not cut:
                     session = serving.host._sessions[peer]
                     cut.append(session)
                     session.connection.cut()
                     session.ended.set()
                 else:
-                    sending(peer, message)
+                    sending(peer, round_id)
 
-            monkeypatch.setattr(serving.host, "_send", send)
+            monkeypatch.setattr(serving.host, "_send_commit", send)
             await until(lambda: cut)
             trained = ScriptedTrainer.alive["anna"].trained
             await ended(*scene)

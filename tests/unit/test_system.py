@@ -1,0 +1,37 @@
+"""Signals, of a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+SERVICE = """
+import asyncio
+from atoll import system
+
+async def serve():
+    print("serving", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("ended in order", flush=True)
+
+system.end_as_with_ctrl_c()
+try:
+    asyncio.run(serve())
+except KeyboardInterrupt:
+    print("as with Ctrl-C")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell that ignores Ctrl-C for its children")
+@pytest.mark.parametrize("ignored", ["INT", "HUP"])
+@pytest.mark.parametrize("asked", ["TERM", "INT"])
+def test_who_was_put_in_the_background_by_a_script_ends_in_order_when_asked(ignored, asked):
+    """`atoll host &` in a script ignores Ctrl-C at first, `nohup` a terminal that closes."""
+    command = ["sh", "-c", f'trap \'\' {ignored}; exec "$0" -c "$1"', sys.executable, SERVICE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout.readline() == "serving\n"
+        subprocess.run(["sh", "-c", f"kill -{asked} {service.pid}"], check=True)
+        assert service.stdout.read() == "ended in order\nas with Ctrl-C\n"
+        assert service.wait() == 0
