@@ -111,7 +111,7 @@ export function story(model) {
 }
 
 export function meanProgress(model) {
-  const present = model.peers.filter((peer) => peer.in);
+  const present = model.peers.filter((peer) => peer.in && peer.doing !== "paused");
   return present.length ? present.reduce((sum, peer) => sum + peer.progress, 0) / present.length : 0;
 }
 
