@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -38,6 +38,7 @@ from atoll.model.initial import fill_initial_
 from atoll.model.layout import Layout, layout_of
 from atoll.model.presets import PRESETS
 from atoll.train.channel import Merge, Seat, Snapshot
+from atoll.train.compiled import Compiler
 from atoll.train.device import computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
 from atoll.train.inner import Computing, InnerLoop
@@ -89,6 +90,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sharded", action="store_true", help="a step by FSDP2 as well, with a single rank"
     )
+    parser.add_argument(
+        "--compiler", default="none", choices=get_args(Compiler), help="of the layers"
+    )
     parser.add_argument("--pairs", type=int, default=8, help="snapshots and merges of a kind")
     return parser.parse_args()
 
@@ -123,16 +127,21 @@ def run_config(model: ModelConfig, *, sequence_length: int, batch: int) -> RunCo
 
 
 def inner_loop(
-    config: RunConfig, device: torch.device, *, micro_batch: int, ranks: Ranks = ALONE
+    config: RunConfig,
+    device: torch.device,
+    *,
+    micro_batch: int,
+    ranks: Ranks = ALONE,
+    compiler: Compiler = "none",
 ) -> InnerLoop:
     batches = RandomBatches(
         vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
     )
     return InnerLoop(
-        build(config.model, device, ranks=ranks, bf16=computes_in_bf16(device)),
+        build(config.model, device, ranks=ranks, bf16=computes_in_bf16(device), compiler=compiler),
         batches,  # type: ignore[arg-type]
         config,
-        how=Computing(micro_batch=micro_batch),
+        how=Computing(micro_batch=micro_batch, compiler=compiler),
         ranks=ranks,
     )
 
@@ -164,7 +173,13 @@ class Peer:
         ranks = ALONE
         if sharded:
             ranks = join(Seat(rank=0, num_ranks=1, store=str(folder / "store")), device)
-        self.loop = inner_loop(self.config, device, micro_batch=arguments.micro_batch, ranks=ranks)
+        self.loop = inner_loop(
+            self.config,
+            device,
+            micro_batch=arguments.micro_batch,
+            ranks=ranks,
+            compiler=arguments.compiler,
+        )
         if sharded:  # there is anything in it so far
             fill_initial_(self.vectors.global_N, self.layout, seed=0)
             load_flat_(self.loop.model, self.vectors.global_N, self.layout)

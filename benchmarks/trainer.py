@@ -3,6 +3,7 @@
     python benchmarks/trainer.py --model small --sequence-length 512 --batch 4 --steps 8 --json
 
     atoll           the trainer's inner step: samples, loss, backward, clip, AdamW
+    compiled        the same with `compile = true`, if --compiled
     bare            a loop without a framework over our model and our loss, on tensors made before
     transformers    a plain loop over LlamaForCausalLM with the same shapes, and its own loss
 
@@ -16,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from gpu import inner_loop, run_config
@@ -27,6 +29,7 @@ from atoll.model.accounting import flops_per_token
 from atoll.model.hf_config import describe
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
+from atoll.train.compiled import Compiler
 from atoll.train.loss import language_model_loss
 
 CPU = torch.device("cpu")
@@ -45,13 +48,16 @@ def main() -> None:
     )
     steps: dict[str, Step] = {
         "atoll": atoll(config),
+        **({"compiled": atoll(config, "inductor")} if arguments.compiled else {}),
         "bare": bare(config),
         "transformers": transformers(config),
     }
     seconds = in_turns(steps | {"products": products(config)}, num_turns=arguments.steps)
+    first_s = {name: each.pop(0) for name, each in seconds.items()}
     result = summary(config, seconds) | {
         "model": arguments.model,
         "threads": torch.get_num_threads(),
+        "first_step_s": {name: round(first_s[name], 1) for name in steps},
     }
     if arguments.json:
         print(json.dumps(result))
@@ -67,12 +73,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="samples of an inner step")
     parser.add_argument("--steps", type=int, default=8, help="turns that count; one more warms up")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--compiled", action="store_true", help="with compiled layers as well")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     return parser.parse_args()
 
 
-def atoll(config: RunConfig) -> Step:
-    loop = inner_loop(config, CPU, micro_batch=0)
+def atoll(config: RunConfig, compiler: Compiler = "none") -> Step:
+    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler)
     size = config.inner.batch_sequences
 
     def step() -> float:
@@ -161,17 +168,17 @@ def random_tokens(config: RunConfig) -> tuple[Tensor, Tensor]:
 
 
 def in_turns(steps: dict[str, Step], *, num_turns: int) -> dict[str, list[float]]:
-    """Return the seconds of each one's steps, but for the first, which warms up."""
+    """Return the seconds of each one's steps, the first of which warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_turns + 1):
         for name, step in steps.items():
             began_at = monotonic_s()
             step()
             seconds[name].append(monotonic_s() - began_at)
-    return {name: each[1:] for name, each in seconds.items()}
+    return seconds
 
 
-def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, float | int]:
+def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any]:
     num_tokens = config.inner.batch_sequences * config.data.sequence_length
     flops = num_tokens * flops_per_token(config.model, sequence_length=config.data.sequence_length)
     of_products = (
@@ -180,8 +187,8 @@ def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, flo
     if not config.model.tied_embeddings:
         of_products -= 6 * num_tokens * config.model.vocab_size * config.model.width
 
-    def ratio(other: str) -> float:
-        turns = zip(seconds[other], seconds["atoll"], strict=True)
+    def ratio(ours: str, other: str) -> float:
+        turns = zip(seconds[other], seconds[ours], strict=True)
         return round(median(theirs / ours for theirs, ours in turns), 3)
 
     turns = zip(seconds["products"], seconds["atoll"], strict=True)
@@ -191,10 +198,12 @@ def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, flo
         "turns": len(seconds["atoll"]),
         **{
             f"tokens_per_s_{name}": round(num_tokens / median(seconds[name]))
-            for name in ("atoll", "bare", "transformers")
+            for name in seconds
+            if name != "products"
         },
-        "ratio_transformers": ratio("transformers"),
-        "ratio_bare_loop": ratio("bare"),
+        "ratio_transformers": ratio("atoll", "transformers"),
+        "ratio_bare_loop": ratio("atoll", "bare"),
+        **({"ratio_compiled": ratio("compiled", "atoll")} if "compiled" in seconds else {}),
         "gflops_per_s_atoll": round(flops / median(seconds["atoll"]) / 1e9, 1),
         "gflops_per_s_products": round(of_products / median(seconds["products"]) / 1e9, 1),
         "of_peak": round(median(limit / ours for limit, ours in turns) * flops / of_products, 3),

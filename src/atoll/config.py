@@ -277,6 +277,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Recompute,
         about("what the backward pass forms again to save memory: selective: all but products"),
     ] = "nothing"
+    compile: Annotated[
+        bool, about("layers run as compiled code: torch.compile; a trainer's first step takes long")
+    ] = False
     accumulate: Annotated[
         Literal["shards", "whole"],
         about("gradients on several devices: exchanged with each micro-batch, or once a step"),

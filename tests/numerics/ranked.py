@@ -54,6 +54,7 @@ CASES = {
     "micro-batches, reduced once": Case(how=Computing(micro_batch=1, accumulate="whole")),
     "selective": Case(recompute="selective"),
     "layers": Case(how=Computing(micro_batch=2), recompute="layers"),
+    "compiled": Case(how=Computing(compiler="aot_eager"), recompute="layers"),
     "muon": Case(config=MUON, num_steps=2),
     "bf16": Case(how=Computing(bf16=True)),
     "four steps": Case(num_steps=4),
@@ -76,7 +77,8 @@ def answer(case: Case, dataset: Dataset, ranks: Ranks) -> Answer:
     config, layout = case.config, layout_of(case.config)
     weights_N = np.zeros(layout.num_values, np.float32)
     fill_initial_(weights_N, layout, seed=config.seed)
-    model = build(config.model, CPU, ranks=ranks, bf16=bool(case.how.bf16))
+    bf16, compiler = bool(case.how.bf16), case.how.compiler
+    model = build(config.model, CPU, ranks=ranks, bf16=bf16, compiler=compiler)
     recompute_(model, case.recompute)
     load_flat_(model, weights_N, layout)
     batches = Batches(dataset, seed=config.seed)

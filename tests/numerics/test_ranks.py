@@ -20,6 +20,11 @@ from atoll.train.channel import Seat
 from atoll.train.loss import IGNORED
 from atoll.train.parallel import Ranks, join, shard_, share_of
 
+# What torch.compile says of its own doings.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 CPU = torch.device("cpu")
 FP32 = [name for name, case in CASES.items() if not case.how.bf16]
 
@@ -66,8 +71,8 @@ def test_two_ranks_take_the_steps_of_one(alone, together, name):
         assert two.moments[moment].shape == one.moments[moment].shape
 
 
-@pytest.mark.parametrize("name", ["micro-batches", "selective", "layers"])
-def test_neither_cutting_nor_recomputing_changes_a_gradient(alone, name):
+@pytest.mark.parametrize("name", ["micro-batches", "selective", "layers", "compiled"])
+def test_neither_cutting_nor_recomputing_nor_compiling_changes_a_gradient(alone, name):
     assert alone[name].losses == pytest.approx(alone["plain"].losses, rel=1e-6)
     assert error(alone[name].gradient_N, alone["plain"].gradient_N) < 1e-6
 

@@ -26,6 +26,7 @@ from atoll.data.batches import Batch, Batches
 from atoll.errors import RunError
 from atoll.model.llama import Llama
 from atoll.train.ahead import Ahead
+from atoll.train.compiled import Compiler
 from atoll.train.device import computes_in_bf16
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.optim import make_optimizer
@@ -81,6 +82,7 @@ class Computing:
     micro_batch: int = 0  # sequences that pass through the model at once; 0: all of a step
     bf16: bool | None = None  # of matrix products; None: as the device is made for
     accumulate: Literal["shards", "whole"] = "shards"  # gradients of micro-batches, among ranks
+    compiler: Compiler = "none"  # of the layers
     reads_ahead: bool | None = None  # samples of the next step; None: unless the CPU computes
 
 

@@ -26,6 +26,7 @@ from atoll.model.generate import Sampling, generate
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.train.channel import Evaluate, Evaluated
+from atoll.train.compiled import uncompiled
 from atoll.train.evaluate import validation_loss
 from atoll.train.inner import InnerLoop
 from atoll.train.parallel import held
@@ -47,8 +48,11 @@ def inspect_state(
     aside = [held(parameter).to("cpu", copy=True) for parameter in loop.model.parameters()]
     try:
         load_flat_(loop.model, params_N, layout_of(loop.config))
-        loss = _validation_loss(loop, dataset)
-        text = "" if loop.ranks.mesh else sample_text(loop.model, loop.config, dataset.tokenizer)
+        with uncompiled(loop.how.compiler):
+            loss = _validation_loss(loop, dataset)
+            text = (
+                "" if loop.ranks.mesh else sample_text(loop.model, loop.config, dataset.tokenizer)
+            )
     finally:
         loop.ranks.let_go_(loop.model)
         _put_back_(loop.model, aside)

@@ -46,6 +46,7 @@ from atoll.train.channel import (
     Trained,
     read_address,
 )
+from atoll.train.compiled import Compiler, compile_, require_compiler
 from atoll.train.device import computes_in_bf16, limit_memory, name_of, pick_devices, set_threads
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
@@ -129,6 +130,9 @@ def make_loop(setup: Setup, seat: Seat | None) -> Made:
     threads = set_threads(peer.threads, num_ranks=len(devices))
     bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
     limit_bytes = limit_memory(device, peer.gpu_memory)
+    compiler: Compiler = "inductor" if peer.compile else "none"
+    if peer.compile:
+        require_compiler(device)
     ranks = ALONE if seat is None else join(seat, device)
     how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers")
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
@@ -138,10 +142,12 @@ def make_loop(setup: Setup, seat: Seat | None) -> Made:
         micro_batch = choose(config, how, chosen, free_bytes=free_bytes)
     micro_batch = ranks.agree(micro_batch)
     loop = InnerLoop(
-        build(config.model, device, ranks=ranks, bf16=bf16),
+        build(config.model, device, ranks=ranks, bf16=bf16, compiler=compiler),
         Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
         config,
-        how=Computing(micro_batch=micro_batch, bf16=bf16, accumulate=peer.accumulate),
+        how=Computing(
+            micro_batch=micro_batch, bf16=bf16, accumulate=peer.accumulate, compiler=compiler
+        ),
         ranks=ranks,
     )
     recompute_(loop.model, peer.recompute)
@@ -163,12 +169,22 @@ def choose(
     return micro_batch
 
 
-def build(config: ModelConfig, device: torch.device, *, ranks: Ranks, bf16: bool) -> Llama:
+def build(
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    ranks: Ranks,
+    bf16: bool,
+    compiler: Compiler = "none",
+) -> Llama:
     """Return the model on its device, or this rank's part of it; it has no weights worth having."""
     if ranks.mesh is None:
-        return Llama(config).to(device)
+        model = Llama(config).to(device)
+        compile_(model, compiler)
+        return model
     with torch.device("meta"):
         model = Llama(config)
+    compile_(model, compiler)
     shard_(model, ranks, bf16=bf16)
     return model.to_empty(device=device)
 
