@@ -163,6 +163,7 @@ class Machine:
     async def commit_rounds(self, leading):
         """Commit round after round; frozen, do nothing at all, with the next one decided."""
         while True:
+            decided = []
             keeping = asyncio.create_task(leading.keep(self.hear_of))
             try:
                 while self.thawed.is_set():
@@ -176,10 +177,12 @@ class Machine:
                         raise AssertionError("it appended something else")
             finally:
                 keeping.cancel()
-                with suppress(asyncio.CancelledError, RunError):
-                    await keeping
+                await asyncio.wait([keeping])  # a crash that comes meanwhile is still one
+                if not keeping.cancelled():
+                    keeping.exception()  # looked at: what it says was raised above, or is late
             await self.thawed.wait()
-            self.append(decided)  # the first thing that it does
+            if decided:
+                self.append(decided)  # the first thing that it does
 
     def append(self, decided):
         return [e.record for e in self.journal.append([e.record for e in decided])]
@@ -200,6 +203,7 @@ class Machine:
             with suppress(asyncio.CancelledError):
                 await self.task
             self.task, self.leads = None, False
+            self.thawed.set()  # what starts next is another process
 
     async def do(self, fault):
         match fault:
