@@ -2,40 +2,26 @@
 
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption, DeviceOption, ModelArgument, ReaderDirectoryOption
 from atoll.cli.places import cache_directory
 from atoll.cli.show import console
 
 
 def chat(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="An invite, the directory of a run or of a peer, or a folder of atoll export."
-        ),
-    ],
+    model: ModelArgument,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0: always the likeliest token.")
     ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among so many; 0: all.")] = 50,
     length: Annotated[int, typer.Option(min=1, help="Tokens at most, each time.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    directory: Annotated[
-        Path | None,
-        typer.Option(
-            "--dir",
-            help="With an invite: where the model is kept.",
-            show_default="one for each run",
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    device: DeviceOption = "auto",
+    directory: ReaderDirectoryOption = None,
+    cache: CacheOption = None,
 ) -> None:
     """Let the newest committed model of a run go on from what you write, as the run goes on.
 

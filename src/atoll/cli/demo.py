@@ -21,6 +21,7 @@ import typer
 from atoll.cli.chaos import MIN_PEERS, MIN_ROUNDS, Chaos
 from atoll.cli.demo_config import ROUNDS, demo_config
 from atoll.cli.live import shown
+from atoll.cli.options import CacheOption
 from atoll.cli.places import cache_directory
 from atoll.cli.processes import LEAVE_S, POLL_S, Feed, Process, end, wait_for_end
 from atoll.cli.show import console, progress
@@ -84,9 +85,7 @@ def demo(
         bool, typer.Option("--chaos", help="Kill a trainer and a peer on the way.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for each peer.")] = 1,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Train a small model with a host and some peers, all of them on this machine."""
     if chaos and (peers < MIN_PEERS or rounds < MIN_ROUNDS):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from atoll.cli import examination as look
 from atoll.cli.examination import Finding, Level
+from atoll.cli.options import GpuMemoryOption, PeerDeviceOption
 from atoll.cli.places import peer_directory
 from atoll.cli.show import console
 from atoll.config import PeerConfig, changed
@@ -36,13 +37,8 @@ def doctor(
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Of a peer, to look at its run and host.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
-    ] = None,
-    gpu_memory: Annotated[
-        str | None,
-        typer.Option(help="Of each GPU at most: 50%, 8GB.", show_default="all that is free"),
-    ] = None,
+    device: PeerDeviceOption = None,
+    gpu_memory: GpuMemoryOption = None,
     json: Annotated[bool, typer.Option("--json", help="As one JSON array.")] = False,
 ) -> None:
     """Look at this machine, and say what it can train. Ends with 1 if something keeps it from it.
@@ -81,10 +77,13 @@ def _findings(peer: PeerConfig, invite: str, directory: Path | None) -> Iterator
     found, device = look.of_device(peer)
     yield found
     if device is not None:
-        yield from look.of_memory(peer, device, run)
-        room_bytes = free_memory(device, limit_bytes=limit_memory(device, peer.gpu_memory)) or 0
+        room_bytes = free_memory(device, limit_bytes=limit_memory(device, peer.gpu_memory))
+        yield look.of_memory(room_bytes)
         runs = look.presets() if run is None else {run.name: run}
-        fits = {n: look.fit_of(n, c, device, room_bytes=room_bytes) for n, c in runs.items()}
+        fits = {n: look.fit_of(n, c, device, room_bytes=room_bytes or 0) for n, c in runs.items()}
+        if room_bytes is not None:
+            known = list(fits.values())
+            yield look.of_presets(known) if run is None else look.of_run(known[0])
         name = look.preset_to_time(device, fits) if run is None else run.name
         if name is not None and fits[name].micro_batch:
             yield look.of_disk(peer, fits[name].disk_bytes)

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory
 from atoll.cli.show import console
 from atoll.errors import ConfigError
@@ -37,11 +38,9 @@ def eval(  # the command's name
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Validation samples to read, at most.")] = 512,
     questions: Annotated[int, typer.Option(min=0, help="Cloze questions at most; 0: none.")] = 200,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Evaluate the newest committed model of a run, without a network.
 

@@ -30,8 +30,8 @@ from atoll.model.presets import PRESETS
 from atoll.model.shapes import num_parameters
 from atoll.net.enrol import Greeting
 from atoll.peer.home import KEEP_ROUNDS
-from atoll.train.device import computes_in_bf16, device_name, limit_memory, pick_device
-from atoll.train.fit import USABLE, free_memory
+from atoll.train.device import computes_in_bf16, device_name, pick_device
+from atoll.train.fit import USABLE
 from atoll.train.inner import Computing, InnerLoop
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -136,22 +136,13 @@ def fit_of(name: str, config: RunConfig, device: torch.device, *, room_bytes: in
     )
 
 
-def of_memory(peer: PeerConfig, device: torch.device, run: RunConfig | None) -> Iterator[Finding]:
-    """Yield what fits: the run that this peer is in, or the presets."""
-    limit_bytes = limit_memory(device, peer.gpu_memory)
-    room_bytes = free_memory(device, limit_bytes=limit_bytes)
+def of_memory(room_bytes: int | None) -> Finding:
+    """Say how much memory a trainer can have; None: the system does not say."""
     if room_bytes is None:
         advice = "a run that is too large is noticed when it begins"
         found = "this system does not say how much is free"
-        yield Finding(what="memory", level="note", found=found, advice=advice)
-        return
-    yield Finding(what="memory", level="good", found=f"{format_bytes(room_bytes)} can be had")
-    if run is not None:
-        yield of_run(fit_of(run.name, run, device, room_bytes=room_bytes))
-    else:
-        yield of_presets(
-            [fit_of(n, c, device, room_bytes=room_bytes) for n, c in presets().items()]
-        )
+        return Finding(what="memory", level="note", found=found, advice=advice)
+    return Finding(what="memory", level="good", found=f"{format_bytes(room_bytes)} can be had")
 
 
 def of_run(fit: Fit) -> Finding:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption
 from atoll.cli.places import cache_directory
 from atoll.cli.show import console
 
@@ -14,9 +15,7 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="The folder to write, new or empty; or a file NAME.gguf.")
     ],
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Write the newest committed model of a run as a Hugging Face folder, or as a GGUF file."""
     from atoll.cli.newest import open_newest, origin_of

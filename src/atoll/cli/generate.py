@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory
 
 
@@ -18,10 +19,8 @@ def generate(
     ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among so many; 0: all.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = None,
 ) -> None:
     """Let the newest committed model of a run go on from a prompt."""
     # Imported here: torch takes seconds, which is too long for a --help.

@@ -16,6 +16,7 @@ import typer
 
 from atoll import system
 from atoll.cli.operator import DAY_S, URL_FILE, HostOperator, operator_token
+from atoll.cli.options import CacheOption
 from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import Lines, console, progress
 from atoll.config import RunConfig, load_run_config
@@ -28,6 +29,7 @@ from atoll.host.lead import Alone, Leading, Shared
 from atoll.host.service import Host
 from atoll.host.setup import RunDirectory, open_run
 from atoll.host.stores import journal_url
+from atoll.net.http import in_url
 from atoll.net.identity import write_private
 from atoll.net.transport import TcpTransport
 from atoll.peer.home import RunFile, write_run_file
@@ -84,9 +86,7 @@ def host(
     journal: JournalOption = "",
     standby: StandbyOption = False,
     lead_s: LeadOption = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; again goes on."""
     directory = run_directory(run)
@@ -234,9 +234,9 @@ class _Service:
             on_failure=lambda text: self._emit(Warned(text=text)),
             admin=Admin(operator, token=operator_token(directory)),
         ) as port:
-            url = f"http://{_bracketed(place.local)}:{port}/\n"
+            url = f"http://{in_url(place.local)}:{port}/\n"
             write_private(directory / URL_FILE, url.encode())
-            self._emit(DashboardServed(url=f"http://{_bracketed(place.advertise)}:{port}/"))
+            self._emit(DashboardServed(url=f"http://{in_url(place.advertise)}:{port}/"))
             yield
 
     def _newest_events(self) -> list[Stamped]:
@@ -292,11 +292,6 @@ class _Service:
                 stderr=log,
                 **system.apart(),  # Ctrl-C is for the host
             )
-
-
-def _bracketed(host: str) -> str:
-    """Return the host as a URL has it."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _last_words(log: Path) -> str:

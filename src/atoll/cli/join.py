@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption, GpuMemoryOption, PeerDeviceOption
 from atoll.cli.show import console
 from atoll.config import PeerConfig, changed, load_peer_config
 
@@ -26,22 +27,12 @@ PlaceOption = Annotated[
     str | None,
     typer.Option(help="Where you are, in your words, for all to read.", show_default="unsaid"),
 ]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
-]
-CacheOption = Annotated[
-    Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
 ]
 NiceOption = Annotated[
     int | None,
     typer.Option(help="0 to 19: how far other programs go first.", show_default="0"),
-]
-GpuMemoryOption = Annotated[
-    str | None,
-    typer.Option(help="Of each GPU at most: 50%, 8GB.", show_default="all that is free"),
 ]
 HoursOption = Annotated[
     str | None,
@@ -76,7 +67,7 @@ def join(
     config: ConfigOption = None,
     name: NameOption = None,
     place: PlaceOption = None,
-    device: DeviceOption = None,
+    device: PeerDeviceOption = None,
     devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: ThreadsOption = None,

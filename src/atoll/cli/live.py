@@ -1,9 +1,9 @@
 """A story on the terminal: a picture that changes in place, or plain lines where there is none."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -19,6 +19,7 @@ from atoll.clock import wall_s
 from atoll.model.shapes import num_parameters
 from atoll.units import format_bytes, format_count
 
+T = TypeVar("T")
 MAX_WIDTH: Final = 100
 CURVE_COLUMNS: Final = 36
 STYLES: Final[dict[Tone, str]] = {
@@ -38,24 +39,34 @@ DOING_STYLES: Final[dict[Doing, str]] = {
 }
 
 
-@contextmanager
-def shown(story: Story, console: Console) -> Iterator[Callable[[], None]]:
+def shown(story: Story, console: Console) -> AbstractContextManager[Callable[[], None]]:
     """Yield what shows the story as it stands by now; to be called often."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield _lines(story, console)
-        return
+    if is_plain(console):
+        return nullcontext(lines(story.news, _line, console))
+    return in_place(lambda: picture(story, console), console)
+
+
+def is_plain(console: Console) -> bool:
+    """Return whether nothing can change in place here."""
+    return not console.is_terminal or console.is_dumb_terminal
+
+
+@contextmanager
+def in_place(draw: Callable[[], RenderableType], console: Console) -> Iterator[Callable[[], None]]:
+    """Yield what draws the picture anew where it was."""
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        yield lambda: live.update(picture(story, console), refresh=True)
+        yield lambda: live.update(draw(), refresh=True)
 
 
-def _lines(story: Story, console: Console) -> Callable[[], None]:
+def lines(news: Sequence[T], line: Callable[[T], Text], console: Console) -> Callable[[], None]:
+    """Return what prints the news that have come since the last time, a line for each."""
     num_printed = 0
 
     def show() -> None:
         nonlocal num_printed
-        for news in story.news[num_printed:]:
-            console.print(_line(news), soft_wrap=True)
-        num_printed = len(story.news)
+        for one in news[num_printed:]:
+            console.print(line(one), soft_wrap=True)
+        num_printed = len(news)
 
     return show
 

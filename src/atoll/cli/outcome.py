@@ -21,7 +21,7 @@ from atoll.host.stores import read_journal
 from atoll.ids import Digest, RoundId
 from atoll.model.flat import load_flat_
 from atoll.model.generate import Sampling, generate
-from atoll.model.initial import fill_initial_
+from atoll.model.initial import initial_of
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.net.records import Agreed
@@ -125,10 +125,7 @@ def quality(params_N: NDArray[np.float32], config: RunConfig, dataset: Dataset) 
 
 def initial_quality(config: RunConfig, dataset: Dataset) -> Quality:
     """Return the quality of the weights that every peer began with."""
-    layout = layout_of(config)
-    params_N = np.empty(layout.num_values, np.float32)
-    fill_initial_(params_N, layout, seed=config.seed)
-    return quality(params_N, config, dataset)
+    return quality(initial_of(layout_of(config), seed=config.seed), config, dataset)
 
 
 def quality_table(before: Quality, after: Quality) -> RenderableType:

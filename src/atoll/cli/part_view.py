@@ -1,19 +1,19 @@
 """What this machine does for a run, shown: a picture that changes in place, or plain lines."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.live import STYLES
+from atoll.cli.live import STYLES, in_place, is_plain, lines
 from atoll.cli.part import Doing, Flow, News, Part
 from atoll.cli.show import sparkline
 from atoll.clock import wall_s
@@ -45,29 +45,16 @@ WHY: Final[dict[Doing, str]] = {
 }
 
 
-@contextmanager
-def shown(part: Part, console: Console, *, alone: bool = True) -> Iterator[Callable[[], None]]:
+def shown(
+    part: Part, console: Console, *, alone: bool = True
+) -> AbstractContextManager[Callable[[], None]]:
     """Yield what shows the part as it stands by now; to be called often, and once at the end.
 
     Where it is not `alone` on the terminal, it leaves that to lines.
     """
-    if not alone or not console.is_terminal or console.is_dumb_terminal:
-        yield _lines(part, console)
-        return
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        yield lambda: live.update(picture(part, console), refresh=True)
-
-
-def _lines(part: Part, console: Console) -> Callable[[], None]:
-    num_printed = 0
-
-    def show() -> None:
-        nonlocal num_printed
-        for news in part.news[num_printed:]:
-            console.print(line(news, clock="%Y-%m-%d %H:%M:%S"), soft_wrap=True)
-        num_printed = len(part.news)
-
-    return show
+    if not alone or is_plain(console):
+        return nullcontext(lines(part.news, partial(line, clock="%Y-%m-%d %H:%M:%S"), console))
+    return in_place(lambda: picture(part, console), console)
 
 
 def line(news: News, *, clock: str) -> Text:

@@ -3,14 +3,14 @@
 import ipaddress
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption, DeviceOption, ModelArgument, ReaderDirectoryOption
 from atoll.cli.places import cache_directory
 from atoll.cli.show import console, errors
-from atoll.errors import ConfigError, RunError
+from atoll.errors import ConfigError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -22,12 +22,7 @@ LAST_WORDS_S = 2  # for answers under way, when it ends
 
 
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="An invite, the directory of a run or of a peer, or a folder of atoll export."
-        ),
-    ],
+    model: ModelArgument,
     listen: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 7790,
     key: Annotated[
@@ -41,18 +36,9 @@ def serve(
     waiting: Annotated[
         int, typer.Option(min=1, help="Completions that wait before one more is turned away.")
     ] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    directory: Annotated[
-        Path | None,
-        typer.Option(
-            "--dir",
-            help="With an invite: where the model is kept.",
-            show_default="one for each run",
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    device: DeviceOption = "auto",
+    directory: ReaderDirectoryOption = None,
+    cache: CacheOption = None,
 ) -> None:
     """Answer POST /v1/completions with the newest committed model, until Ctrl-C."""
     if not (key or _is_loopback(listen)):
@@ -62,15 +48,18 @@ def serve(
         )
     # Imported here: torch takes seconds, which is too long for a --help.
     from atoll.cli.models import Place, opened
+    from atoll.net.http import in_url, listening_at
     from atoll.talk.app import application
     from atoll.talk.engine import Engine
     from atoll.train.device import pick_device
 
     place = Place(model, directory, cache or cache_directory(), pick_device(device))
-    with _listen(listen, port) as listening, opened(place) as using:
+    hint = "choose another port with --port PORT (0: any free one)"
+    listening = listening_at(listen, port, purpose="listen", hint=hint)
+    with listening, opened(place) as using:
         speaker = using.first
         engine = Engine(_Watched(using.source, using.check), speaker, max_waiting=waiting)
-        url = f"http://{_shown(listen)}:{listening.getsockname()[1]}/v1"
+        url = f"http://{in_url(listen)}:{listening.getsockname()[1]}/v1"
         what = f"{speaker.name}, {speaker.version}" if speaker.version else speaker.name
         console.print(f"serving {what}\n\n    {url}\n", markup=False, soft_wrap=True)
         _run(application(engine, key=key), listening)
@@ -115,18 +104,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise RunError(
-            f"cannot listen at {host}:{port}: {error.strerror}",
-            hint="choose another port with --port PORT (0: any free one)",
-        ) from error
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

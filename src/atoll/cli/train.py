@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import progress
 from atoll.config import load_run_config
@@ -18,14 +19,12 @@ def train(
     batch_factor: Annotated[
         int, typer.Option(min=1, help="Batches so many times as large: as of so many peers.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write the model to this folder, as `atoll export` does.")
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
-    ] = None,
+    cache: CacheOption = None,
 ) -> None:
     """Train alone, with plain AdamW on the run's first samples: what a run is compared with."""
     toml = run if run.is_file() else run_directory(run) / "run.toml"

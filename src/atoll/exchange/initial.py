@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from atoll.config import RunConfig
 from atoll.errors import BadBlobError, ConfigError
 from atoll.ids import INITIAL, Digest
-from atoll.model.initial import fill_initial_
+from atoll.model.initial import fill_initial_, initial_of
 from atoll.model.layout import in_layout_, layout_of
 from atoll.model.shapes import num_parameters
 from atoll.outer.checkpoint import MANIFEST_FILE, StateStore
@@ -92,9 +92,7 @@ def initial_params(config: RunConfig, directory: Path) -> NDArray[np.float32] | 
     """
     layout = layout_of(config)
     if not config.initial:
-        params_N = np.empty(layout.num_values, np.float32)
-        fill_initial_(params_N, layout, seed=config.seed)
-        return params_N
+        return initial_of(layout, seed=config.seed)
     folder = directory / INITIAL_FOLDER
     if not (folder / f"{INITIAL:06}").is_dir():
         return None

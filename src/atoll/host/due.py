@@ -271,8 +271,7 @@ def _close(
     for later in run.open_rounds.values():
         if later.id > rnd.id:
             _follow(run, later)
-    resting = {m.peer for m in run.membership.connected() if m.rests}
-    missing = tuple(sorted(rnd.waited - set(peers) - resting))
+    missing = tuple(sorted(rnd.waited - set(peers) - present(run, rnd.id).resting))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
     return [Report(closed), *(_announced(run, rnd) if is_new else [])]
 

@@ -8,6 +8,7 @@ What it says is its claim alone: nobody else computes it, and nothing is decided
 """
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isfinite
 
 from atoll import events
@@ -38,8 +39,7 @@ def is_due(config: RunConfig, round_id: RoundId) -> bool:
 
 def evaluate(run: Run, *, now: float) -> list[Effect]:
     """Ask for the newest state that is due, if nobody is at it."""
-    due = (r for r in run.agreed if r > run.evaluated and is_due(run.config, r))
-    round_id = max(due, default=INITIAL)
+    round_id = _newest_due(run)
     if round_id == INITIAL:
         return []
     if run.asking is None or run.asking.round != round_id:
@@ -47,11 +47,11 @@ def evaluate(run: Run, *, now: float) -> list[Effect]:
     asking = run.asking
     if asking.peer is not None and run.membership.is_connected(asking.peer) and now < asking.until:
         return []
-    able = [
+    able = (
         member
         for member in run.membership.connected()
         if member.trains and member.state is not None and member.round >= round_id
-    ]
+    )
     # The quickest has the most time to spare before a round waits for it.
     quickest = max(
         (member for member in able if member.peer not in asking.asked),
@@ -65,6 +65,17 @@ def evaluate(run: Run, *, now: float) -> list[Effect]:
     asking.asked.add(quickest.peer)
     asking.until = now + max(ANSWER_S, run.usual_wait_s)
     return [Send(quickest.peer, wire.Evaluate(round=round_id, state=run.agreed[round_id]))]
+
+
+def _newest_due(run: Run) -> RoundId:
+    """Return the newest agreed state that is due and that nobody has judged; 0: none.
+
+    This is asked at each event: it looks at what has been agreed on since, the newest first.
+    """
+    if not run.config.evaluation.every_rounds:
+        return INITIAL
+    since = takewhile(lambda round_id: round_id > run.evaluated, reversed(run.agreed))
+    return next((r for r in since if is_due(run.config, r)), INITIAL)
 
 
 def note(run: Run, peer: PeerId, said: wire.Evaluated) -> list[Effect]:

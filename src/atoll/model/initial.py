@@ -21,6 +21,13 @@ from atoll.model.layout import Layout
 PIECE_VALUES = 2**20  # bounds the working memory; even, so that no piece drops half a raw draw
 
 
+def initial_of(layout: Layout, *, seed: int) -> NDArray[np.float32]:
+    """Return the initial parameters as a flat vector."""
+    params_N = np.empty(layout.num_values, np.float32)
+    fill_initial_(params_N, layout, seed=seed)
+    return params_N
+
+
 def fill_initial_(out_N: NDArray[np.float32], layout: Layout, *, seed: int) -> None:
     """Fill a flat vector with the initial parameters, the same bits anywhere and in any layout."""
     assert out_N.shape == (layout.num_values,), "not a flat vector of this model"

@@ -7,9 +7,10 @@ newcomer -- GetAuthority -> host      (no secret yet: this may be anybody)
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, TypeVar
 
 from atoll.clock import monotonic_s, wall_s
 from atoll.errors import ConfigError, ConnectionLost, ProtocolError
@@ -20,7 +21,8 @@ from atoll.net.identity import Identity, signed_key
 from atoll.net.invite import Invite
 from atoll.net.transport import TcpTransport
 
-OVERLOADED = "the host may be overloaded: try again"
+Place: TypeAlias = tuple[str, int]
+T = TypeVar("T")
 
 
 async def enrol(
@@ -32,11 +34,9 @@ async def enrol(
         ConfigError: it is not the host of the invite, or it does not take us.
         PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
     """
-    *first, last = invite.places
-    for place in first:
-        with suppress(ConnectionLost):  # it stands by, or is gone: another one leads
-            return await _enrol_at(place, invite, identity, name, timeout_s=timeout_s)
-    return await _enrol_at(last, invite, identity, name, timeout_s=timeout_s)
+    return await _at_the_first(
+        invite, lambda place: _enrol_at(place, invite, identity, name, timeout_s=timeout_s)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,42 +64,48 @@ async def greet(invite: Invite, *, timeout_s: float = 20.0) -> Greeting:
         ConfigError: it is not the host of the invite, or of another version.
         PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
     """
+    return await _at_the_first(invite, lambda place: _greet_at(place, invite, timeout_s=timeout_s))
+
+
+async def _at_the_first(invite: Invite, ask: Callable[[Place], Awaitable[T]]) -> T:
+    """Return what the first host of the invite says that can be reached."""
     *first, last = invite.places
     for place in first:
-        with suppress(ConnectionLost):
-            return await _greet_at(place, invite, timeout_s=timeout_s)
-    return await _greet_at(last, invite, timeout_s=timeout_s)
+        with suppress(ConnectionLost):  # it stands by, or is gone: another one leads
+            return await ask(place)
+    return await ask(last)
 
 
-async def _greet_at(place: tuple[str, int], invite: Invite, *, timeout_s: float) -> Greeting:
-    where, began_at = f"{place[0]}:{place[1]}", monotonic_s()
+@asynccontextmanager
+async def _connected(place: Place, *, timeout_s: float) -> AsyncIterator[tuple[TcpConnection, str]]:
+    """Yield a connection to the host there, and its name for messages; it has to answer in time."""
+    where = f"{place[0]}:{place[1]}"
     connection = await TcpTransport(None).dial(*place, expect=None, timeout_s=timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
-            said = await _checked_authority(connection, invite, where=where)
+            yield connection, where
     except TimeoutError as error:
-        raise ConnectionLost(f"{where} does not answer", hint=OVERLOADED) from error
+        hint = "the host may be overloaded: try again"
+        raise ConnectionLost(f"{where} does not answer", hint=hint) from error
     finally:
         await connection.close()
+
+
+async def _greet_at(place: Place, invite: Invite, *, timeout_s: float) -> Greeting:
+    began_at = monotonic_s()
+    async with _connected(place, timeout_s=timeout_s) as (connection, where):
+        said = await _checked_authority(connection, invite, where=where)
     return Greeting(where, monotonic_s() - began_at, said.now_s, said.seen_host)
 
 
 async def _enrol_at(
-    place: tuple[str, int], invite: Invite, identity: Identity, name: str, *, timeout_s: float
+    place: Place, invite: Invite, identity: Identity, name: str, *, timeout_s: float
 ) -> wire.Enrolled:
-    host, port = place
-    where = f"{host}:{port}"
-    connection = await TcpTransport(None).dial(host, port, expect=None, timeout_s=timeout_s)
-    try:
-        async with asyncio.timeout(timeout_s):
-            authority = (await _checked_authority(connection, invite, where=where)).certificate
-            request = wire.Enrol(token=invite.token, public_key=identity.public_key, name=name)
-            await connection.send(request)
-            enrolled = await connection.receive()
-    except TimeoutError as error:
-        raise ConnectionLost(f"{where} does not answer", hint=OVERLOADED) from error
-    finally:
-        await connection.close()
+    async with _connected(place, timeout_s=timeout_s) as (connection, where):
+        authority = (await _checked_authority(connection, invite, where=where)).certificate
+        request = wire.Enrol(token=invite.token, public_key=identity.public_key, name=name)
+        await connection.send(request)
+        enrolled = await connection.receive()
     if not isinstance(enrolled, wire.Enrolled):
         _raise_unexpected(enrolled)
     if enrolled.host != peer_id_of(signed_key(connection.certificate, authority=authority)):

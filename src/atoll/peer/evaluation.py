@@ -9,11 +9,7 @@ from atoll.peer.member import Member
 
 
 async def evaluated(asked: wire.Evaluate, member: Member) -> wire.Evaluated:
-    """Return what our trainer finds, or that we cannot say.
-
-    Raises:
-        RunError: the trainer died, for the third time in a row.
-    """
+    """Return what our trainer finds, or that we cannot say."""
     unknown = wire.Evaluated(round=asked.round)
     if member.local is None:
         return unknown

@@ -23,7 +23,7 @@ from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.audit import audit
 from atoll.ids import PeerId, RoundId
-from atoll.model.initial import fill_initial_
+from atoll.model.initial import initial_of
 from atoll.model.layout import layout_of
 from atoll.net.records import Agreed, Committed, Leased, Record, Released
 from atoll.outer.saved import read_saved
@@ -205,8 +205,7 @@ def _model(outcome: Outcome) -> Iterator[str]:
     done = next(name for name, seat in fleet.members.items() if seat.is_done)
     last, run = RoundId(sync.rounds), run_digest(fleet.config)
     state, _ = read_saved(fleet.home(done) / "states", last, run=run)
-    initial_N = np.empty(layout.num_values, np.float32)
-    fill_initial_(initial_N, layout, seed=fleet.config.seed)
+    initial_N = initial_of(layout, seed=fleet.config.seed)
     moved_N = (initial_N.astype(np.float64) - state.params_N) / Tally.STEP
     samples = samples_of(outcome.records)
     for commit in outcome.commits:

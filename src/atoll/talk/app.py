@@ -20,6 +20,7 @@ from starlette.routing import Route
 from atoll.clock import wall_s
 from atoll.errors import AtollError
 from atoll.exchange.tasks import running
+from atoll.net.http import body_of
 from atoll.talk import openai
 from atoll.talk.completion import Likelihood, Piece
 from atoll.talk.engine import Engine, Job
@@ -82,7 +83,8 @@ class _Api:
         # A form of another site cannot send this type without being asked for by a preflight.
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise ApiError("send application/json", status=415)
-        asked = openai.parse(await _body(request), self._engine.speaker)
+        body = await body_of(request, most_bytes=MAX_BODY_BYTES, within_s=BODY_S)
+        asked = openai.parse(body, self._engine.speaker)
         if not self._engine.has_room(len(asked.jobs)):
             raise ApiError("too many are waiting; try again in a while", status=429)
         telling = _Telling(self._engine, asked)
@@ -100,20 +102,6 @@ class _Api:
         is_right = hmac.compare_digest(given.strip().encode(), self._key)
         if self._key and not (scheme.lower() == "bearer" and is_right):
             raise ApiError("the key is missing or wrong", status=401, code="invalid_api_key")
-
-
-async def _body(request: Request) -> bytes:
-    """Return the body; one that is too long, or takes too long, is not read to its end."""
-    body = b""
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise ApiError(f"at most {MAX_BODY_BYTES} bytes", status=413)
-    except TimeoutError as error:
-        raise ApiError("the request took too long to arrive", status=408) from error
-    return body
 
 
 async def _unless_gone(request: Request, telling: "_Telling") -> Answer:

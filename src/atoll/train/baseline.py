@@ -16,7 +16,7 @@ from atoll.config import RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.model.flat import load_flat_
-from atoll.model.initial import fill_initial_
+from atoll.model.initial import initial_of
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.train.inner import Computing, InnerLoop, StepResult
@@ -66,8 +66,7 @@ def initial_model(
     """Return the model with these weights; None: those that follow from the seed of the run."""
     layout = layout_of(config)
     if params_N is None:
-        params_N = np.empty(layout.num_values, dtype=np.float32)
-        fill_initial_(params_N, layout, seed=config.seed)
+        params_N = initial_of(layout, seed=config.seed)
     model = Llama(config.model).to(device)
     load_flat_(model, params_N, layout)
     return model

@@ -61,7 +61,7 @@ def validation_loss(
         batch = batches.validation(start, min(start + batch_sequences, num_samples))
         for on_host in cut(ranks.share(batch), micro_batch=batch_sequences):
             piece = on_host.on(device)
-            with autocast(device, bf16=bf16 if ranks.mesh is None else False):
+            with autocast(device, bf16=bf16, ranks=ranks):
                 _, cross_entropy = language_model_loss(
                     model.hidden(piece.tokens_BT, piece.documents_BT),
                     model.head_weight,

@@ -161,8 +161,7 @@ class InnerLoop:
         return result
 
     def _forward(self, piece: Piece, *, num_targets: int) -> tuple[Tensor, Tensor]:
-        # The layers of a sharded model bring their own casts (see `parallel`).
-        with autocast(self.device, bf16=self.how.bf16 if self.ranks.mesh is None else False):
+        with autocast(self.device, bf16=self.how.bf16, ranks=self.ranks):
             return language_model_loss(
                 self.model.hidden(piece.tokens_BT, piece.documents_BT),
                 self.model.head_weight,
@@ -172,12 +171,16 @@ class InnerLoop:
             )
 
 
-def autocast(device: torch.device, *, bf16: bool | None = None) -> torch.autocast:
+def autocast(
+    device: torch.device, *, bf16: bool | None = None, ranks: Ranks = ALONE
+) -> torch.autocast:
     """Return the context for a forward pass, with matrix products in bf16 or not.
 
-    None: in bf16 where the device is made for it.
+    None: in bf16 where the device is made for it. The layers of a model that is sharded over ranks
+    bring their own casts (see `parallel`), whatever is asked for here.
     """
     enabled = computes_in_bf16(device) if bf16 is None else bf16
+    enabled = enabled and ranks.mesh is None
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

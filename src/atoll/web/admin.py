@@ -4,7 +4,6 @@ Never by GET; from no other site (a browser says where a request comes from); wi
 order of the checks is from cheap to dear: what a stranger sends is never parsed.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from starlette.routing import Route
 from atoll.clock import wall_s
 from atoll.errors import ConfigError
 from atoll.ids import PeerId
+from atoll.net.http import body_of
 from atoll.web.api import as_json
 from atoll.web.signature import Guard
 
@@ -155,20 +155,11 @@ def _require_own_page(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the body; one that is too long, or takes too long, is not read to its end."""
+    """Return the body, unless it says itself that it is too long."""
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:18]) > MAX_BODY_BYTES:
         raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes")
-    body = b""
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes")
-    except TimeoutError as error:
-        raise HTTPException(408, "the body took too long to arrive") from error
-    return body
+    return await body_of(request, most_bytes=MAX_BODY_BYTES, within_s=BODY_S)
 
 
 def _parsed(body: bytes, kind: type[S]) -> S:

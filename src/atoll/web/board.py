@@ -203,9 +203,9 @@ def _tone(event: Event) -> str:
             return "bad"
         case events.StateDiffers():
             return "alarm"
-        case events.PeerRests():
-            return "plain"
-        case events.RunPaused() | events.RunResumed() | events.ReducersChosen():
+        case (
+            events.PeerRests() | events.RunPaused() | events.RunResumed() | events.ReducersChosen()
+        ):
             return "plain"
         case events.HostStarted() | events.RoundCommitted() | events.Stopped() | events.Evaluated():
             return "plain"

@@ -6,7 +6,6 @@ end, and whatever goes wrong in here ends a request, never the host.
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import uvicorn
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from atoll import system
-from atoll.errors import RunError
+from atoll.net.http import listening_at
 from atoll.web.admin import Admin
 from atoll.web.app import application
 from atoll.web.board import Board
@@ -77,7 +76,8 @@ async def serving(
     Raises:
         RunError: the port is taken.
     """
-    listening = _listen(host, port)
+    hint = "choose another port with --web PORT (0: any free one), or --no-web"
+    listening = listening_at(host, port, purpose="serve the dashboard", hint=hint)
     stream = Stream(board)
     server = _server(application(board, stream, admin))
     tasks = [
@@ -98,17 +98,6 @@ async def serving(
         server.should_exit = True
         await asyncio.gather(*tasks, return_exceptions=True)
         listening.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise RunError(
-            f"cannot serve the dashboard at {host}:{port}: {error.strerror}",
-            hint="choose another port with --web PORT (0: any free one), or --no-web",
-        ) from error
 
 
 def _server(app: ASGIApp) -> _Server:

@@ -1,0 +1,34 @@
+"""Options and arguments that several commands have, with one meaning everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Where tokenised datasets are kept.", show_default=False)
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+# What a peer's TOML file may say as well: None, so that the file has its say.
+PeerDeviceOption = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
+]
+GpuMemoryOption = Annotated[
+    str | None,
+    typer.Option(help="Of each GPU at most: 50%, 8GB.", show_default="all that is free"),
+]
+
+# A model to talk with, and where it is kept.
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="An invite, the directory of a run or of a peer, or a folder of atoll export."
+    ),
+]
+ReaderDirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir", help="With an invite: where the model is kept.", show_default="one for each run"
+    ),
+]
