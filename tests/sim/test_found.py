@@ -10,6 +10,7 @@ from atoll.sim.faults import (
     InRound,
     Leave,
     OnMessage,
+    Slow,
     TrainerHang,
 )
 from atoll.sim.play import Case
@@ -124,3 +125,28 @@ def test_the_host_ends_with_the_last_state_in_its_directory(tmp_path):
     )
     assert outcome.fleet.members[BUILT_IN].ends[-1] == ""
     assert (outcome.fleet.home(BUILT_IN) / "states" / "000006").is_dir()
+
+
+def test_a_slow_hour_does_not_make_a_hung_trainer_last(tmp_path):
+    """Ben's machine has company for a while, and his trainer hangs later, while all wait for him.
+
+    His patience with it was thirty times the slowest step that there ever was.
+    """
+    well(
+        Case(
+            setting=Setting(
+                seed=5051,
+                peers=(
+                    PeerSpec(name="anna", link="lte", step_s=1.5, joins_at_s=0.5),
+                    PeerSpec(name="ben", step_s=5.0),
+                    PeerSpec(name="carl", step_s=0.5),
+                ),
+                run=RunSpec(quorum=1.0, vocab_size=2048),
+            ),
+            script=(
+                Slow(when=InRound(round=1, after_s=0.449), who="ben", factor=5.0, seconds=8.0),
+                TrainerHang(when=AtTime(52.391), who="ben"),
+            ),
+        ),
+        tmp_path,
+    )

@@ -29,8 +29,9 @@ from atoll.train.launch import TrainerDied
 from atoll.train.shared import SharedVectors
 
 MAX_DEATHS = 3
-HUNG_S = 300.0  # for the first step, which may compile; then a multiple of the slowest one
-HUNG_STEPS = 30
+HUNG_S = 300.0  # for the first step, which may compile; later at the least
+HUNG_STEPS = 10  # times the slowest step of late
+SLOWEST_KEPT = 0.9  # with each step: one that compiled, or had company, is forgotten after a while
 _Answer = TypeVar("_Answer")
 
 
@@ -351,12 +352,16 @@ class Training:
             for task in (training, watching, pausing):
                 task.cancel()
 
+    @property
+    def _patience_s(self) -> float:
+        """How long a trainer may take for a step or an answer before it counts as hung."""
+        return max(HUNG_S, HUNG_STEPS * self._slowest_s)
+
     async def _watch(self, trainer: Trainer) -> None:
-        """Kill the trainer when it takes far longer for a step than it ever did: it hangs."""
+        """Kill the trainer when it takes far longer for a step than it did of late: it hangs."""
         loop = asyncio.get_running_loop()
         while True:
-            limit_s = max(HUNG_S, HUNG_STEPS * self._slowest_s)
-            wait_s = self._stepped_at + limit_s - loop.time()
+            wait_s = self._stepped_at + self._patience_s - loop.time()
             if wait_s <= 0:
                 trainer.kill()
                 return
@@ -397,7 +402,7 @@ class Training:
         if trainer is None:
             return None
         try:
-            async with asyncio.timeout(max(HUNG_S, HUNG_STEPS * self._slowest_s)):
+            async with asyncio.timeout(self._patience_s):
                 return await command(trainer)
         except TimeoutError:
             trainer.kill()  # it hangs
@@ -480,7 +485,7 @@ class Training:
         self._loss += Loss(step.loss * step.num_tokens, step.num_tokens)
         self._moved.set()
         self._stepped_at = asyncio.get_running_loop().time()
-        self._slowest_s = max(self._slowest_s, step.seconds)
+        self._slowest_s = max(SLOWEST_KEPT * self._slowest_s, step.seconds)
         self._steps_s += step.seconds
         if self._has_stepped:  # the first step of a trainer may compile: it tells nothing of others
             self.speed.note(step.num_samples, step.seconds)
