@@ -31,7 +31,7 @@ from atoll.system import allow_many_files, most_files
 
 CHURN = 0.05  # of the peers leave in each round, and come back
 HEARTBEAT_S = 30.0
-FILES = 2  # that a peer keeps open: its lock, and the vectors that it shares with a trainer
+FILES = 1  # that a peer keeps open: its lock
 SPARE_FILES = 500  # of peers that leave while others come, and of the host
 ROUND_S = 20.0  # of virtual time, about
 

@@ -34,9 +34,9 @@ from atoll.peer.link import HostLink
 from atoll.peer.local import Local
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.round import finish_round, run_rounds
-from atoll.peer.trainer import StartTrainer
+from atoll.peer.trainer import MakeVectors, StartTrainer
 from atoll.peer.training import Training
-from atoll.train.shared import SharedVectors, vectors_path
+from atoll.train.shared import SharedVectors
 
 NO_STATE = Digest("0" * 64)
 RETRY_S = 1.0
@@ -46,7 +46,10 @@ T = TypeVar("T")
 
 
 class Agent:
-    """`start_trainer` starts its trainer; None: it is a member that does not train."""
+    """`start_trainer` starts its trainer; None: it is a member that does not train.
+
+    `make_vectors` makes what it shares with the trainer.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Agent:
         transport: Transport,
         start_trainer: StartTrainer | None,
         emit: Emit,
+        make_vectors: MakeVectors = SharedVectors.for_peer,
     ) -> None:
         self._home = home
         self._peer = peer
@@ -64,13 +68,13 @@ class Agent:
         self._hosts = _hosts(home, roams=start_trainer is not None)
         self._link = HostLink(transport=transport, hosts=self._hosts, emit=emit)
         self._board = self._link.board
+        training = None
+        if start_trainer is not None:
+            training = _training(
+                home, peer, start_trainer=start_trainer, make_vectors=make_vectors, emit=emit
+            )
         self._member = _member(
-            home,
-            peer,
-            start_trainer=start_trainer,
-            link=self._link,
-            transport=transport,
-            emit=emit,
+            home, training=training, link=self._link, transport=transport, emit=emit
         )
         self._port = 0
         self._lending = Lending(home, now=lambda: asyncio.get_running_loop().time())
@@ -420,30 +424,31 @@ def _hosts(home: Home, *, roams: bool) -> Hosts:
     )
 
 
-def _member(
+def _training(
     home: Home,
     peer: PeerConfig,
     *,
-    start_trainer: StartTrainer | None,
-    link: HostLink,
-    transport: Transport,
+    start_trainer: StartTrainer,
+    make_vectors: MakeVectors,
     emit: Emit,
+) -> Training:
+    return Training(
+        home.config,
+        peer,
+        start_trainer=start_trainer,
+        vectors=make_vectors(home.directory, num_values(home)),
+        log_path=home.directory / "trainer.log",
+        emit=emit,
+    )
+
+
+def _member(
+    home: Home, *, training: Training | None, link: HostLink, transport: Transport, emit: Emit
 ) -> Member:
-    size = num_values(home)
-    training = None
-    if start_trainer is not None:
-        vectors = SharedVectors.create(vectors_path(home.directory, size), size)
-        params_N = vectors.global_N
-        training = Training(
-            home.config,
-            peer,
-            start_trainer=start_trainer,
-            vectors=vectors,
-            log_path=home.directory / "trainer.log",
-            emit=emit,
-        )
+    if training is None:
+        params_N = np.zeros(num_values(home), dtype=np.float32)
     else:
-        params_N = np.zeros(size, dtype=np.float32)
+        params_N = training.vectors.global_N
     return Member(
         home,
         state=initial_state(home, params_N),

@@ -3,13 +3,17 @@
 `atoll.train.launch.Trainer` is the real one, a process with torch. The simulator brings others.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.train.channel import Evaluated, How, Started, Train as Work, Trained
 from atoll.train.launch import OnStep
 from atoll.train.shared import SharedVectors
+
+# Makes the vectors of the peer that lives in this directory, of so many values.
+MakeVectors: TypeAlias = Callable[[Path, int], SharedVectors]
 
 
 class Trainer(Protocol):

@@ -25,7 +25,6 @@ from atoll.sim.programs import DATASETS, HostProgram, MemberProgram
 from atoll.sim.seat import Seat
 from atoll.sim.setting import BUILT_IN, HOST, PORT, TOKEN, Keys, PeerSpec, Setting, write_dataset
 from atoll.sim.trainer import Device, Idle, Model, Regression, Tally
-from atoll.train.shared import vectors_path
 
 VALID_S = 10 * 365 * 86_400.0
 
@@ -178,9 +177,6 @@ class Fleet:
             opened.close()
 
     def close(self) -> None:
-        """Remove what lies outside the directory of the simulation."""
+        """End what still runs."""
         for seat in self.seats.values():
             seat.die()
-        for name in self.devices:
-            num_values = layout_of(self.config).num_values
-            vectors_path(self.home(name), num_values).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from atoll.sim.loop import Killed
 from atoll.sim.seat import Seat
 from atoll.sim.setting import HOST, PORT, TOKEN
 from atoll.sim.trainer import Device
+from atoll.train.shared import SharedVectors
 
 RESTART_S = 2.0  # until the host starts its built-in member again, as `atoll host` does
 RETRY_S = 1.0  # of a newcomer whose enrolment failed
@@ -67,6 +68,7 @@ class MemberProgram:
             transport=seat.transport(self._identity.peer_id),
             start_trainer=None if self._device is None else self._device.start,
             emit=self._emit,
+            make_vectors=SharedVectors.private,
         )
         if self._dataset is not None:
             agent.serve_dataset(self._dataset)

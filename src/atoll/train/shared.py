@@ -8,6 +8,7 @@ asks for a merge that carries work which was not committed. Who may write to whi
 the messages of `channel`; there is no lock.
 
 The file lies in memory (/dev/shm) where that exists and has the room, else in the peer's directory.
+Where the trainer is in the agent's own process, there is nothing to share, and no file.
 """
 
 import errno
@@ -44,13 +45,29 @@ def vectors_path(directory: Path, num_values: int) -> Path:
 class SharedVectors:
     """`global_N` and `snapshot_N`; whoever keeps a view of them keeps the memory mapped."""
 
-    def __init__(self, path: Path, num_values: int) -> None:
-        self.path = path
+    def __init__(self, memory: NDArray[np.uint8], num_values: int, *, path: Path | None) -> None:
+        """`memory` is the file of that path, mapped, or all that there is."""
+        self._path = path
         self.num_values = num_values
-        mapped = np.memmap(path, dtype=np.uint8, mode="r+").view(np.ndarray)
         second = _second_starts_at(num_values)
-        self.global_N: NDArray[np.float32] = mapped[: 4 * num_values].view(np.float32)
-        self.snapshot_N: NDArray[np.float32] = mapped[second:].view(np.float32)
+        self.global_N: NDArray[np.float32] = memory[: 4 * num_values].view(np.float32)
+        self.snapshot_N: NDArray[np.float32] = memory[second:].view(np.float32)
+
+    @property
+    def path(self) -> Path:
+        """Where another process finds them."""
+        assert self._path is not None, "these are private to one process"
+        return self._path
+
+    @classmethod
+    def for_peer(cls, directory: Path, num_values: int) -> "SharedVectors":
+        """Make those of the peer that lives in `directory`; errors are those of `create`."""
+        return cls.create(vectors_path(directory, num_values), num_values)
+
+    @classmethod
+    def private(cls, _: Path, num_values: int) -> "SharedVectors":
+        """Return some that only this process sees: its trainer is in it, whatever the directory."""
+        return cls(np.zeros(_file_bytes(num_values), np.uint8), num_values, path=None)
 
     @classmethod
     def create(cls, path: Path, num_values: int) -> "SharedVectors":
@@ -73,7 +90,7 @@ class SharedVectors:
                 f"{error.strerror}",
                 hint="free some space there, or choose a smaller model",
             ) from error
-        return cls(path, num_values)
+        return cls(_mapped(path), num_values, path=path)
 
     @classmethod
     def open(cls, path: Path, num_values: int) -> "SharedVectors":
@@ -88,15 +105,20 @@ class SharedVectors:
             raise RunError(
                 f"{path} has {found} bytes, where {num_values} parameters take {expected}"
             )
-        return cls(path, num_values)
+        return cls(_mapped(path), num_values, path=path)
 
     def close(self) -> None:
         """Let go of the memory; it is unmapped with the last view that somebody still has."""
         del self.global_N, self.snapshot_N
 
     def unlink(self) -> None:
-        """Remove the file. Where it is mapped, it stays usable."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file, if there is one. Where it is mapped, it stays usable."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    return np.memmap(path, dtype=np.uint8, mode="r+").view(np.ndarray)
 
 
 def _second_starts_at(num_values: int) -> int:

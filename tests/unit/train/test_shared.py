@@ -63,6 +63,15 @@ def test_only_its_owner_may_read_it(vectors):
     assert vectors.path.stat().st_mode & 0o077 == 0
 
 
+def test_for_a_trainer_in_this_process_there_is_no_file(tmp_path):
+    vectors = SharedVectors.private(tmp_path, NUM_VALUES)
+    vectors.global_N[:] = 1
+    assert not vectors.snapshot_N.any()
+    assert len(vectors.snapshot_N) == NUM_VALUES
+    vectors.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_too_little_room_says_how_much_it_takes(tmp_path):
     with pytest.raises(RunError, match=r"8\.0 TB: .*vectors: No space left") as caught:
         SharedVectors.create(tmp_path / "vectors", 10**12)
