@@ -30,6 +30,20 @@ from atoll.web.server import serving
 LOOK_S = 0.02  # how often the loop is asked whether it is late
 TURN_S = 10.0  # without viewers, then with them, and so on
 DEVICES = ("NVIDIA H100 80GB", "NVIDIA GeForce RTX 4090", "Apple M3 Max", "CPU", "Radeon RX 7900")
+PLACES = (
+    "Lisbon, PT",
+    "Porto, Portugal",
+    "Berlin, DE",
+    "Austin, USA (30.27, -97.74)",
+    "Oakland, USA (37.8, -122.27)",
+    "São Paulo, Brazil",
+    "Nairobi, Kenya",
+    "Bengaluru 12.97, 77.59",
+    "Kyoto, JP",
+    "Wellington, New Zealand",
+    "a boat",
+    "",
+)
 
 
 class Swarm:
@@ -48,6 +62,7 @@ class Swarm:
                     peer=peer,
                     name=self.seen.board.fold.names[peer],
                     device=self.rng.choice(DEVICES),
+                    place=self.rng.choice(PLACES),
                     reachable=self.rng.random() < 0.3,
                 )
             )

@@ -247,7 +247,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     directory: Annotated[str, about("for keys, states and blobs; empty: one for each run")] = ""
     name: Annotated[str, about("how the others see it; empty: this machine's name")] = ""
     place: Annotated[
-        str, Meta(max_length=60), about("where it says it is, for all to read; empty: it does not")
+        str,
+        Meta(max_length=60),
+        about('where it is, for all to read: "Lisbon, PT"; a country at the end is on the map'),
     ] = ""
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], about("where it trains; auto: the fastest there is")

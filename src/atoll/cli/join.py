@@ -25,7 +25,7 @@ NameOption = Annotated[
 ]
 PlaceOption = Annotated[
     str | None,
-    typer.Option(help="Where you are, in your words, for all to read.", show_default="unsaid"),
+    typer.Option(help='For all to read, and on the map: "Lisbon, PT".', show_default="unsaid"),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 from tests.unit.web.cast import Seen
 
+from atoll import events
 from atoll.web.admin import Admin
 from atoll.web.server import serving
 
@@ -142,7 +143,9 @@ def test_axe_finds_nothing(seen, opened, scheme, width, height):
     """The accessibility rules of axe-core, with a run that has concerns, and before it begins."""
     for run in (seen, Seen.new(min_peers=2)):
         if run is seen:
-            run.lost(next(iter(run.board.fold.peers)))
+            first, second, _ = run.board.fold.peers
+            run.lost(first)
+            place(run, second, "Lisbon, PT")
         with served(run) as dashboard:
             size = {"width": width, "height": height}
             page = opened(dashboard, viewport=size, color_scheme=scheme)
@@ -151,6 +154,26 @@ def test_axe_finds_nothing(seen, opened, scheme, width, height):
             found = axe.Axe().run(page).response["violations"]
             assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found] == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def place(run, peer, words):
+    run.report(events.PeerJoined(peer=peer, name="", device="cpu", reachable=True, place=words))
+
+
+def test_peers_are_on_the_map_where_they_say_that_they_are(seen, opened):
+    first, second, third = seen.board.fold.peers
+    with served(seen) as dashboard:
+        page = opened(dashboard)
+        page.wait_for_selector("#map-empty:visible")
+        dashboard.do(place, seen, first, "Lisbon, PT")
+        page.wait_for_selector('#map text:has-text("Lisbon, PT")')
+        dashboard.do(place, seen, second, "Porto, Portugal")
+        page.wait_for_selector('#map text:has-text("Portugal")')
+        dashboard.do(place, seen, third, "a boat")
+        page.wait_for_selector('#places li:has-text("a boat")')
+        has_count(page, "#map .spot", 1)
+        said = [text_of(page, f"#places li:nth-child({row})") for row in (1, 2)]
+        assert said == ["Portugal 2 peers, 67 %", "a boat 1 peer, 33 %"]
 
 
 def test_a_name_is_text_whatever_it_is(opened):

@@ -2,7 +2,9 @@
 
 import * as m from "./model.js";
 import { drawChart, drawRing } from "./draw.js";
-import { el, fill, find } from "./dom.js";
+import { drawMap } from "./map.js";
+import { startOperating } from "./operate.js";
+import { el, fill, find, put, setText } from "./dom.js";
 
 const model = m.emptyModel();
 const view = { key: "tokens", descending: true, filter: "", peers: 25, rounds: 10, opened: new Set() };
@@ -85,6 +87,7 @@ function draw(parts) {
   if (any("rounds", "peers", "open")) drawRounds();
   if (any("peers", "rows")) drawPeers(parts.has("rows"));
   if (any("peers")) drawLeaders();
+  if (any("peers")) drawMap(model);
   if (any("news")) drawNews();
   if (any("run")) noteJournal();
 }
@@ -237,7 +240,7 @@ function roundDetails(line) {
 const COLUMNS = [
   ["name", "Name", (peer) => el("span", { class: "who", title: peer.id }, [peer.name])],
   ["doing", "Doing", (peer) => el("span", { class: `tag ${peer.doing.replace(" ", "-")}` }, [peer.doing])],
-  ["device", "Device", (peer) => [peer.device, peer.place].filter(Boolean).join(" · ") || "–"],
+  ["device", "Device", (peer) => machineCell(peer)],
   ["tps", "Tokens/s", (peer) => (peer.in && peer.tps ? m.count(peer.tps) : "–"), "num"],
   ["tokens", "Tokens", (peer) => m.count(peer.tokens), "num"],
   ["share", "Share", (peer) => m.percent(peer.share), "num"],
@@ -249,6 +252,11 @@ const COLUMNS = [
   ["reduces", "Averages", (peer) => (peer.reduces ? m.plural(peer.reduces, "slice") : peer.reachable ? "may" : "no")],
   ["state", "State", (peer) => stateCell(peer)],
 ];
+
+function machineCell(peer) {
+  const words = [peer.device, peer.place].filter(Boolean).join(" · ") || "–";
+  return el("span", { class: "machine", title: words }, [words]);
+}
 
 function stateCell(peer) {
   if (!peer.in) return peer.left ? el("span", {}, [peer.left]) : "–";
@@ -411,57 +419,7 @@ async function ask(path) {
   }
 }
 
-// --- what the operator can do -----------------------------------------------------------------
-
-const SURE = { remove: "Remove this peer for good?", stop: "Stop the host? Peers wait until it is started again." };
-
-async function operate(action) {
-  const token = find("token").value.trim();
-  const wanted = find("target").value.split(",").map((text) => text.trim()).filter(Boolean);
-  const [body, problem] = m.adminBody(action, wanted, model.peers);
-  if (!token) return setText("operate-answer", "Paste the operator's token first.");
-  if (problem) return setText("operate-answer", problem);
-  if (SURE[action] && !confirm(SURE[action])) return undefined;
-  setText("operate-answer", "asking the host…");
-  const answer = await postSigned(`/api/v1/admin/${action}`, JSON.stringify(body), token);
-  setText("operate-answer", answer.error ? `Not done: ${answer.error}` : answer.done);
-  find("operate-invite").hidden = !answer.invite;
-  put(find("operate-invite").firstChild, answer.invite ? `atoll join ${answer.invite}` : "");
-  return undefined;
-}
-
-/** Ask for a nonce, then ask again with the signature: the token itself is not sent. */
-async function postSigned(path, body, token) {
-  const options = { method: "POST", body, headers: { "content-type": "application/json" } };
-  try {
-    const asked = await fetch(path, options);
-    const nonce = (asked.headers.get("www-authenticate") ?? "").match(/nonce=([0-9a-f]{64})/)?.[1] ?? "";
-    const bytes = new TextEncoder();
-    const key = await crypto.subtle.importKey("raw", bytes.encode(token), { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
-    const mac = new Uint8Array(await crypto.subtle.sign("HMAC", key, bytes.encode(`POST\n${path}\n${nonce}\n${body}`)));
-    const hex = [...mac].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    options.headers.authorization = `Atoll nonce=${nonce}, mac=${hex}`;
-    return await (await fetch(path, options)).json();
-  } catch {
-    return { error: "the host does not answer" };
-  }
-}
-
-find("operate-insecure").hidden = isSecureContext;
-find("operate-form").hidden = !isSecureContext;
-find("operate-form").addEventListener("submit", (event) => event.preventDefault());
-for (const button of find("operate-form").querySelectorAll("button")) button.addEventListener("click", () => operate(button.dataset.action));
-find("target").addEventListener("focus", () => fill(find("peer-names"), model.peers.filter((peer) => peer.in).slice(0, 200).map((peer) => el("option", { value: peer.name }))));
-
 // --- small things -----------------------------------------------------------------------------
-
-function setText(id, text) {
-  put(find(id), text);
-}
-
-function put(place, text) {
-  if (place.textContent !== text) place.textContent = text;
-}
 
 function changeTheme() {
   const root = document.documentElement;
@@ -490,6 +448,7 @@ addEventListener("resize", () => schedule(["curve", "rounds"]));
 setInterval(() => schedule(model.open.length ? ["open", "run"] : ["run"]), 1000); // the open round grows
 
 peersHead();
+startOperating(model);
 drawTheRing();
 drawLoss();
 drawSpeed();

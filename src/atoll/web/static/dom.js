@@ -25,6 +25,15 @@ export function set(element, attributes) {
   }
 }
 
+/** Let it say this, where it does not already. */
+export function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export function setText(id, text) {
+  put(find(id), text);
+}
+
 /** Make these the children, and touch only those that are not where they belong. */
 export function fill(parent, children) {
   children.forEach((child, index) => {

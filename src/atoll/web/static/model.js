@@ -136,9 +136,11 @@ function unit(text) {
   return [figure, scale];
 }
 
+const NAMED_MISSING = 6; // in a table; the details name them all
+
 /** Who is missing from a round, in words. */
 export function missingText(line, peers) {
-  const names = line.missing.map((number) => peers[number]?.name ?? "a peer");
+  const names = line.missing.slice(0, NAMED_MISSING).map((number) => peers[number]?.name ?? "a peer");
   const rest = line.num_missing - names.length;
   return names.join(", ") + (rest > 0 ? ` and ${rest} more` : "");
 }
