@@ -7,28 +7,17 @@
 What it says is its claim alone: nobody else computes it, and nothing is decided by it.
 """
 
-from dataclasses import dataclass, field
 from itertools import takewhile
 from math import isfinite
 
 from atoll import events
 from atoll.config import RunConfig
 from atoll.host.effects import Append, Effect, Report, Send
-from atoll.host.state import Run
+from atoll.host.state import Asking, Run
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 
 ANSWER_S = 60.0  # a round's usual wait, if that is longer: between two steps it may be asked last
-
-
-@dataclass(slots=True)
-class Asking:
-    """The state that is asked about, and who has been asked."""
-
-    round: RoundId
-    peer: PeerId | None = None  # who is to say it now
-    until: float = 0.0
-    asked: set[PeerId] = field(default_factory=set)
 
 
 def is_due(config: RunConfig, round_id: RoundId) -> bool:

@@ -6,7 +6,6 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -23,9 +22,6 @@ from atoll.ids import INITIAL, Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
 
-if TYPE_CHECKING:
-    from atoll.host.evaluation import Asking
-
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
 USUAL_OF = 5  # rounds: one that went wrong does not count
 MAX_SOURCES = 16  # of blobs that a member is told of: a message is no longer in a larger run
@@ -40,6 +36,16 @@ class Settled:
     num_tokens: int
     round_tokens: int  # of all contributors
     total_tokens: int  # of the peer, up to this commit
+
+
+@dataclass(slots=True)
+class Asking:
+    """The state that somebody is asked to evaluate, and who has been asked."""
+
+    round: RoundId
+    peer: PeerId | None = None  # who is to say it now
+    until: float = 0.0
+    asked: set[PeerId] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class Run:
     settled: dict[RoundId, dict[PeerId, Settled]] = field(default_factory=dict)
     tokens: dict[PeerId, int] = field(default_factory=dict)  # committed, of each peer
     evaluated: RoundId = INITIAL  # the newest state of which somebody has said how good it is
-    asking: "Asking | None" = None  # who is to say it of a newer one
+    asking: Asking | None = None  # who is to say it of a newer one
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
     num_planned: int = 0
