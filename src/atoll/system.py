@@ -12,13 +12,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+
+if TYPE_CHECKING:  # it takes a while, and a --help does not need it
+    from asyncio import AbstractEventLoop
 
 TELLS_CONFIRMED: Final = sys.platform == "linux"  # how much of what was sent has arrived
 HAS_PERMISSIONS: Final = os.name == "posix"  # files with an owner, and modes such as 0600
 _BYTES_ACKED = struct.Struct("=120xQ")  # of TCP_INFO, linux/tcp.h: tcpi_bytes_acked
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+ACCEPT_S: Final = (
+    0.01  # between two looks for a connection where the event loop does not tell of it
+)
 # Who asks a process to end: a service manager, a terminal that closes, and both on Windows.
 _REQUESTS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
@@ -121,6 +129,16 @@ def line_from_parent() -> socket.socket:
     return socket.socket(fileno=sys.stdin.fileno())
 
 
+def write_what_can_be_written(*streams: TextIO) -> None:
+    """Let a character that a stream cannot write be a question mark there, not an error.
+
+    A file or a pipe on Windows has the letters of one part of the world, and no bars and boxes.
+    """
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -180,6 +198,49 @@ def full_disk() -> Iterator[None]:
 
 
 # --- sockets -------------------------------------------------------------------------------------
+
+
+def take_address(listening: socket.socket, address: tuple[str, int]) -> None:
+    """Bind a socket, though the system still remembers connections of a process that was there.
+
+    Windows never waits for those; what others call reuse there lets two processes have one port.
+    """
+    if sys.platform == "win32":
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(address)
+
+
+def when_dialled(
+    loop: "AbstractEventLoop", listening: socket.socket, do: Callable[[], object]
+) -> Callable[[], object]:
+    """Call `do` whenever a connection may be waiting; return what ends that.
+
+    The event loop of Windows tells only those who wait for one connection, and that cannot be
+    cancelled without losing one: there it is looked for a hundred times a second.
+    """
+    try:
+        loop.add_reader(listening, do)
+    except NotImplementedError:
+        return _Looking(loop, do).stop
+    return partial(loop.remove_reader, listening)
+
+
+class _Looking:
+    """Calls `do` again and again, until it is stopped."""
+
+    def __init__(self, loop: "AbstractEventLoop", do: Callable[[], object]) -> None:
+        self._loop = loop
+        self._do = do
+        self._next = loop.call_later(ACCEPT_S, self._look)
+
+    def _look(self) -> None:
+        self._next = self._loop.call_later(ACCEPT_S, self._look)
+        self._do()
+
+    def stop(self) -> None:
+        self._next.cancel()
 
 
 def limit_unsent(connected: socket.socket, num_bytes: int) -> None:

@@ -222,6 +222,10 @@ class Cluster:
         arguments += ["--cache", str(self.cache), *options]
         return self._start(name, arguments, home=home, env=env)
 
+    def run_command(self, name: str, *arguments: str) -> Process:
+        """Start any other command of atoll, which goes on beside the test."""
+        return self._start(name, list(arguments), home=self.peers / name)
+
     def _start(
         self, name: str, arguments: list[str], *, home: Path, env: Mapping[str, str] | None = None
     ) -> Process:

@@ -1,16 +1,29 @@
-"""The operator's commands on a real run: invite, pause, resume, remove, stop; and the owner's."""
+"""The operator's commands on a real run: invite, pause, resume, remove, stop; and the owner's.
+
+Meanwhile two others talk with its model, and get each newer one.
+"""
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
 
+import pytest
 from tests.loopback.cluster import wait_until, with_sync
+from tests.loopback.talking import Talking
 
 from atoll.cli.operator import TOKEN_FILE
 from atoll.events import DashboardServed, PeerRests, RunPaused
 from atoll.net.records import Paused, Planned, Removed, Resumed
 
 
-def test_an_operator_has_the_last_word(cluster, config):
+@pytest.fixture
+def on_exit() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_an_operator_has_the_last_word(cluster, config, on_exit):
     cluster.write_run(with_sync(config, rounds=1000, min_peers=1))
     host = cluster.start_host()
     assert host.wait_for(DashboardServed).url.startswith("http://127.0.0.1:")
@@ -20,6 +33,8 @@ def test_an_operator_has_the_last_word(cluster, config):
     said = cluster.command("admin", str(cluster.run), "invite", "--uses", "1")
     peer = cluster.join_by(said.split("atoll join ")[1].strip(), "anna", "--nice", "3")
     wait_until(lambda: cluster.committed() >= 1, "a commit", watch=peer)
+    talking = Talking(cluster)
+    on_exit.callback(talking.close)
 
     assert "no new round" in cluster.command("admin", str(cluster.run), "pause")
     host.wait_for(RunPaused)
@@ -39,6 +54,8 @@ def test_an_operator_has_the_last_word(cluster, config):
     host.wait_for(PeerRests, lambda event: not event.rests)
     committed = cluster.committed()
     wait_until(lambda: cluster.committed() > committed, "another round", watch=peer)
+    talking.follow(cluster)
+    talking.end()
 
     cluster.command("admin", str(cluster.run), "remove", "anna", "--reason", "for a test")
     assert peer.wait() != 0

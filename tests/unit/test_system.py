@@ -1,9 +1,12 @@
-"""Signals, of a process of its own."""
+"""What differs between operating systems: signals, what a stream can write, ports."""
 
+import io
 import subprocess
 import sys
 
 import pytest
+
+from atoll import system
 
 SERVICE = """
 import asyncio
@@ -35,3 +38,12 @@ def test_who_was_put_in_the_background_by_a_script_ends_in_order_when_asked(igno
         subprocess.run(["sh", "-c", f"kill -{asked} {service.pid}"], check=True)
         assert service.stdout.read() == "ended in order\nas with Ctrl-C\n"
         assert service.wait() == 0
+
+
+def test_a_stream_writes_what_it_can():
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, encoding="cp1252")
+    system.write_what_can_be_written(stream, io.StringIO())
+    stream.write("São Paulo ▁▂ 東京")
+    stream.flush()
+    assert content.getvalue().decode("cp1252") == "São Paulo ?? ??"

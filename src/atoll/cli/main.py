@@ -44,6 +44,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 def main() -> None:
     """Run the command of this process's arguments."""
     arguments = sys.argv[1:] or ["--help"]
+    system.write_what_can_be_written(sys.stdout, sys.stderr)
     system.end_as_with_ctrl_c()
     try:
         app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from atoll import system
 from atoll.errors import PeerError
 from atoll.ids import PeerId
 from atoll.net import wire
@@ -56,11 +57,11 @@ class TcpListener:
         self._num_of_members: Counter[PeerId] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(listening, self._accept)
+        self._stop_accepting = system.when_dialled(self._loop, listening, self._accept)
 
     async def close(self) -> None:
         """Stop listening, and end the connections that came from it."""
-        self._loop.remove_reader(self._listening)
+        self._stop_accepting()
         self._listening.close()
         # One turn for the conversations: cancelled before its first step, one leaks its socket.
         await asyncio.sleep(0)
@@ -76,12 +77,12 @@ class TcpListener:
             return  # it has gone again
         except OSError as error:  # too many open files, most likely: wait until some are closed
             _report("a connection could not be accepted", error)
-            self._loop.remove_reader(self._listening)
+            self._stop_accepting()
             self._loop.call_later(_RETRY_S, self._accept_again)
             return
         self._num_handshakes += 1
         if self._num_handshakes == self._limits.handshakes:
-            self._loop.remove_reader(self._listening)
+            self._stop_accepting()
         accepted.settimeout(0)
         conversation = self._loop.create_task(self._converse(accepted))
         self._conversations.add(conversation)
@@ -90,7 +91,8 @@ class TcpListener:
     def _accept_again(self) -> None:
         is_open = self._listening.fileno() >= 0
         if is_open and self._num_handshakes < self._limits.handshakes:
-            self._loop.add_reader(self._listening, self._accept)
+            self._stop_accepting()
+            self._stop_accepting = system.when_dialled(self._loop, self._listening, self._accept)
 
     async def _converse(self, accepted: socket.socket) -> None:
         try:

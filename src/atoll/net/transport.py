@@ -229,9 +229,7 @@ def _listening(host: str, port: int) -> socket.socket:
     """Return a socket that listens on this address, or raise RunError."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        # A host that starts again need not wait until the system has forgotten old connections.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        system.take_address(listening, (host, port))
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()

@@ -88,7 +88,7 @@ def free_memory(
 def available_in(meminfo: Path) -> int | None:
     """Return what Linux could give to processes without swapping (proc_meminfo(5))."""
     try:
-        lines = meminfo.read_text().splitlines()
+        lines = meminfo.read_text("ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration):
         return None
@@ -97,9 +97,9 @@ def available_in(meminfo: Path) -> int | None:
 def left_in(cgroup: Path) -> int | None:
     """Return what a container may still take: its limit, less what it cannot give back."""
     try:
-        limit = int((cgroup / "memory.max").read_text())  # "max", where there is none
-        used = int((cgroup / "memory.current").read_text())
-        fields = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        limit = int((cgroup / "memory.max").read_text("ascii"))  # "max", where there is none
+        used = int((cgroup / "memory.current").read_text("ascii"))
+        fields = (line.split() for line in (cgroup / "memory.stat").read_text("ascii").splitlines())
         idle = next(int(value) for name, value in fields if name == "inactive_file")
     except (OSError, ValueError, StopIteration):
         return None

@@ -112,9 +112,13 @@ class SharedVectors:
         del self.global_N, self.snapshot_N
 
     def unlink(self) -> None:
-        """Remove the file, if there is one. Where it is mapped, it stays usable."""
+        """Remove the file, if there is one. Where it is mapped, it stays usable.
+
+        Windows keeps a file that is mapped: the next start of the peer replaces it.
+        """
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:

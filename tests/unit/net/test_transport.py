@@ -615,6 +615,28 @@ def test_a_handshake_in_progress_does_not_keep_the_listener_from_closing(anna):
     asyncio.run(scenario())
 
 
+class LoopOfWindows(asyncio.SelectorEventLoop):
+    """It does not tell of a socket that can be read."""
+
+    def add_reader(self, *_):
+        raise NotImplementedError
+
+
+def test_a_loop_that_tells_of_no_connection_is_enough(anna, ben):
+    async def scenario():
+        async with listening(anna, limits=Limits(handshakes=1)) as listener:
+            for _ in range(3):
+                async with dialled(ben, listener.port) as connection:
+                    await connection.send(PING)
+                    assert await connection.receive() == PING
+        with pytest.raises(ConnectionLost):
+            await TcpTransport(ben).dial(LOCAL, listener.port, expect=None, timeout_s=1)
+        await asyncio.sleep(3 * system.ACCEPT_S)  # nobody looks for connections any more
+
+    with asyncio.Runner(loop_factory=LoopOfWindows) as runner:
+        runner.run(scenario())
+
+
 def test_slow_handshakes_keep_others_waiting_for_their_deadline_at_most(anna, ben):
     async def scenario():
         async with listening(anna, limits=Limits(handshakes=1, handshake_s=3.0)) as listener:
