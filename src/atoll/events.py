@@ -175,6 +175,12 @@ class Connected(Struct, frozen=True, kw_only=True, tag="connected"):
     committed: RoundId
 
 
+class Disconnected(Struct, frozen=True, kw_only=True, tag="disconnected"):
+    """This member has no connection to a host that welcomes it, and goes on trying."""
+
+    reason: str
+
+
 class Downloading(Struct, frozen=True, kw_only=True, tag="downloading"):
     """How far a download is, now and then; what was on disk before is not counted."""
 
@@ -231,6 +237,7 @@ class Warned(Struct, frozen=True, kw_only=True, tag="warned"):
     """Something a person should know, that the process could deal with by itself."""
 
     text: str
+    hint: str = ""  # what the person can do, or need not do
 
 
 class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
@@ -257,6 +264,7 @@ Event: TypeAlias = (
     | PhaseTimed
     | BytesMoved
     | Connected
+    | Disconnected
     | Downloading
     | RoundTaken
     | StateSynced

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from atoll import events
 from atoll.ids import PeerId
-from atoll.units import format_bytes, format_seconds
+from atoll.units import format_bytes, format_count, format_seconds
 
 MOST_NAMES = 12  # in a sentence
 
@@ -31,9 +31,7 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             late = f", without {named(event.missing, names=names)}" if event.missing else ""
             return f"round {event.round}: closed with {len(event.roster)} peers{late}"
         case events.RoundCommitted():
-            tokens, seconds = event.num_tokens, format_seconds(event.seconds)
-            text = f"round {event.round}: committed, {tokens} tokens"
-            return f"{text}, loss {event.mean_loss:.3f}, {seconds}"
+            return _committed(event)
         case events.StateAgreed():
             return f"state {event.round} is {event.digest[:12]} on {len(event.peers)} members"
         case events.StateDiffers():
@@ -62,12 +60,19 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return f"fetched the moments of another peer: {size} in {time}"
         case events.TrainerDied():
             return f"! the trainer died ({event.reason}); starting it again"
+        case events.Disconnected(reason=reason):
+            return f"! no connection to the host, trying again ({reason})"
         case events.Warned():
-            return f"! {event.text}"
+            return f"! {'; '.join(filter(None, (event.text, event.hint)))}"
         case events.Stopped():
             return event.reason
         case _:
             return None
+
+
+def _committed(event: events.RoundCommitted) -> str:
+    tokens, seconds = format_count(event.num_tokens), format_seconds(event.seconds)
+    return f"round {event.round}: committed, {tokens} tokens, loss {event.mean_loss:.3f}, {seconds}"
 
 
 def _joined(event: events.PeerJoined) -> str:

@@ -91,6 +91,7 @@ def test_the_port_of_the_built_in_member_is_taken(config, cluster):
         host = cluster.start_host("--reducer-port", str(port))
         told = host.wait_for(Warned, lambda event: "built-in" in event.text)
         assert re.search(rf"ended with code 1: .*\b{port}\b.*; starting it again", told.text)
+        assert "--reducer-port" in told.hint
     host.wait_for(PeerJoined, lambda event: event.name == "built-in")  # the port is free now
 
 

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from atoll.cli.measures import Measures
+from atoll.cli.places import directory_of
 from atoll.cli.show import Lines, console
 from atoll.cli.sinks import SINKS
 from atoll.errors import ConfigError, DamagedError
@@ -34,7 +35,7 @@ def follow(
 
     Each start tells it from the beginning: a second one to the same place is a second curve.
     """
-    directory = run.parent if run.name.endswith(".toml") else run
+    directory = directory_of(run)
     path = directory / "events.jsonl"
     if not path.exists():
         raise ConfigError(

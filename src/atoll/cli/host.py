@@ -264,6 +264,7 @@ class _Service:
             built_in=self._opened.built_in.peer_id,
         )
         write_run_file(self._opened.path / "built-in", run_file)
+        told = None
         while True:
             process = await self._start_built_in()
             try:
@@ -274,10 +275,12 @@ class _Service:
             if code == 0:
                 return
             log = self._opened.path / "built-in" / "built-in.log"
-            text = (
-                f"the built-in member ended with code {code}{_last_words(log)}; starting it again"
-            )
-            self._emit(Warned(text=f"{text} (its log: {log})"))
+            error, hint = _last_words(log)
+            text = f"the built-in member ended with code {code}{error}; starting it again"
+            warning = Warned(text=f"{text} (its log: {log})", hint=hint)
+            if warning != told:
+                self._emit(warning)
+            told = warning
             await asyncio.sleep(RESTART_S)
 
     async def _start_built_in(self) -> Process:
@@ -294,10 +297,12 @@ class _Service:
             )
 
 
-def _last_words(log: Path) -> str:
-    """Return what a process wrote last about why it ended, or nothing."""
-    errors = [line for line in _tail(log).splitlines() if line.startswith("error: ")]
-    return f": {errors[-1].removeprefix('error: ')}" if errors else ""
+def _last_words(log: Path) -> tuple[str, str]:
+    """Return what a process wrote last about why it ended, and what helps; or nothing."""
+    lines = _tail(log).splitlines()
+    errors = [line.removeprefix("error") for line in lines if line.startswith("error: ")]
+    hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
+    return errors[-1] if errors else "", hints[-1] if hints else ""
 
 
 def _tail(log: Path, *, num_bytes: int = 4096) -> str:

@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,7 @@ COMMANDS = {
     "keys": "Bring a run's keys to the machine of a standby host.",
     "train": "Train alone, without a network: what a run is compared with.",
 }
+WITH_TORCH = {"demo", "join", "doctor", "generate", "chat", "serve", "eval", "export", "train"}
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
@@ -46,8 +48,11 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     system.write_what_can_be_written(sys.stdout, sys.stderr)
     system.end_as_with_ctrl_c()
+    called = next((word for word in arguments if not word.startswith("-")), "")
     try:
-        app = _app(called=next((word for word in arguments if not word.startswith("-")), ""))
+        if called in WITH_TORCH and "--help" not in arguments:
+            _need_torch(called)
+        app = _app(called=called)
         code = app(arguments, prog_name="atoll", standalone_mode=False)
     except AtollError as error:
         report(error)
@@ -61,6 +66,15 @@ def main() -> None:
         errors.print("stopped")
         sys.exit(0)
     sys.exit(code)
+
+
+def _need_torch(command: str) -> None:
+    """Raise ConfigError where torch is not installed: a host has none, for example."""
+    if find_spec("torch") is None:
+        raise ConfigError(
+            f"atoll {command} needs torch, which is not installed here",
+            hint="pip install 'atoll[train]'",
+        )
 
 
 def report(error: AtollError) -> None:

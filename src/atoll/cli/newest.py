@@ -5,6 +5,7 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+from atoll.cli.places import directory_of
 from atoll.config import RunConfig, run_digest
 from atoll.data.manifest import TOKENIZER_FILE
 from atoll.data.shards import Dataset
@@ -64,7 +65,7 @@ def home_of(path: Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    directory = path.parent if path.name == "run.toml" else path
+    directory = directory_of(path)
     is_host = (directory / "run.toml").exists()
     home = directory / "built-in" if is_host else directory
     if not (home / "run.json").exists():
@@ -81,7 +82,7 @@ def origin_of(newest: Newest, path: Path) -> Origin:
     def is_before(record: Record) -> bool:  # the run may go on meanwhile
         return not (isinstance(record, Committed) and record.round > newest.state.round)
 
-    directory = path.parent if path.name == "run.toml" else path
+    directory = directory_of(path)
     contributors = None
     if (directory / "run.toml").exists():
         view = overview(takewhile(is_before, (e.record for e in read_journal(directory))), ())

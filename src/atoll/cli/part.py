@@ -18,6 +18,10 @@ from atoll.units import format_bytes, format_count, format_seconds
 SAY_DOWNLOAD_S: Final = 10.0  # between two lines about a download
 SAY_TRAINING_S: Final = 60.0  # and about the steps of one round
 RATE_S: Final = 5.0  # that a rate is the mean of
+IF_CUT_OFF: Final = (
+    "it tries again, and goes on as soon as the host is there: check this machine's line if "
+    "it lasts"
+)
 
 Doing = Literal[
     "connecting",
@@ -152,9 +156,11 @@ class Part:
                 self._take(event, at=at)
             case events.PeerRests(rests=rests):
                 self._rest(rests=rests, at=at)
-            case events.Warned(text=text):
-                self.is_cut_off = self.is_cut_off or "no connection" in text
-                self.say(f"{text}{_advice(text)}", at=at, tone="bad")
+            case events.Disconnected(reason=reason):
+                self.is_cut_off = True
+                self.say(f"no connection to the host ({reason}); {IF_CUT_OFF}", at=at, tone="bad")
+            case events.Warned(text=text, hint=hint):
+                self.say("; ".join(filter(None, (text, hint))), at=at, tone="bad")
             case events.Stopped(reason=reason):
                 self.doing, self.tokens_per_s = "done", 0.0
                 self.say(reason, at=at, tone="good")
@@ -259,14 +265,3 @@ class Part:
         self.doing, self.tokens_per_s = "resting", 0.0
         self.is_leaving = False
         self.say(f"resting until {when}; Ctrl-C ends it", at=at)
-
-
-def _advice(warning: str) -> str:
-    """Return what the owner can do about it, where there is something."""
-    if "no connection to the host" in warning:
-        return "; it goes on as soon as the host is there: check this machine's line if it lasts"
-    if warning.startswith(("cannot catch up yet", "waiting for the dataset")):
-        return "; it tries again by itself"
-    if "not fit to be shared" in warning:
-        return "; they are dropped, and it begins again from the run's own"
-    return ""

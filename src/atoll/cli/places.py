@@ -33,13 +33,18 @@ def reader_directory(authority: str) -> Path:
     return peer.with_name(f"{peer.name}-reader")
 
 
+def directory_of(path: Path) -> Path:
+    """Return the directory that is meant by a path: a run.toml stands for the one it is in."""
+    return path.parent if path.suffix == ".toml" else path
+
+
 def run_directory(path: Path) -> Path:
     """Return the directory of a run that is named by it or by its run.toml.
 
     Raises:
         ConfigError: there is no run.
     """
-    directory = path.parent if path.name.endswith(".toml") else path
+    directory = directory_of(path)
     if not (directory / "run.toml").is_file():
         raise ConfigError(
             f"no run in {directory}: it has no run.toml", hint="begin one with: atoll new NAME"

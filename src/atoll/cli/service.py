@@ -9,12 +9,14 @@ No secret is in it: the invite is used up when the file is written.
 
 import os
 import plistlib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from atoll import system
+from atoll.cli.places import peer_directories
 from atoll.cli.show import console
 from atoll.config import PeerConfig, template
 from atoll.durable import disk_errors
@@ -81,7 +83,7 @@ def uninstall(directory: Path) -> None:
 
 
 def _service_of(directory: Path) -> Service:
-    name = read_run_file(directory).config.name
+    name = _name_of(directory)
     command = [sys.executable, "-P", "-m", "atoll.cli.main", "join"]
     command += ["--config", str(directory / CONFIG_FILE), "--dir", str(directory)]
     match system.service_manager():
@@ -96,6 +98,14 @@ def _service_of(directory: Path) -> Service:
                 "this system has neither systemd nor launchd",
                 hint=f"let its own scheduler start this: {' '.join(command)}",
             )
+
+
+def _name_of(directory: Path) -> str:
+    """Return what a peer's service is called: after its run, and its directory if it chose one."""
+    run = read_run_file(directory).config.name
+    if directory.resolve() in [path.resolve() for path in peer_directories()]:
+        return run
+    return f"{run}-{re.sub(r'[^A-Za-z0-9_.-]', '-', directory.name)}"
 
 
 # --- systemd -------------------------------------------------------------------------------------

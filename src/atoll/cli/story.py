@@ -197,6 +197,8 @@ class Story:
                 actor.trainer, actor.lacks_trainer = pid, False
             case events.Stopped():
                 actor.doing = "done"
+            case events.Disconnected(reason=reason):
+                self.say(f"{name} has no connection to the host: {reason}", at=at, tone="bad")
             case events.Warned(text=text):
                 self.say(f"{name}: {text}", at=at, tone="bad")
             case _:

@@ -234,7 +234,10 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
-            hint = "stop the process that listens there, or choose another port"
+            hint = (
+                "stop the process that listens there, or choose another port: --port, "
+                "and for a host's built-in member --reducer-port"
+            )
             raise RunError(f"port {port} is taken on {host}", hint=hint) from error
         hint = "listen on 0.0.0.0 (every address of this machine), on a port above 1023"
         raise RunError(f"cannot listen on {host}:{port}: {_reason(error)}", hint=hint) from error

@@ -77,8 +77,8 @@ class Accounts:
 
         self._links.on_download = note
 
-    def warn(self, text: str) -> None:
-        self.emit(Warned(text=text))
+    def warn(self, text: str, *, hint: str = "") -> None:
+        self.emit(Warned(text=text, hint=hint))
 
 
 def taken(commit: Heard) -> RoundTaken:

@@ -40,6 +40,7 @@ from atoll.train.shared import SharedVectors
 
 NO_STATE = Digest("0" * 64)
 RETRY_S = 1.0
+BY_ITSELF = "it tries again by itself"
 LAST_RETRY_S = 5.0
 LAST_S = 600.0  # for the last state to be had, once the run is complete: the host may be away
 T = TypeVar("T")
@@ -175,7 +176,10 @@ class Agent:
             except StateDiffers:
                 pass  # the loop begins with fetching the right one
             except BadUpdateError as error:
-                member.accounts.warn(f"our own parameters are not fit to be shared: {error}")
+                member.accounts.warn(
+                    f"our own parameters are not fit to be shared: {error}",
+                    hint="they are dropped, and it begins again from the run's own",
+                )
                 self._board.reset = True
                 if member.local is not None:
                     await member.local.training.note_bad_work(error)
@@ -188,7 +192,7 @@ class Agent:
                         f"the run is complete, but its last state cannot be had: {error}",
                         hint="ask its operator for an export of the model",
                     ) from error
-                member.accounts.warn(f"cannot catch up yet: {error}")
+                member.accounts.warn(f"cannot catch up yet: {error}", hint=BY_ITSELF)
                 self._lost_state = True
                 await asyncio.sleep(LAST_RETRY_S if is_complete else RETRY_S)
                 # Last: where rounds are short, the state that the host now names is soon replaced.
@@ -243,7 +247,7 @@ class Agent:
                 self._member.accounts.begin_download("the dataset")
                 return await fetch(dataset)
             except PeerError as error:
-                self._member.accounts.warn(f"waiting for the dataset: {error}")
+                self._member.accounts.warn(f"waiting for the dataset: {error}", hint=BY_ITSELF)
                 await asyncio.sleep(RETRY_S)
                 await self._link.reconnect()  # the host may know other sources by now
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
-from atoll.events import Connected, Emit, Warned
+from atoll.events import Connected, Disconnected, Emit
 from atoll.net import wire
 from atoll.net.records import committed
 from atoll.net.transport import Connection, Transport
@@ -85,7 +85,7 @@ class HostLink:
                 if failures == 0 or self.board.session != session:
                     reasons = [str(e) or "it does not answer" for e in errors.exceptions]
                     reason = "; ".join(dict.fromkeys(reasons))
-                    self._emit(Warned(text=f"no connection to the host, trying again ({reason})"))
+                    self._emit(Disconnected(reason=reason))
             finally:
                 self._outbox = None
                 if self._connection is not None:

@@ -84,7 +84,7 @@ def test_in_words(atoll, run):
     lines = outcome.out.splitlines()
     assert "+ anna joined (cpu)" in lines[1]
     assert any("state 1: validation loss 5.250, says anna" in line for line in lines)
-    assert "round 2: committed, 1000 tokens, loss 4.500" in lines[-2]
+    assert "round 2: committed, 1.0 k tokens, loss 4.500" in lines[-2]
     assert not any("10 tokens/s" in line for line in lines)
 
 

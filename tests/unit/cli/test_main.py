@@ -7,7 +7,7 @@ import pytest
 
 import atoll.cli
 from atoll import __version__
-from atoll.cli.main import COMMANDS, report
+from atoll.cli.main import COMMANDS, WITH_TORCH, report
 from atoll.errors import ConfigError
 
 
@@ -42,6 +42,15 @@ def test_the_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", sorted(WITH_TORCH))
+def test_who_has_no_torch_hears_how_to_get_it(atoll, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    outcome = atoll(name, "x")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: atoll {name} needs torch")
+    assert "pip install 'atoll[train]'" in outcome.err
 
 
 def test_the_version(atoll):

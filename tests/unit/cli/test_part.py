@@ -101,12 +101,15 @@ def test_work_that_a_round_lacks_is_not_lost(part: Part):
 
 
 def test_a_warning_says_what_to_do_and_is_shown_whole(part: Part):
-    text = "no connection to the host, trying again (reef.example:7 does not answer in time)"
-    part.hear(events.Warned(text=text), at=1020.0)
+    part.hear(events.Disconnected(reason="reef.example:7 does not answer in time"), at=1020.0)
     assert part.is_cut_off
     assert "does not answer: trying again" in drawn(part, width=80)
     whole = " ".join(drawn(part, width=80).replace("│", " ").split())
     assert "check this machine's line if it lasts" in whole
+    part.hear(events.Warned(text="the disk is slow", hint="nothing to do"), at=1021.0)
+    assert words(part)[-1] == "the disk is slow; nothing to do"
+    part.hear(events.Connected(host="reef.example", committed=RoundId(2)), at=1022.0)
+    assert not part.is_cut_off
 
 
 def test_a_pause_and_its_end(part: Part):

@@ -11,6 +11,7 @@ from tests.unit.host.scene import CONFIG
 from tests.unit.peer.cast import Enrolled
 
 from atoll import system
+from atoll.cli.places import peer_directory
 from atoll.cli.service import install, launchd_service, systemd_service, uninstall
 from atoll.config import PeerConfig, load_peer_config
 from atoll.errors import ConfigError
@@ -71,7 +72,7 @@ def test_an_agent_of_launchd(tmp_path):
 @pytest.mark.skipif(system.service_manager() != "systemd", reason="of Linux")
 def test_a_service_is_written_and_removed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    home = tmp_path / "peer"
+    home = tmp_path / "peer 2"
     home.mkdir()
     Enrolled(home, CONFIG)
     peer = PeerConfig(directory=str(home), hours="22-7", threads=2)
@@ -79,11 +80,23 @@ def test_a_service_is_written_and_removed(tmp_path, monkeypatch, capsys):
         uninstall(home)
 
     install(peer)
-    unit = tmp_path / "config" / "systemd" / "user" / f"atoll-{CONFIG.name}.service"
-    assert f"--config {home}/peer.toml --dir {home}" in unit.read_text()
+    unit = tmp_path / "config" / "systemd" / "user" / f"atoll-{CONFIG.name}-peer-2.service"
+    assert f'--config "{home}/peer.toml" --dir "{home}"' in unit.read_text()
     assert load_peer_config(home / "peer.toml") == peer
     assert str(unit) in capsys.readouterr().out.replace("\n", "")
 
     uninstall(home)
     assert not unit.exists()
     assert Path(home / "run.json").exists()
+
+
+@pytest.mark.skipif(system.service_manager() != "systemd", reason="of Linux")
+def test_the_peer_without_a_directory_of_its_own_has_the_name_of_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    home = peer_directory("ab" * 32)
+    home.mkdir(parents=True)
+    Enrolled(home, CONFIG)
+    install(PeerConfig(directory=str(home)))
+    units = (tmp_path / "config" / "systemd" / "user").iterdir()
+    assert [unit.name for unit in units] == [f"atoll-{CONFIG.name}.service"]

@@ -9,7 +9,7 @@ from tests.unit.peer.cast import HOST_PORT
 from tests.unit.virtual import now, run
 
 from atoll.errors import ConfigError
-from atoll.events import Warned
+from atoll.events import Disconnected
 from atoll.exchange.tasks import together
 from atoll.ids import RoundId, digest_of
 from atoll.net import wire
@@ -78,8 +78,8 @@ class Linked:
         self.board = self.link.board
 
     @property
-    def warnings(self):
-        return [event for event in self.reported if isinstance(event, Warned)]
+    def cuts(self):
+        return [event for event in self.reported if isinstance(event, Disconnected)]
 
     async def host_comes(self):
         self.listener = await self.network.transport(self.enrolled.host).listen(
@@ -185,8 +185,8 @@ def test_a_lost_connection_is_made_anew_and_the_plan_asked_for_again(enrolled):
         await until(lambda: link.board.session == 2)
         assert link.board.plans == {}
         assert now() == pytest.approx(RETRY_S[0], abs=0.05)
-        (warned,) = link.warnings
-        assert "the connection broke" in warned.text
+        (cut,) = link.cuts
+        assert "the connection broke" in cut.reason
 
     linked(enrolled, story)
 
@@ -196,7 +196,7 @@ def test_a_host_that_is_away_is_tried_less_and_less_often(enrolled):
         link = Linked(enrolled)
         link.start()
         await asyncio.sleep(sum(RETRY_S) + 3 * RETRY_S[-1] - 1)
-        assert len(link.warnings) == 1, "said once"
+        assert len(link.cuts) == 1, "said once"
         await link.host_comes()
         await until(lambda: link.board.session)
         expected_at = sum(RETRY_S) + 3 * RETRY_S[-1]
@@ -210,7 +210,7 @@ def test_a_host_that_is_frozen_counts_as_lost(enrolled):
     async def story(link):
         await until(lambda: len(link.hellos_at) == 2)
         assert link.hellos_at[1] == pytest.approx(SILENT_S + RETRY_S[0], abs=0.1)
-        assert "it does not answer" in link.warnings[0].text
+        assert "it does not answer" in link.cuts[0].reason
 
     linked(enrolled, story)
 
@@ -292,7 +292,7 @@ def test_a_commit_that_the_host_did_not_sign_is_not_believed(enrolled):
         await link.host_says(replace(enrolled.commit(1, b"update"), signature=bytes(64)))
         assert link.board.commits == {}
         await until(lambda: link.board.session == 2)
-        assert "did not sign" in link.warnings[0].text
+        assert "did not sign" in link.cuts[0].reason
 
     linked(enrolled, story)
 
