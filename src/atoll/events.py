@@ -64,11 +64,15 @@ class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):
 
 
 class PeerRests(Struct, frozen=True, kw_only=True, tag="peer_rests"):
-    """A peer was paused by its owner, or goes on; the host says so, and the peer itself."""
+    """A peer was paused by its owner, or goes on; the host says so, and the peer itself.
+
+    `why`: what the peer waits for, if it was not its owner.
+    """
 
     peer: PeerId
     name: str
     rests: bool
+    why: str = ""
 
 
 class RoundPlanned(Struct, frozen=True, kw_only=True, tag="round_planned"):
@@ -223,6 +227,20 @@ class MomentsFetched(Struct, frozen=True, kw_only=True, tag="moments_fetched"):
     seconds: float
 
 
+class MachineCame(Struct, frozen=True, kw_only=True, tag="machine_came"):
+    """Another machine of this peer is there; so many are still missing."""
+
+    name: str
+    num_missing: int
+
+
+class MachineLost(Struct, frozen=True, kw_only=True, tag="machine_lost"):
+    """Another machine of this peer is gone."""
+
+    name: str
+    reason: str
+
+
 class TrainerStarted(Struct, frozen=True, kw_only=True, tag="trainer_started"):
     pid: int
     device: str
@@ -269,6 +287,8 @@ Event: TypeAlias = (
     | RoundTaken
     | StateSynced
     | MomentsFetched
+    | MachineCame
+    | MachineLost
     | TrainerStarted
     | TrainerDied
     | Warned

@@ -44,9 +44,8 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return "paused by the operator: no new round begins"
         case events.RunResumed():
             return "resumed by the operator: rounds begin again"
-        case events.ReducersChosen(peers=peers):
-            who = named(peers, names=names) or "all that can be dialled"
-            return f"chosen to average, from the next round on: {who}"
+        case events.ReducersChosen():
+            return _reducers_chosen(event, names)
         case events.Training():
             return (
                 f"  {named((event.peer,), names=names)}: round {event.round}, step {event.step}, "
@@ -58,6 +57,8 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.MomentsFetched(num_bytes=num_bytes, seconds=seconds):
             size, time = format_bytes(num_bytes), format_seconds(seconds)
             return f"fetched the moments of another peer: {size} in {time}"
+        case events.MachineCame() | events.MachineLost():
+            return _machine(event)
         case events.TrainerDied():
             return f"! the trainer died ({event.reason}); starting it again"
         case events.Disconnected(reason=reason):
@@ -73,6 +74,18 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
 def _committed(event: events.RoundCommitted) -> str:
     tokens, seconds = format_count(event.num_tokens), format_seconds(event.seconds)
     return f"round {event.round}: committed, {tokens} tokens, loss {event.mean_loss:.3f}, {seconds}"
+
+
+def _reducers_chosen(event: events.ReducersChosen, names: Mapping[PeerId, str]) -> str:
+    who = named(event.peers, names=names) or "all that can be dialled"
+    return f"chosen to average, from the next round on: {who}"
+
+
+def _machine(event: events.MachineCame | events.MachineLost) -> str:
+    if isinstance(event, events.MachineLost):
+        return f"machine {event.name} of this peer is gone: {event.reason}"
+    missing = f"; still missing: {event.num_missing}" if event.num_missing else ""
+    return f"machine {event.name} of this peer is there{missing}"
 
 
 def _joined(event: events.PeerJoined) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # it takes a while, and a --help does not need it
 TELLS_CONFIRMED: Final = sys.platform == "linux"  # how much of what was sent has arrived
 HAS_PERMISSIONS: Final = os.name == "posix"  # files with an owner, and modes such as 0600
 _BYTES_ACKED = struct.Struct("=120xQ")  # of TCP_INFO, linux/tcp.h: tcpi_bytes_acked
+_SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
+_IFREQ_NAME = struct.Struct("256s")
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 ACCEPT_S: Final = (
     0.01  # between two looks for a connection where the event loop does not tell of it
@@ -268,6 +270,24 @@ def num_confirmed(connected: socket.socket) -> int:
     told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
     (num_bytes,) = _BYTES_ACKED.unpack(told)
     return int(num_bytes)
+
+
+def interface_with(address: str) -> str:
+    """Return the name of the network interface that has this IPv4 address.
+
+    Empty: none has, or the system is not Linux.
+    """
+    if sys.platform != "linux":
+        return ""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no address
+                told = fcntl.ioctl(asking, _SIOCGIFADDR, _IFREQ_NAME.pack(name.encode()))
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return ""
 
 
 def _set_if_known(connected: socket.socket, name: str, value: int | bytes) -> None:

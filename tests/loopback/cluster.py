@@ -130,11 +130,11 @@ class Process:
 
     @property
     def other_ranks(self) -> list[int]:
-        """The process ids of the ranks that follow this peer's trainer."""
+        """The process ids of the ranks that follow this peer's trainer, or that assist it."""
         return [
             pid
-            for trainer in self.trainers
-            for pid in children_of(trainer)
+            for parent in (self.pid, *self.trainers)
+            for pid in children_of(parent)
             if b"atoll.train.follower" in command_of(pid)
         ]
 
@@ -211,6 +211,12 @@ class Cluster:
     def join_by(self, invite: str, name: str, *options: str) -> Process:
         """Start a peer, again perhaps, with an invite of one's own."""
         return self._join(name, invite, *options)
+
+    def assist(self, name: str, key: str, *options: str) -> Process:
+        """Start another machine of the peer with this site's key."""
+        arguments = ["assist", key, "--name", name, "--threads", "1"]
+        arguments += ["--cache", str(self.cache.with_name(f"{name}-cache")), *options]
+        return self._start(name, arguments, home=self.peers / name)
 
     def join_again(self, name: str) -> Process:
         """Start a peer that has been here before, without an invite."""

@@ -18,13 +18,13 @@ from tests.numerics.diloco import CONFIG
 from atoll.config import Recompute, RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
-from atoll.model.flat import load_flat_, store_flat_
+from atoll.model.flat import load_flat_, store_flat_, views
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.train.channel import Seat
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.optim import copy_moments, give_moments_
-from atoll.train.parallel import ALONE, Ranks, join, whole
+from atoll.train.parallel import ALONE, Ranks, join, mesh_of, whole
 from atoll.train.recompute import recompute_
 from atoll.train.trainer import build
 
@@ -61,6 +61,9 @@ CASES = {
 }
 
 
+COPIED = ("micro-batches", "muon", "bf16", "four steps")
+
+
 class Answer(NamedTuple):
     losses: list[float]
     gradient_N: NDArray[np.float32]  # of the last step; in the order of the model
@@ -73,6 +76,13 @@ def answers(dataset: Dataset, ranks: Ranks = ALONE) -> dict[str, Answer]:
     return {name: answer(case, dataset, ranks) for name, case in CASES.items()}
 
 
+def copied_answers(dataset: Dataset, ranks: Ranks) -> dict[str, Answer]:
+    """Return what two ranks find that are on a machine each, with a copy of the model."""
+    seat = Seat(rank=ranks.rank, num_ranks=2, store="", num_machines=2)
+    apart = Ranks(ranks.rank, 2, mesh_of(seat, "cpu"))
+    return {name: answer(CASES[name], dataset, apart) for name in COPIED}
+
+
 def answer(case: Case, dataset: Dataset, ranks: Ranks) -> Answer:
     config, layout = case.config, layout_of(case.config)
     weights_N = np.zeros(layout.num_values, np.float32)
@@ -80,7 +90,10 @@ def answer(case: Case, dataset: Dataset, ranks: Ranks) -> Answer:
     bf16, compiler = bool(case.how.bf16), case.how.compiler
     model = build(config.model, CPU, ranks=ranks, bf16=bf16, compiler=compiler)
     recompute_(model, case.recompute)
+    if ranks.is_copy:
+        weights_N[:] = np.nan
     load_flat_(model, weights_N, layout)
+    ranks.spread_(view for view, _ in views(model, layout, start=0, stop=layout.num_values))
     batches = Batches(dataset, seed=config.seed)
     loop = InnerLoop(model, batches, config, how=case.how, ranks=ranks)
     size = config.inner.batch_sequences
@@ -106,8 +119,11 @@ def answer(case: Case, dataset: Dataset, ranks: Ranks) -> Answer:
 def main(store: str, folder: str) -> None:
     ranks = join(Seat(rank=1, num_ranks=2, store=store), CPU)
     found = answers(Dataset.open(Path(folder)), ranks)
+    weights = {name: answer.weights_N for name, answer in found.items()}
+    copies = copied_answers(Dataset.open(Path(folder)), ranks)
+    weights |= {f"copy of {name}": answer.weights_N for name, answer in copies.items()}
     out = Path(store).with_suffix(".npz")
-    np.savez(out.with_suffix(".partial.npz"), **{name: a.weights_N for name, a in found.items()})
+    np.savez(out.with_suffix(".partial.npz"), **weights)
     out.with_suffix(".partial.npz").rename(out)
 
 

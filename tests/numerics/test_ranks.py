@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tests.numerics.ranked import CASES, answers
+from tests.numerics.ranked import CASES, COPIED, answers, copied_answers
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from atoll.data.batches import Batch
@@ -36,12 +36,13 @@ def alone(dataset):
 
 @pytest.fixture(scope="module")
 def together(dataset, tmp_path_factory):
-    """What rank 0 of two finds; of the weights, what both hold."""
+    """What rank 0 of two finds; of the weights, what both hold. And as two machines, "copy of"."""
     store = tmp_path_factory.mktemp("ranks") / "store"
     command = [sys.executable, "-m", "tests.numerics.ranked", str(store), str(dataset.folder)]
     second = subprocess.Popen(command)
     try:
-        found = answers(dataset, join(Seat(rank=0, num_ranks=2, store=str(store)), CPU))
+        ranks = join(Seat(rank=0, num_ranks=2, store=str(store)), CPU)
+        found, copied = answers(dataset, ranks), copied_answers(dataset, ranks)
         assert second.wait(timeout=120) == 0
     finally:
         second.kill()
@@ -52,6 +53,9 @@ def together(dataset, tmp_path_factory):
         for name, mine in found.items():
             assert not (mine.weights_N * others[name]).any(), "a value is on one rank alone"
             mine.weights_N[:] += others[name]
+        for name, mine in copied.items():
+            assert (mine.weights_N == others[f"copy of {name}"]).all(), "machines differ"
+            found[f"copy of {name}"] = mine
     return found
 
 
@@ -67,6 +71,19 @@ def test_two_ranks_take_the_steps_of_one(alone, together, name):
         assert error(two.gradient_N, one.gradient_N) < 1e-6
     # Muon's own products are in bf16.
     assert error(two.weights_N, one.weights_N) < (1e-3 if name == "muon" else 1e-5)
+    for moment in one.moments:
+        assert two.moments[moment].shape == one.moments[moment].shape
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_two_machines_take_the_steps_of_one(alone, together, name):
+    one, two = alone[name], together[f"copy of {name}"]
+    in_bf16 = CASES[name].how.bf16
+    assert two.losses == pytest.approx(one.losses, rel=1e-3 if in_bf16 else 1e-6)
+    if CASES[name].num_steps == 1:
+        assert error(two.gradient_N, one.gradient_N) < (3e-2 if in_bf16 else 1e-6)
+    else:
+        assert error(two.weights_N, one.weights_N) < (1e-3 if name == "muon" else 1e-5)
     for moment in one.moments:
         assert two.moments[moment].shape == one.moments[moment].shape
 

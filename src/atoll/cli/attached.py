@@ -20,6 +20,11 @@ from atoll.train.attached import AttachedLoop
 
 async def serve(invite: str, peer: PeerConfig) -> None:
     """Take part for as long as the loop lives, or until the run is complete."""
+    if peer.machines > 1:
+        raise ConfigError(
+            "machines: a loop of your own has its ranks on this machine",
+            hint="with several machines, let `atoll join` train",
+        )
     loop = AttachedLoop(system.line_from_parent())
     taking_part = asyncio.create_task(take_part(invite, peer, start_trainer=loop.start))
     gone = asyncio.create_task(loop.gone.wait())

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli.options import CacheOption, GpuMemoryOption, PeerDeviceOption
+from atoll.cli.options import (
+    CacheOption,
+    GpuMemoryOption,
+    NiceOption,
+    PeerDeviceOption,
+    ThreadsOption,
+)
 from atoll.cli.show import console
 from atoll.config import PeerConfig, changed, load_peer_config
 
@@ -27,12 +33,13 @@ PlaceOption = Annotated[
     str | None,
     typer.Option(help='For all to read, and on the map: "Lisbon, PT".', show_default="unsaid"),
 ]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
-]
-NiceOption = Annotated[
+MachinesOption = Annotated[
     int | None,
-    typer.Option(help="0 to 19: how far other programs go first.", show_default="0"),
+    typer.Option(help="That are one peer, this one first; the others assist.", show_default="1"),
+]
+SiteOption = Annotated[
+    str | None,
+    typer.Option(help="Where they reach this one: 10.0.0.1:7790.", show_default=False),
 ]
 HoursOption = Annotated[
     str | None,
@@ -69,6 +76,8 @@ def join(
     place: PlaceOption = None,
     device: PeerDeviceOption = None,
     devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
+    machines: MachinesOption = None,
+    site: SiteOption = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     threads: ThreadsOption = None,
     nice: NiceOption = None,
@@ -93,6 +102,8 @@ def join(
         "place": place,
         "device": device,
         "devices": devices,
+        "machines": machines,
+        "site": site,
         "precision": precision,
         "threads": threads,
         "nice": nice,
@@ -110,7 +121,11 @@ def join(
         from atoll.cli.life import keep_as_service
 
         keep_as_service(invite, peer, wanted=install)
-        return
+    else:
+        _train(invite, peer)
+
+
+def _train(invite: str, peer: PeerConfig) -> None:
     console.print("starting: this takes some seconds")  # most of them for what follows
     from atoll.cli.life import take_part
     from atoll.train.launch import Trainer

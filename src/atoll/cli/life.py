@@ -6,6 +6,7 @@ invite -> member -> [its hours begin -> agent, shown and obeyed -> it leaves] ->
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +23,17 @@ from atoll.cli.show import console
 from atoll.clock import wall_s
 from atoll.config import PeerConfig
 from atoll.errors import ConfigError
-from atoll.events import Downloading, EventLog, Training
+from atoll.events import Downloading, Emit, EventLog, Training
 from atoll.exchange.tasks import running
 from atoll.net.invite import Invite
 from atoll.net.listener import Limits
+from atoll.net.site import SiteKey
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, read_run_file
 from atoll.peer.hours import Hours
 from atoll.peer.trainer import StartTrainer
+from atoll.train.machines import Machines
 
 REFRESH_S = 0.5
 
@@ -124,11 +127,15 @@ class _Life:
             congestion=peer.congestion,
         )
         transport = TcpTransport(home.identity, limits)
-        agent = Agent(
-            home, peer, transport=transport, start_trainer=self.start_trainer, emit=log.emit
-        )
+        machines = _machines(peer, part, home.directory, emit=log.emit)
+        start_trainer = self.start_trainer if machines is None else machines.start
+        agent = Agent(home, peer, transport=transport, start_trainer=start_trainer, emit=log.emit)
         try:
-            async with running(self.owner.watch(agent)), running(self._measure(transport)):
+            async with (
+                nullcontext() if machines is None else machines.listening(),
+                running(self.owner.watch(agent, machines)),
+                running(self._measure(transport)),
+            ):
                 return await agent.run()
         finally:
             log.close()
@@ -141,6 +148,22 @@ class _Life:
             sent.note(sent_before + transport.num_sent, at=wall_s())
             received.note(received_before + transport.num_received, at=wall_s())
             await asyncio.sleep(REFRESH_S)
+
+
+def _machines(peer: PeerConfig, part: Part, directory: Path, *, emit: Emit) -> Machines | None:
+    """Return what waits for the other machines of this peer, and say how they come; or None.
+
+    Raises:
+        ConfigError: nobody has said where they reach this one.
+    """
+    if peer.machines == 1:
+        return None
+    key = SiteKey.of_peer(directory, peer.site)
+    part.say(
+        f"on each of the other machines ({peer.machines - 1}) start: atoll assist {key.format()}",
+        at=wall_s(),
+    )
+    return Machines(peer, key, emit=emit)
 
 
 async def _refresh(show: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "new": "Begin a run: write its run.toml, every key explained.",
     "host": "Serve a run: admit peers, decide rounds, keep the journal.",
     "join": "Train in a run with this machine.",
+    "assist": "Give this machine's devices to a peer on another machine of the same site.",
     "doctor": "Say whether this machine can train, in which runs, and what to mend.",
     "pause": "Let this machine's peers rest: no round waits for them.",
     "resume": "Let this machine's peers go on.",
@@ -39,7 +40,18 @@ COMMANDS = {
     "keys": "Bring a run's keys to the machine of a standby host.",
     "train": "Train alone, without a network: what a run is compared with.",
 }
-WITH_TORCH = {"demo", "join", "doctor", "generate", "chat", "serve", "eval", "export", "train"}
+WITH_TORCH = {
+    "demo",
+    "assist",
+    "join",
+    "doctor",
+    "generate",
+    "chat",
+    "serve",
+    "eval",
+    "export",
+    "train",
+}
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 

@@ -19,6 +19,14 @@ GpuMemoryOption = Annotated[
     typer.Option(help="Of each GPU at most: 50%, 8GB.", show_default="all that is free"),
 ]
 
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
+]
+NiceOption = Annotated[
+    int | None,
+    typer.Option(help="0 to 19: how far other programs go first.", show_default="0"),
+]
+
 # A model to talk with, and where it is kept.
 ModelArgument = Annotated[
     str,

@@ -18,6 +18,7 @@ from atoll.clock import wall_s
 from atoll.errors import ConfigError
 from atoll.peer.agent import Agent
 from atoll.peer.hours import Hours
+from atoll.train.machines import Machines
 
 PAUSE_FILE: Final = "paused"
 LOOK_S: Final = 1.0  # between two looks at the file, and at the clock, which may be set
@@ -46,6 +47,7 @@ class Owner:
         self._give_up = give_up
         self._now = now
         self._agent: Agent | None = None
+        self._machines: Machines | None = None
 
     def interrupt(self) -> None:
         """Do what Ctrl-C asks for: leave once the work is in; the second time, at once."""
@@ -69,13 +71,23 @@ class Owner:
         while not self._hours.is_open(self._now()):  # noqa: ASYNC110 - a clock may be set
             await asyncio.sleep(LOOK_S)
 
-    async def watch(self, agent: Agent) -> None:
+    def look(self) -> None:
+        """Let the agent rest if its owner wants it to, or if a machine of the peer is missing."""
+        if self._agent is not None:
+            why = ""
+            if self._machines is not None and self._machines.num_missing:
+                why = f"machines of this peer that are missing: {self._machines.num_missing}"
+            self._agent.pause(rests=bool(why) or self._pause_file.exists(), why=why)
+
+    async def watch(self, agent: Agent, machines: Machines | None = None) -> None:
         """Let the agent do what its owner wants, for as long as it lives."""
-        self._agent = agent
+        self._agent, self._machines = agent, machines
+        if machines is not None:
+            machines.on_change = self.look
         is_closing = False
         try:
             while True:
-                agent.pause(rests=self._pause_file.exists())
+                self.look()
                 if self._hours is not None and not self._hours.is_open(self._now()):
                     agent.leave()
                     if not is_closing:
@@ -84,7 +96,7 @@ class Owner:
                     is_closing = True
                 await asyncio.sleep(LOOK_S)
         finally:
-            self._agent = None
+            self._agent = self._machines = None
 
 
 # --- for the other commands of this machine ------------------------------------------------------

@@ -154,8 +154,8 @@ class Part:
                 self.doing = "exchanging"
             case events.RoundTaken():
                 self._take(event, at=at)
-            case events.PeerRests(rests=rests):
-                self._rest(rests=rests, at=at)
+            case events.PeerRests(rests=rests, why=why):
+                self._rest(rests=rests, why=why, at=at)
             case events.Disconnected(reason=reason):
                 self.is_cut_off = True
                 self.say(f"no connection to the host ({reason}); {IF_CUT_OFF}", at=at, tone="bad")
@@ -244,10 +244,12 @@ class Part:
     def _overlaps(self) -> bool:
         return self.config.sync.mode == "overlap"
 
-    def _rest(self, *, rests: bool, at: float) -> None:
+    def _rest(self, *, rests: bool, why: str, at: float) -> None:
         self.doing = "paused" if rests else "waiting for a round"
         self.tokens_per_s = 0.0
-        if rests:
+        if why:
+            self.say(f"it follows the run, and waits for {why}", at=at, tone="bad")
+        elif rests:
             self.say("paused, its work is kept; go on with: atoll resume", at=at, tone="bad")
         else:
             self.say("it goes on with the work that it had", at=at, tone="good")

@@ -27,6 +27,11 @@ def _peers() -> Path:
     return Path(base) / "atoll"
 
 
+def assist_directory() -> Path:
+    """Return where this machine keeps what it found out when it assisted a peer."""
+    return _peers() / "assist"
+
+
 def reader_directory(authority: str) -> Path:
     """Return where the member of the run lives that only reads along, to talk to its model."""
     peer = peer_directory(authority)

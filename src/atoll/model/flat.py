@@ -59,8 +59,11 @@ def _held(parameter: nn.Parameter) -> tuple[Tensor, int]:
 
     assert isinstance(parameter, DTensor)
     num_rows, mesh = parameter.shape[0], parameter.device_mesh
-    rows_per_rank = -(-num_rows // mesh.size())  # as torch.chunk cuts: the last ones may hold less
-    first_row = min(num_rows, mesh.get_local_rank() * rows_per_rank)
+    devices = mesh.ndim - 1  # of a machine: the dimension that shards; one before it only copies
+    rows_per_rank = -(
+        -num_rows // mesh.size(devices)
+    )  # as torch.chunk cuts: the last may hold less
+    first_row = min(num_rows, mesh.get_local_rank(devices) * rows_per_rank)
     return parameter.to_local().detach().view(-1), first_row * prod(parameter.shape[1:])
 
 

@@ -46,12 +46,17 @@ class TrainerBytes(Struct, frozen=True, kw_only=True):
 
 
 class Training(NamedTuple):
-    """How a peer trains: samples at once on each device, in bf16 or not."""
+    """How a peer trains: samples at once on each device, in bf16 or not.
+
+    The model is sharded over the devices of a machine; what each of them holds does not depend on
+    how many machines there are.
+    """
 
     micro_batch: int
     bf16: bool = True
-    devices: int = 1
+    devices: int = 1  # of a machine
     recomputes: bool = False
+    machines: int = 1
 
 
 def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
@@ -101,7 +106,7 @@ def what_would_fit(config: RunConfig, how: Training, *, room_bytes: int) -> str:
     """
     for devices in (how.devices, *(n for n in (2, 4, 8) if n > how.devices)):
         for recomputes in (how.recomputes, True):
-            changed = Training(1, how.bf16, devices, recomputes)
+            changed = Training(1, how.bf16, devices, recomputes, how.machines)
             if trainer_bytes(config, changed).total <= room_bytes:
                 return ", ".join(
                     [

@@ -45,8 +45,7 @@ class Invite(Struct, frozen=True, kw_only=True):
             + self.port.to_bytes(_PORT, "big")
             + "\n".join([self.host, *(f"{name} {port}" for name, port in self.others)]).encode()
         )
-        text = base64.b32encode(_checksum(body) + body).decode().rstrip("=").lower()
-        return _PREFIX + text
+        return encode_line(_PREFIX, body)
 
     @classmethod
     def parse(cls, line: str) -> "Invite":
@@ -59,7 +58,7 @@ class Invite(Struct, frozen=True, kw_only=True):
         if not text.startswith(_PREFIX):
             raise ConfigError(f"not an invite: {line.strip()[:20]!r}", hint=_COPY_AGAIN)
         try:
-            return cls._of_bytes(_decode(text.removeprefix(_PREFIX)))
+            return cls._of_bytes(decode_line(text.removeprefix(_PREFIX)))
         except ValueError as error:
             raise ConfigError("the invite is damaged or cut off", hint=_COPY_AGAIN) from error
 
@@ -95,8 +94,13 @@ def _checksum(body: bytes) -> bytes:
     return blake3(body).digest(length=_CHECKSUM)
 
 
-def _decode(text: str) -> bytes:
-    """Return the body of base32 text without padding; ValueError if it is not what was encoded."""
+def encode_line(prefix: str, body: bytes) -> str:
+    """Return the prefix, and the body with a checksum as base32 in lower case."""
+    return prefix + base64.b32encode(_checksum(body) + body).decode().rstrip("=").lower()
+
+
+def decode_line(text: str) -> bytes:
+    """Return the body of such a line, without its prefix; ValueError if it is damaged."""
     padded = text.upper() + "=" * (-len(text) % 8)
     try:
         raw = base64.b32decode(padded)

@@ -85,17 +85,18 @@ class Agent:
         self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
         self._questions: asyncio.Queue[wire.Evaluate] = asyncio.Queue()
 
-    def pause(self, *, rests: bool) -> None:
+    def pause(self, *, rests: bool, why: str = "") -> None:
         """Take no inner step after the one under way, or go on. A member that trains.
 
-        It follows the run meanwhile, no round waits for it, and what it has done is carried.
+        It follows the run meanwhile, no round waits for it, and what it has done is carried. `why`:
+        what it waits for, if it is not its owner's wish.
         """
         training = self._local.training
         if rests != training.is_paused:
             (training.pause if rests else training.resume)()
             self._link.send(wire.Resting(rests=rests))
             peer, name = self._member.peer_id, self._peer.name
-            self._emit(PeerRests(peer=peer, name=name, rests=rests))
+            self._emit(PeerRests(peer=peer, name=name, rests=rests, why=why if rests else ""))
             self._board.notify()
 
     def leave(self) -> bool:

@@ -21,6 +21,7 @@ from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
 from atoll.ids import Lease, LeaseId, RoundId
 from atoll.net import wire
+from atoll.peer.loss import Loss
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
@@ -42,21 +43,6 @@ class Aim:
     first_step: int = 0  # the inner step of the run for sample number `at`
     at: int = 0
     stop: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """The loss of some tokens, all together."""
-
-    sum: float = 0.0
-    num_tokens: int = 0
-
-    @property
-    def mean(self) -> float:
-        return self.sum / max(1, self.num_tokens)
-
-    def __add__(self, other: "Loss") -> "Loss":
-        return Loss(self.sum + other.sum, self.num_tokens + other.num_tokens)
 
 
 class Training:
@@ -111,7 +97,9 @@ class Training:
             RunError: it died three times in a row.
         """
         self._dataset = dataset
-        return (await self._alive()).started.device
+        while (trainer := await self._alive()) is None:
+            await self._resumed.wait()
+        return trainer.started.device
 
     # --- while its owner wants the machine for something else ------------------------------------
 
@@ -333,6 +321,8 @@ class Training:
         if not await self._may_train(ending):
             return
         trainer = await self._alive()
+        if trainer is None:
+            return
         # With pace "time" a fast peer has more steps in a round than the run has: the learning rate
         # waits for the others, so that it has not cooled down when they are still at work.
         order = Train(first_step=first_step, last_step=self._last_step, spans=self.work.begin(stop))
@@ -412,14 +402,19 @@ class Training:
             self._note(death, trainer)
             return None
 
-    async def _alive(self) -> Trainer:
-        """Return the trainer, started anew from the global weights if it is gone."""
+    async def _alive(self) -> Trainer | None:
+        """Return the trainer, started anew from the global weights if it is gone.
+
+        None: that did not succeed, and it is paused by now.
+        """
         while self._trainer is None:
             try:
                 self._trainer = await self._started()
                 self._lives += 1
             except TrainerDied as death:
                 self._note(death, None)
+                if self.is_paused:
+                    return None
                 continue
             self._has_stepped = False
             started = self._trainer.started

@@ -51,19 +51,45 @@ class Address(Struct, frozen=True, kw_only=True):
 
 
 class Seat(Struct, frozen=True, kw_only=True):
-    """Which of the ranks of a peer a process is; all of them meet at the file `store`."""
+    """Which of the ranks of a peer a process is, and where all of them meet.
+
+    Each of the `num_machines` has as many devices, and so ranks, which are numbered together.
+    """
 
     rank: NotNegative
     num_ranks: NotNegative
-    store: str
+    store: str  # a file, or, for several machines, host:port
+    num_machines: NotNegative = 1
+
+    @property
+    def num_devices(self) -> int:
+        """Of each machine."""
+        return self.num_ranks // self.num_machines
+
+    @property
+    def device(self) -> int:
+        """Which one of its machine."""
+        return self.rank % self.num_devices
+
+    @property
+    def machine(self) -> int:
+        return self.rank // self.num_devices
+
+
+class Site(Struct, frozen=True, kw_only=True):
+    """The machines of a peer, as one of them sees it."""
+
+    address: str  # of this machine, where the ranks of the others reach its own
+    others: tuple[Address, ...] = ()  # the lines to the other machines; on the first one alone
 
 
 class Setup(Struct, frozen=True, kw_only=True, tag_field="t", tag="setup"):
     config: RunConfig
     peer: PeerConfig
-    vectors: str  # the file of SharedVectors
+    vectors: str  # the file of SharedVectors; empty: they are on another machine
     dataset: str  # the directory of the dataset
     seat: Seat | None = None  # None: it is the agent who says so; the trainer starts other ranks
+    site: Site | None = None  # None: this machine is the only one of the peer
 
 
 class Train(Struct, frozen=True, kw_only=True, tag_field="t", tag="train"):
@@ -200,7 +226,7 @@ _Said = TypeVar("_Said", bound=ToTrainer | FromTrainer)
 _Heard = TypeVar("_Heard", bound=ToTrainer | FromTrainer)
 
 
-def frame(message: ToTrainer | FromTrainer) -> bytes:
+def frame(message: Struct) -> bytes:
     """Return the bytes of a message, its length included."""
     payload = msgpack.encode(message)
     if len(payload) > MAX_FRAME_BYTES:
@@ -215,12 +241,40 @@ async def receive(reader: asyncio.StreamReader) -> FromTrainer:
         ConnectionLost: there will be none.
         ProtocolError: it is none of this channel.
     """
+    return await receive_by(reader, _from_trainer, other="the trainer")
+
+
+async def receive_command(reader: asyncio.StreamReader) -> ToTrainer:
+    """Return the next message of rank 0 to another rank; raises as above."""
+    return await receive_by(reader, _to_trainer, other="rank 0")
+
+
+async def receive_by(
+    reader: asyncio.StreamReader, decoder: "msgpack.Decoder[_Message]", *, other: str
+) -> _Message:
+    """Return the next message of a connection with such frames; raises as above."""
     try:
         num_bytes = _checked(int.from_bytes(await reader.readexactly(4)))
         payload = await reader.readexactly(num_bytes)
     except (asyncio.IncompleteReadError, OSError) as error:
-        raise ConnectionLost("the trainer has closed the connection") from error
-    return _decoded(payload, _from_trainer)
+        raise ConnectionLost(f"{other} has closed the connection") from error
+    return _decoded(payload, decoder)
+
+
+def dial(address: Address) -> socket.socket:
+    """Return a connection to the agent, which has been told who we are.
+
+    Raises:
+        ConnectionLost: the agent is gone.
+    """
+    try:
+        connection = socket.create_connection(("127.0.0.1", address.port))
+        # A small answer goes out at once (Nagle would hold it back for an earlier one).
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(frame(Attach(token=address.token)))
+    except OSError as error:
+        raise ConnectionLost("the agent is gone") from error
+    return connection
 
 
 class Line(Generic[_Said, _Heard]):
@@ -286,15 +340,7 @@ class Channel(Line[FromTrainer, ToTrainer]):
 
     @classmethod
     def connect(cls, address: Address) -> "Channel":
-        try:
-            connection = socket.create_connection(("127.0.0.1", address.port))
-            # A small answer goes out at once (Nagle would hold it back for an earlier one).
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            raise ConnectionLost("the agent is gone") from error
-        channel = cls(connection)
-        channel.send(Attach(token=address.token))
-        return channel
+        return cls(dial(address))
 
 
 class FollowerLine(Line[ToTrainer, FromTrainer]):

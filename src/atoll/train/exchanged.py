@@ -3,7 +3,8 @@
     snapshot    model -> one flat tensor -> snapshot_N      on CUDA: copied while training goes on
     merge       global_N, snapshot_N -> the device -> model
 
-Of a model that is sharded, each rank moves what it holds, to and from the same places.
+Of a model that is sharded, each rank moves what it holds, to and from the same places. Where other
+machines have copies of it, only the first one has the vectors, and `spread_` brings the rest along.
 
 Shapes: N all values of the model, P the values of a part of it, V those of a view of that.
 """
@@ -18,6 +19,7 @@ from atoll.model.flat import views
 from atoll.model.layout import Layout
 from atoll.train.channel import Merge, Snapshot
 from atoll.train.merge import blend_, carry_
+from atoll.train.parallel import Ranks
 from atoll.train.shared import SharedVectors
 
 View: TypeAlias = tuple[Tensor, slice]  # and its place in the flat vector
@@ -66,6 +68,14 @@ def merge_(model: nn.Module, layout: Layout, *, vectors: SharedVectors, merge: M
     # One copy for all that lies together, not one for each parameter.
     for run in _runs(views(model, layout, start=merge.start, stop=merge.stop)):
         _merge_run_(run, vectors, merge)
+
+
+def spread_(
+    model: nn.Module, layout: Layout, *, ranks: Ranks, start: int = 0, stop: int | None = None
+) -> None:
+    """Give the copies on other machines a part of the weights, or all: those of the first one."""
+    stop = layout.num_values if stop is None else stop
+    ranks.spread_(view for view, _ in views(model, layout, start=start, stop=stop))
 
 
 def _merge_run_(run: list[View], vectors: SharedVectors, merge: Merge) -> None:

@@ -38,7 +38,7 @@ def choose_micro_batch(
     Raises:
         ConfigError: the memory is too small. The message says what would fit.
     """
-    whole = -(-config.inner.batch_sequences // how.devices)
+    whole = -(-config.inner.batch_sequences // (how.devices * how.machines))
     if free_bytes is None:
         return how.micro_batch or remembered or whole
     room_bytes = round(USABLE * free_bytes)

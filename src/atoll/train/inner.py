@@ -136,7 +136,7 @@ class InnerLoop:
         for piece in share.pieces:
             is_last = piece is share.pieces[-1]
             self.ranks.reduce_gradients_(
-                self.model, wanted=is_last or self.how.accumulate == "shards"
+                self.model, is_last=is_last, accumulate=self.how.accumulate
             )
             objective, cross_entropy = self._forward(
                 piece.on(self.device), num_targets=share.num_targets

@@ -28,6 +28,7 @@ from atoll.model.llama import Llama
 from atoll.train.channel import Evaluate, Evaluated
 from atoll.train.compiled import uncompiled
 from atoll.train.evaluate import validation_loss
+from atoll.train.exchanged import spread_
 from atoll.train.inner import InnerLoop
 from atoll.train.parallel import held
 from atoll.train.ranks import Followers
@@ -43,11 +44,14 @@ def inspect_state(
     Raises:
         RunError: the file cannot be read, or has another model.
     """
-    params_N = read_params(Path(command.state), loop.config)
+    params_N = None if loop.ranks.is_copy else read_params(Path(command.state), loop.config)
     followers.tell(command)
     aside = [held(parameter).to("cpu", copy=True) for parameter in loop.model.parameters()]
     try:
-        load_flat_(loop.model, params_N, layout_of(loop.config))
+        layout = layout_of(loop.config)
+        if params_N is not None:
+            load_flat_(loop.model, params_N, layout)
+        spread_(loop.model, layout, ranks=loop.ranks)
         with uncompiled(loop.how.compiler):
             loss = _validation_loss(loop, dataset)
             text = (

@@ -48,6 +48,7 @@ from atoll.train.channel import (
     Save,
     Saved,
     Setup,
+    Site,
     Snapped,
     Snapshot,
     Started,
@@ -137,13 +138,20 @@ class Trainer:
         vectors: SharedVectors,
         dataset: Path,
         log_path: Path,
+        site: Site | None = None,
     ) -> "Trainer":
         """Start the process; return once the model is on its device, with the weights of global_N.
 
         Raises:
             TrainerDied: it ended, or was not ready after `START_S`.
         """
-        setup = Setup(config=config, peer=peer, vectors=str(vectors.path), dataset=str(dataset))
+        setup = Setup(
+            config=config,
+            peer=peer,
+            vectors=str(vectors.path),
+            dataset=str(dataset),
+            site=site,
+        )
         try:
             async with asyncio.timeout(START_S):
                 trainer = cls(*await launch(log_path))

@@ -7,6 +7,10 @@ FSDP2 (torch.distributed.fsdp.fully_shard; ZeRO-3, arXiv 1910.02054): every rank
 each parameter, in fp32, with their gradients and moments. The rows of a layer are gathered from all
 ranks just before it is computed, in bf16 if that is the precision.
 
+Over several machines (HSDP): a model is sharded over the devices of a machine, and each machine has
+a copy. So machine 0 holds all that the agent has to do with, layers are gathered within a machine,
+and only gradients go between machines, once in a step, and what a merge has changed.
+
 With one rank nothing here does anything: there is no process group.
 
 Shapes: B samples of a batch, T tokens.
@@ -14,22 +18,32 @@ Shapes: B samples of a batch, T tokens.
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore  # dist.FileStore: not exported for mypy
+from torch._C._distributed_c10d import (  # dist.FileStore: not exported for mypy
+    FileStore,
+    Store,
+    TCPStore,
+)
 
+from atoll import system
 from atoll.data.batches import Batch
+from atoll.errors import ConfigError
 from atoll.model.llama import Llama
 from atoll.train.channel import Seat
 from atoll.train.loss import IGNORED
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+MACHINES: Final = "machines"  # dimensions of a mesh; the first is there only if they are several
+DEVICES: Final = "devices"
 
 # What shards is imported where it is used: it takes a second or two, and most peers do without.
 
@@ -45,6 +59,20 @@ class Ranks:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether what this rank holds is on the first machine as well."""
+        return self._has_copies and self._mesh.get_local_rank(MACHINES) > 0
+
+    @property
+    def _mesh(self) -> "DeviceMesh":
+        assert self.mesh is not None, "it is alone"
+        return self.mesh
+
+    @property
+    def _has_copies(self) -> bool:
+        return self.mesh is not None and self.mesh.ndim > 1
 
     def share(self, batch: Batch) -> Batch:
         """Return the rows of a batch that this rank is to train on."""
@@ -65,13 +93,35 @@ class Ranks:
         dist.broadcast(agreed, src=0)
         return int(agreed)
 
-    def reduce_gradients_(self, model: Llama, *, wanted: bool) -> None:
-        """Let backward passes from now on add up gradients among the ranks, or on each alone."""
+    def least(self, number: int) -> int:
+        """Return the least of the numbers that the ranks have."""
+        if self.mesh is None:
+            return number
+        agreed = torch.tensor(number, device=self.mesh.device_type)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return int(agreed)
+
+    def spread_(self, held: Iterable[Tensor]) -> None:
+        """Give ranks of other machines the values that those of the first hold in their place."""
+        if self._has_copies:
+            group = self._mesh.get_group(MACHINES)
+            for values in held:
+                dist.broadcast(values, group=group, group_src=0)
+
+    def reduce_gradients_(
+        self, model: Llama, *, is_last: bool, accumulate: Literal["shards", "whole"]
+    ) -> None:
+        """Say what the next backward pass does with gradients, the last one of a step or not.
+
+        Among the devices of a machine they are added up in each pass, or in the last one; among
+        machines in the last one.
+        """
         if self.mesh is not None:
             from torch.distributed.fsdp import FSDPModule
 
             assert isinstance(model, FSDPModule)
-            model.set_requires_gradient_sync(wanted)
+            model.set_requires_gradient_sync(is_last or accumulate == "shards")
+            model.set_requires_all_reduce(is_last)
 
     def let_go_(self, model: Llama) -> None:
         """Drop what a forward pass has gathered, which only a backward pass would do."""
@@ -85,28 +135,81 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join(seat: Seat, device: torch.device) -> Ranks:
-    """Take this rank's seat; return when all others have taken theirs."""
-    from torch.distributed.device_mesh import init_device_mesh
+def join(
+    seat: Seat,
+    device: torch.device,
+    *,
+    address: str = "",
+    listening: socket.socket | None = None,
+) -> Ranks:
+    """Take this rank's seat; return when all others have taken theirs.
 
-    stay_on_this_machine()
+    Several machines: `address` is where others reach this one; `listening`, where the ranks meet.
+
+    Raises:
+        ConfigError: no network interface has that address.
+    """
+    stay_on_this_machine() if seat.num_machines == 1 else stay_in_site(address)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=FileStore(seat.store, seat.num_ranks),
+        store=_store(seat, listening),
         rank=seat.rank,
         world_size=seat.num_ranks,
     )
-    return Ranks(seat.rank, seat.num_ranks, init_device_mesh(device.type, (seat.num_ranks,)))
+    return Ranks(seat.rank, seat.num_ranks, mesh_of(seat, device.type))
+
+
+def _store(seat: Seat, listening: socket.socket | None) -> Store:
+    """Return where the ranks leave word for each other: torch.distributed's rendezvous."""
+    if seat.num_machines == 1:
+        return FileStore(seat.store, seat.num_ranks)
+    host, _, port = seat.store.rpartition(":")
+    return TCPStore(
+        host,
+        int(port),
+        world_size=seat.num_ranks,
+        is_master=seat.rank == 0,
+        wait_for_workers=False,
+        master_listen_fd=None if listening is None else listening.detach(),
+    )
+
+
+def mesh_of(seat: Seat, device_type: str) -> "DeviceMesh":
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if seat.num_machines == 1:
+        return init_device_mesh(device_type, (seat.num_ranks,))
+    shape = (seat.num_machines, seat.num_devices)
+    return init_device_mesh(device_type, shape, mesh_dim_names=(MACHINES, DEVICES))
 
 
 def stay_on_this_machine() -> None:
-    """Let the ranks find each other on the loopback interface alone.
+    """Let the ranks find each other on the loopback interface alone."""
+    use_interface(next(name for _, name in socket.if_nameindex() if name.startswith("lo")))
 
-    gloo and NCCL read the environment, and would listen for anybody on the machine's own address.
+
+def use_interface(name: str) -> None:
+    """Let gloo and NCCL listen there: they read the environment, and would choose by themselves.
+
+    What NCCL sends over InfiniBand still goes there.
     """
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    os.putenv("GLOO_SOCKET_IFNAME", loopback)
-    os.putenv("NCCL_SOCKET_IFNAME", loopback)
+    os.putenv("GLOO_SOCKET_IFNAME", name)
+    os.putenv("NCCL_SOCKET_IFNAME", name)
+
+
+def stay_in_site(address: str) -> None:
+    """Let the ranks find each other on the network of this address, and on no other.
+
+    Raises:
+        ConfigError: no network interface has that address.
+    """
+    interface = system.interface_with(address)
+    if not interface:
+        raise ConfigError(
+            f"no network interface of this machine has the address {address}",
+            hint="several machines in one peer need Linux, and IPv4 addresses in their site",
+        )
+    use_interface(interface)
 
 
 def shard_(model: Llama, ranks: Ranks, *, bf16: bool) -> None:
@@ -182,4 +285,15 @@ def deal_out(values: Tensor, *, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
-    return distribute_tensor(values.to(like.device), like.device_mesh, like.placements)
+    mesh, placements = like.device_mesh, like.placements
+    if mesh.ndim == 1:
+        return distribute_tensor(values.to(like.device), mesh, placements)
+    # Whole it is dealt out within machine 0 only: then each rank has its rows sent on.
+    rows = torch.empty_like(like.to_local())
+    if mesh.get_local_rank(MACHINES) == 0:
+        dealt = distribute_tensor(values.to(like.device), mesh[DEVICES], placements[-1:])
+        rows = dealt.to_local().contiguous()
+    dist.broadcast(rows, group=mesh.get_group(MACHINES), group_src=0)
+    return DTensor.from_local(
+        rows, mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

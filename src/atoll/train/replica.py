@@ -31,7 +31,7 @@ from atoll.train.channel import (
     Snapped,
     Snapshot,
 )
-from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.exchanged import merge_, spread_, start_snapshot
 from atoll.train.moments import Tensors
 from atoll.train.optim import (
     InnerOptimizer,
@@ -63,13 +63,16 @@ class Inner(Protocol):
 
 
 class ReplicaServer:
-    """With several devices, each rank has its part; what one is told, `followers` are told too."""
+    """With several devices, each rank has its part; what one is told, `followers` are told too.
+
+    `vectors` None: they are on another machine, whose ranks hold copies of the same parts.
+    """
 
     def __init__(
         self,
         inner: Inner,
         layout: Layout,
-        vectors: SharedVectors,
+        vectors: SharedVectors | None,
         channel: Channel,
         followers: Followers,
     ) -> None:
@@ -87,18 +90,27 @@ class ReplicaServer:
             case Snapshot():
                 self._snapshot(command)
             case Merge():
-                began_at = monotonic_s()
-                self._followers.tell(command)
-                merge_(self.inner.model, self._layout, vectors=self._vectors, merge=command)
-                self._followers.wait_for(Merged)
-                self._channel.send(Merged(seconds=monotonic_s() - began_at))
+                self._merge(command)
             case Save(path=path):
                 self._save(Path(path))
             case Load(path=path):
                 self._finish_saving()
                 self._channel.send(attempt(lambda: self._load(Path(path)), "load", then=Loaded()))
 
+    def _merge(self, merge: Merge) -> None:
+        began_at = monotonic_s()
+        self._followers.tell(merge)
+        model, layout = self.inner.model, self._layout
+        if self._vectors is not None:
+            merge_(model, layout, vectors=self._vectors, merge=merge)
+        spread_(model, layout, ranks=self.inner.ranks, start=merge.start, stop=merge.stop)
+        self._followers.wait_for(Merged)
+        self._channel.send(Merged(seconds=monotonic_s() - began_at))
+
     def _snapshot(self, snapshot: Snapshot) -> None:
+        if self._vectors is None:
+            self._channel.send(Snapped(seconds=0.0))
+            return
         began_at = monotonic_s()
         self._followers.tell(snapshot)
         finish = start_snapshot(
@@ -127,6 +139,9 @@ class ReplicaServer:
         self._finish_saving()  # one at a time: each takes the memory of the moments once more
         if self.inner.optimizer is None:
             self._channel.send(Saved())  # there is no file, and a trainer that starts asks for none
+            return
+        if self.inner.ranks.is_copy:
+            self._channel.send(Saved())
             return
         self._followers.tell(Save(path=str(path)))
         num_steps = self.inner.steps_since_fresh
@@ -164,7 +179,7 @@ class ReplicaServer:
         num_steps = 0
         if self.inner.ranks.leads:
             tensors, num_steps = read_moments_for(path, inner.optimizer, model=inner.model)
-            self._followers.tell(Load(path=str(path)))
+        self._followers.tell(Load(path=str(path)))
         num_steps = self.inner.ranks.agree(num_steps)
         give_moments_(inner.optimizer, tensors, num_steps=num_steps, model=inner.model)
         inner.steps_since_fresh = num_steps

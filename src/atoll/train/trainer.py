@@ -37,7 +37,6 @@ from atoll.train.channel import (
     Merge,
     Quit,
     Save,
-    Seat,
     Setup,
     Snapshot,
     Started,
@@ -48,6 +47,7 @@ from atoll.train.channel import (
 )
 from atoll.train.compiled import Compiler, compile_, require_compiler
 from atoll.train.device import computes_in_bf16, limit_memory, name_of, pick_devices, set_threads
+from atoll.train.exchanged import spread_
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.inspect import inspect_state
@@ -123,24 +123,29 @@ class Made(NamedTuple):
     chosen: MicroBatchFile
 
 
-def make_loop(setup: Setup, seat: Seat | None) -> Made:
-    config, peer = setup.config, setup.peer
+def make_loop(setup: Setup, followers: Followers) -> Made:
+    config, peer, seat = setup.config, setup.peer, followers.seat
     devices = pick_devices(peer)
-    device = devices[0 if seat is None else seat.rank]
+    device = devices[0 if seat is None else seat.device]
     threads = set_threads(peer.threads, num_ranks=len(devices))
-    bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
     limit_bytes = limit_memory(device, peer.gpu_memory)
     compiler: Compiler = "inductor" if peer.compile else "none"
     if peer.compile:
         require_compiler(device)
-    ranks = ALONE if seat is None else join(seat, device)
-    how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers")
+    ranks = ALONE
+    if seat is not None:
+        address = "" if setup.site is None else setup.site.address
+        ranks = join(seat, device, address=address, listening=followers.listening)
+    num_machines = 1 if seat is None else seat.num_machines
+    bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
+    bf16 = bool(ranks.least(int(bf16)))
+    how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers", num_machines)
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
-    micro_batch = 0
-    if ranks.leads:  # for all: they step together
+    micro_batch = config.inner.batch_sequences
+    if seat is None or seat.device == 0:  # for all of its machine, whose devices are alike
         free_bytes = free_memory(device, num_ranks=len(devices), limit_bytes=limit_bytes)
         micro_batch = choose(config, how, chosen, free_bytes=free_bytes)
-    micro_batch = ranks.agree(micro_batch)
+    micro_batch = ranks.least(micro_batch)  # they step together
     loop = InnerLoop(
         build(config.model, device, ranks=ranks, bf16=bf16, compiler=compiler),
         Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
@@ -151,7 +156,10 @@ def make_loop(setup: Setup, seat: Seat | None) -> Made:
         ranks=ranks,
     )
     recompute_(loop.model, peer.recompute)
-    return Made(loop, Started(device=name_of(devices), threads=threads), chosen)
+    name = name_of(devices)
+    if num_machines > 1:
+        name = f"{num_machines} machines with {name}"
+    return Made(loop, Started(device=name, threads=threads), chosen)
 
 
 def choose(
@@ -197,18 +205,20 @@ def serve(channel: Channel) -> None:
     """
     setup = channel.receive()
     assert isinstance(setup, Setup), "an agent begins with Setup"
-    num_ranks = len(pick_devices(setup.peer)) if setup.seat is None else 1
 
     def give_up(failed: Failed) -> None:
         with suppress(ConnectionLost):
             channel.send(failed)
         os._exit(1)  # the thread that trains may wait for the rank that is gone
 
-    with Followers(setup, num_ranks, on_end=give_up) as followers:
-        loop, started, chosen = make_loop(setup, setup.seat or followers.seat)
+    with Followers(setup, len(pick_devices(setup.peer)), on_end=give_up) as followers:
+        loop, started, chosen = make_loop(setup, followers)
         layout = layout_of(setup.config)
-        vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
-        load_flat_(loop.model, vectors.global_N, layout)
+        vectors = None
+        if setup.vectors:
+            vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
+            load_flat_(loop.model, vectors.global_N, layout)
+        spread_(loop.model, layout, ranks=loop.ranks)
         followers.wait_for(Started)
         channel.send(started)
         server = ReplicaServer(loop, layout, vectors, channel, followers)
@@ -218,7 +228,7 @@ def serve(channel: Channel) -> None:
             )
             obey_all(channel, loop, server, followers, inspect=inspect)
         except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error) and loop.ranks.leads:
+            if is_out_of_memory(error) and (followers.seat is None or followers.seat.device == 0):
                 chosen.halve()  # the next trainer takes fewer samples at once, if it can
             raise
 

@@ -122,6 +122,18 @@ def test_a_pause_and_its_end(part: Part):
     assert part.doing == "waiting for a round"
 
 
+def test_a_machine_that_is_missing_is_named_and_waited_for(part: Part):
+    part.hear(events.MachineLost(name="emil", reason="its line has ended"), at=1010.0)
+    why = "machines of this peer that are missing: 1"
+    part.hear(events.PeerRests(peer=ME, name="anna", rests=True, why=why), at=1010.0)
+    part.hear(events.MachineCame(name="emil", num_missing=0), at=1020.0)
+    assert words(part)[-3:] == [
+        "machine emil of this peer is gone: its line has ended",
+        f"it follows the run, and waits for {why}",
+        "machine emil of this peer is there",
+    ]
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("height", [12, 24, 60])
 def test_the_picture_fits_the_terminal(part: Part, width, height):
