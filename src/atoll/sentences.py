@@ -25,7 +25,7 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.PeerRests(name=name, rests=rests):
             return f"{name} is paused: no round waits for it" if rests else f"{name} goes on"
         case events.RoundPlanned():
-            reducers = named(event.reducers, names=names)
+            reducers = named(event.reducers, names=names) or "nobody who is here"
             return f"round {event.round}: {len(event.peers)} peers, reduced by {reducers}"
         case events.RoundClosed():
             late = f", without {named(event.missing, names=names)}" if event.missing else ""
@@ -33,7 +33,7 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
         case events.RoundCommitted():
             return _committed(event)
         case events.StateAgreed():
-            return f"state {event.round} is {event.digest[:12]} on {len(event.peers)} members"
+            return f"state {event.round} is {event.digest[:12]} on {_members(len(event.peers))}"
         case events.StateDiffers():
             who = named((event.peer,), names=names)
             return f"! {who} has another state {event.round}: it fetches"
@@ -89,10 +89,15 @@ def _machine(event: events.MachineCame | events.MachineLost) -> str:
 
 
 def _joined(event: events.PeerJoined) -> str:
-    said = [event.device or "no trainer", *([one_line(event.place)] if event.place else [])]
+    said = [event.device or "no trainer"]
     if not event.reachable:
         said.append("cannot be dialled: it will not reduce")
-    return f"+ {event.name} joined ({', '.join(said)})"
+    place = f" from {one_line(event.place)}" if event.place else ""
+    return f"+ {event.name} joined{place} ({', '.join(said)})"
+
+
+def _members(number: int) -> str:
+    return f"{number} member{'s' if number != 1 else ''}"
 
 
 def one_line(text: str) -> str:

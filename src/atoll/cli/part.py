@@ -117,6 +117,7 @@ class Part:
     received: Flow = field(default_factory=Flow)
     has_connected: bool = False  # once, at least
     is_cut_off: bool = False  # from the host, by now
+    is_paused: bool = False  # it rests: by its owner's will, or until something is there
     is_leaving: bool = False
     news: list[News] = field(default_factory=list)
     _said_training_at: float = 0.0
@@ -139,19 +140,20 @@ class Part:
             case events.Downloading():
                 self._download(event, at=at)
             case events.StateSynced():
-                pass  # the end of the download has been said
+                self.download = None  # its end has been said, unless some of it was here before
             case events.TrainerStarted(device=device):
-                self.device, self.doing = device, "waiting for a round"
+                self.download = None
+                self.device, self.doing = device, self._paused_or("waiting for a round")
                 self.say(f"ready to train on {device}", at=at, tone="good")
             case events.TrainerDied(reason=reason):
                 self.doing, self.tokens_per_s = "starting", 0.0
                 text = f"the trainer died, and is started again by itself: {reason}"
                 self.say(text, at=at, tone="bad")
-            case events.Training() if self.doing != "paused":
+            case events.Training():
                 self._train(event, at=at)
             case events.PhaseTimed(round=round_id, phase="snapshot"):
                 self.exchanges.add(round_id)
-                self.doing = "exchanging"
+                self.doing = self._paused_or("exchanging")
             case events.RoundTaken():
                 self._take(event, at=at)
             case events.PeerRests(rests=rests, why=why):
@@ -174,7 +176,8 @@ class Part:
         self.has_connected, self.is_cut_off = True, False
         self._behind = event.committed
         if self.doing == "connecting":
-            self.doing = "starting" if not self.device else "waiting for a round"
+            ready = self._paused_or("waiting for a round")
+            self.doing = "starting" if not self.device else ready
         rounds = self.config.sync.rounds
         text = f"connected to {event.host}: {event.committed} of {rounds} rounds are done"
         self.say(text, at=at, tone="good")
@@ -203,6 +206,8 @@ class Part:
         step = max(0, event.step - before)
         if (event.round, step, event.loss) == (self.round, self.step, self.loss):
             return  # no step since
+        if self.is_paused:
+            return  # it is the step that was under way
         self.round, self.step = event.round, step
         self.loss, self.tokens_per_s = event.loss, event.tokens_per_s
         self.doing = "training"
@@ -215,6 +220,7 @@ class Part:
             self.say(f"{text}, loss {event.loss:.3f}, {speed} tokens/s", at=at)
 
     def _take(self, event: events.RoundTaken, *, at: float) -> None:
+        self.download = None  # of a state that rounds have overtaken
         self.exchanges.discard(event.round)
         self.committed, self.num_contributors = event.round, event.num_contributors
         self.round, self.step, self._said_training_at = RoundId(event.round + 1), 0, at
@@ -226,8 +232,7 @@ class Part:
                 self.say("caught up with the rounds before", at=at)
             return
         if not event.num_tokens:
-            is_late = self.doing != "paused"
-            whose = "your work comes into a later one" if is_late else "the others' work"
+            whose = "the others' work" if self.is_paused else "your work comes into a later one"
             self.say(f"{text}: {whose}", at=at)
             return
         self.num_rounds += 1
@@ -245,7 +250,8 @@ class Part:
         return self.config.sync.mode == "overlap"
 
     def _rest(self, *, rests: bool, why: str, at: float) -> None:
-        self.doing = "paused" if rests else "waiting for a round"
+        self.is_paused = rests
+        self.doing = self._paused_or("waiting for a round")
         self.tokens_per_s = 0.0
         if why:
             self.say(f"it follows the run, and waits for {why}", at=at, tone="bad")
@@ -253,6 +259,9 @@ class Part:
             self.say("paused, its work is kept; go on with: atoll resume", at=at, tone="bad")
         else:
             self.say("it goes on with the work that it had", at=at, tone="good")
+
+    def _paused_or(self, doing: Doing) -> Doing:
+        return "paused" if self.is_paused else doing
 
     # --- what its owner wants -------------------------------------------------------------------
 

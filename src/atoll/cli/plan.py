@@ -33,7 +33,10 @@ def _print_example(wanted: bool) -> None:
 
 def plan(
     run: Annotated[Path, typer.Argument(help="The run.toml, or the run's directory.")],
-    fleet: Annotated[Path, typer.Option(help="The machines: a fleet.toml, see --example.")],
+    fleet: Annotated[
+        Path | None,
+        typer.Option(help="The machines: a fleet.toml, see --example.", show_default=False),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw a round of it into this file, as SVG.")
@@ -54,6 +57,11 @@ def plan(
     from atoll.forecast.forecast import forecast
 
     config = load_run_config(run / "run.toml" if run.is_dir() else run)
+    if fleet is None:
+        raise ConfigError(
+            "on which machines? a file names them: --fleet fleet.toml",
+            hint="write one to start from: atoll plan --example > fleet.toml",
+        )
     machines = load_fleet(fleet)
     if plot is not None and plot.suffix != ".svg":
         raise ConfigError(f"--plot {plot}: not the name of an SVG file", hint="end it in .svg")

@@ -1,13 +1,14 @@
 """Events as lines for people, and progress on the terminal."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
 
 from rich.console import Console
 
 from atoll import events
-from atoll.clock import monotonic_s
+from atoll.clock import monotonic_s, wall_s
 from atoll.ids import PeerId
 from atoll.sentences import sentence
 
@@ -24,8 +25,11 @@ class Lines:
         self._trained_at = 0.0
 
     def show(self, event: events.Event) -> None:
+        """Print the event with its time; in a log file, with its day as well."""
         if line := self.line(event):
-            console.print(line, markup=False, soft_wrap=True)
+            clock = "%H:%M:%S" if console.is_terminal else "%Y-%m-%d %H:%M:%S"
+            now = datetime.fromtimestamp(wall_s()).astimezone()
+            console.print(f"{now:{clock}}  {line}", markup=False, soft_wrap=True)
 
     def line(self, event: events.Event) -> str | None:
         if isinstance(event, events.PeerJoined):

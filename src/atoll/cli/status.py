@@ -21,6 +21,8 @@ from atoll.traffic import Traffic
 from atoll.units import format_bytes, format_count, format_seconds
 
 CURVE_COLUMNS = 60
+WIDE_COLUMNS = 100  # of a terminal: less has no room for all that is known of a peer
+LEFT_OUT = ("peer", "sent", "received")
 
 
 def status(
@@ -63,24 +65,31 @@ def _events(path: Path) -> list[Stamped]:
 def _print_run(view: Overview) -> None:
     num_in = sum(peer.is_in for peer in view.peers)
     state = f"state {view.agreed} is {view.agreed_state[:12]}" if view.agreed_state else "no state"
-    lines = [
-        f"run      {view.name}, {view.run[:12]}",
-        f"rounds   {view.committed} of {view.rounds} committed; {state}",
-        f"tokens   {format_count(view.num_tokens)}",
-        f"bytes    {_traffic(view.traffic)}",
-        f"bits     {view.bits:.3f} sent for each parameter and inner step",
-        f"peers    {num_in} in, {len(view.peers)} ever",
-    ]
+    facts = {
+        "run": f"{view.name}, {view.run[:12]}",
+        "rounds": f"{view.committed} of {view.rounds} committed; {state}",
+    }
     if view.losses:
-        curve = sparkline(view.losses, columns=CURVE_COLUMNS)
-        lines.insert(2, f"loss     {view.losses[0]:.3f} {curve} {view.losses[-1]:.3f}")
+        curve = sparkline(view.losses, columns=min(CURVE_COLUMNS, console.width - 30))
+        facts["loss"] = f"{view.losses[0]:.3f} {curve} {view.losses[-1]:.3f}"
     if view.evaluations:
         newest, names = view.evaluations[-1], {peer.peer: peer.name for peer in view.peers}
-        said = f"{newest.loss:.3f} at state {newest.round}, says {names[newest.peer]}"
-        lines.insert(3, f"held out {said}")
+        facts["held out"] = f"{newest.loss:.3f} at state {newest.round}, says {names[newest.peer]}"
+    facts |= {
+        "tokens": format_count(view.num_tokens),
+        "bytes": _traffic(view.traffic),
+        "bits": f"{view.bits:.3f} sent for each parameter and inner step",
+        "peers": f"{num_in} in, {len(view.peers)} ever",
+    }
     if view.sample:
-        lines.append(f"writes   {one_line(view.sample)}")
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+        facts["writes"] = one_line(view.sample)
+    grid = Table.grid(padding=(0, 1))  # what is too long for a line goes on below its beginning
+    for name, text in facts.items():
+        grid.add_row(name, escape(text))
+        if not console.is_terminal:
+            console.print(f"{name:<8} {text}", markup=False, soft_wrap=True)
+    if console.is_terminal:
+        console.print(grid)
 
 
 def _traffic(traffic: Traffic) -> str:
@@ -113,11 +122,13 @@ def _print_peers(view: Overview, *, now: float) -> None:
             cells = (f"{title} {cell}" for title, cell in zip(titles[1:], row[1:], strict=True))
             console.print(f"{row[0]}  {'  '.join(cells)}", markup=False, soft_wrap=True)
     elif rows:
+        is_wide = console.width >= WIDE_COLUMNS
+        shown = [n for n, title in enumerate(titles) if is_wide or title not in LEFT_OUT]
         table = Table(box=None, header_style="bold")
-        for number, title in enumerate(titles):
-            table.add_column(title, justify="left" if number < 3 else "right")
+        for number in shown:
+            table.add_column(titles[number], justify="left" if number < 3 else "right")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*(escape(row[number]) for number in shown))
         console.print(table)
 
 

@@ -118,6 +118,9 @@ def test_a_pause_and_its_end(part: Part):
     part.hear(training(5), at=1011.5)  # the step that was under way
     assert (part.doing, part.tokens_per_s) == ("paused", 0.0)
     assert "go on with: atoll resume" in drawn(part, width=80)
+    part.hear(events.PhaseTimed(round=RoundId(3), phase="snapshot", seconds=0.1), at=1011.6)
+    part.hear(taken(3, num_tokens=0), at=1011.7)  # rounds go on, also those with work of before
+    assert (part.doing, words(part)[-1]) == ("paused", "round 3 of 8: the others' work")
     part.hear(events.PeerRests(peer=ME, name="anna", rests=False), at=1012.0)
     assert part.doing == "waiting for a round"
 
@@ -153,3 +156,10 @@ def test_plain_lines_have_their_time_and_come_once(part: Part, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     day = datetime.fromtimestamp(1001.0, tz=UTC).astimezone()
     assert line == f"{day:%Y-%m-%d %H:%M:%S}  connected to reef.example: 2 of 8 rounds are done"
+
+
+def test_a_download_that_the_rounds_have_overtaken_is_not_shown(part: Part):
+    part.hear(events.Downloading(what="the model", num_bytes=8, total_bytes=10), at=1005.0)
+    assert "8 B of 10 B" in drawn(part, width=80)
+    part.hear(taken(3), at=1006.0)
+    assert part.download is None

@@ -102,7 +102,7 @@ def test_a_fleet_that_is_none_is_one_clear_error(atoll, tmp_path, text, message)
         (("nowhere.toml", "--fleet", FLEETS / "example.toml"), "nowhere.toml: no such file"),
         ((RUN, "--fleet", "nowhere.toml"), "nowhere.toml: no such file"),
         ((RUN, "--fleet", FLEETS / "example.toml", "--plot", "x.png"), "--plot x.png: not the"),
-        ((RUN,), "Missing option '--fleet'"),
+        ((RUN,), "on which machines?"),
     ],
 )
 def test_wrong_arguments_are_one_clear_error(atoll, arguments, message):

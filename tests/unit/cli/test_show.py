@@ -1,6 +1,18 @@
+import re
+
 import pytest
 
-from atoll.cli.show import sparkline
+from atoll.cli.show import Lines, sparkline
+from atoll.events import StateAgreed
+from atoll.ids import Digest, PeerId, RoundId
+
+
+def test_a_line_of_a_log_file_has_its_day_and_time(capsys):
+    Lines().show(StateAgreed(round=RoundId(7), digest=Digest("ab" * 32), peers=(PeerId("c" * 32),)))
+    out = capsys.readouterr().out
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  state 7 is abababababab on 1 member\n", out
+    )
 
 
 def test_a_curve_has_a_bar_for_each_value():

@@ -102,7 +102,7 @@ def test_where_a_peer_says_it_is():
     seen.probed(anna)
     seen.at_state(anna)
     assert (row(seen, 0)["place"], row(seen, 1)["place"]) == ("Lisbon\x1b[2J", "")
-    assert seen.board.document()["news"][-1]["text"].startswith("peer-0 joined (cpu, Lisbon [2J")
+    assert seen.board.document()["news"][-1]["text"].startswith("peer-0 joined from Lisbon [2J")
 
 
 def test_utilisation_is_the_share_of_the_time_that_a_peer_trained():
