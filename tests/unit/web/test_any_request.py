@@ -1,17 +1,12 @@
-"""Any request that fits the API's description, and many that do not, get an answer that fits it.
+"""Any request that fits the API's description, and many that do not, get an answer that fits it."""
 
-With schemathesis, where it is installed (pip install 'atoll[fuzz]').
-"""
-
-import pytest
+import schemathesis
 from hypothesis import HealthCheck, settings
 from tests.unit.web.cast import Seen
 
 from atoll.web.admin import Admin
 from atoll.web.app import application
 from atoll.web.stream import Stream
-
-schemathesis = pytest.importorskip("schemathesis")
 
 
 class Nobody:
