@@ -37,7 +37,7 @@ BUILT_IN = PeerId("f" * 32)
 class Timed:
     """A run in memory, and how long its decisions take."""
 
-    def __init__(self, num_peers: int) -> None:
+    def __init__(self, num_peers: int, *, region_size: int) -> None:
         config = RunConfig(
             name="decisions",
             model=ModelConfig(
@@ -45,7 +45,9 @@ class Timed:
             ),
             data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),)),
             inner=InnerConfig(lr=1e-3, batch_sequences=2),
-            sync=SyncConfig(rounds=1000, inner_steps=2, min_peers=num_peers),
+            sync=SyncConfig(
+                rounds=1000, inner_steps=2, min_peers=num_peers, region_size=region_size
+            ),
         )
         genesis = records.Genesis(
             run=run_digest(config),
@@ -127,11 +129,19 @@ class Timed:
             delivered = wire.Delivered(
                 round=rnd.id, contributor=peer, slice=0, digest=digest, squared_norm=1.0
             )
-            self.says(rnd.assignment[0], delivered)
+            self.says(rnd.assignment[rnd.tree.place(rnd.group_of(peer), 0)], delivered)
         self.settle()
         update, version = digest_of(b"update"), rnd.roster_version
-        reduced = wire.Reduced(round=rnd.id, roster_version=version, slice=0, digest=update)
-        self.says(rnd.assignment[0], reduced)
+        for group in sorted(rnd.populated):
+            reduced = wire.Reduced(
+                round=rnd.id,
+                roster_version=version,
+                slice=0,
+                digest=update,
+                group=None if group == rnd.tree.root else group,
+                parts=(update,) * len(rnd.below(group)),
+            )
+            self.says(rnd.assignment[rnd.tree.place(group, 0)], reduced)
         for peer in (*self.peers, BUILT_IN):
             held = wire.Held(round=rnd.id, roster_version=version, digests=(update,))
             self.says(peer, held)
@@ -147,8 +157,8 @@ class Timed:
         self.do("tick", decisions.on_tick)
 
 
-def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
-    timed = Timed(num_peers)
+def measured(num_peers: int, *, rounds: int, region_size: int) -> dict[str, object]:
+    timed = Timed(num_peers, region_size=region_size)
     timed.join()
     timed.round()
     joining = {kind: timed.seconds[kind] / timed.calls[kind] for kind in ("Hello", "probed")}
@@ -160,6 +170,7 @@ def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
     each = {kind: timed.seconds[kind] / count for kind, count in timed.calls.items()}
     return {
         "peers": num_peers,
+        "region_size": region_size,
         "us_per_call": {kind: round(1e6 * s, 1) for kind, s in {**joining, **each}.items()},
         "s_per_round": round(sum(timed.seconds.values()) / rounds, 4),
         "sent_per_round_and_peer": round(timed.sent / rounds / num_peers, 2),
@@ -170,9 +181,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--region-size", type=int, default=64, help="0: one region")
     given = parser.parse_args()
     for num_peers in given.peers:
-        print(json.dumps(measured(num_peers, rounds=given.rounds)), flush=True)
+        line = measured(num_peers, rounds=given.rounds, region_size=given.region_size)
+        print(json.dumps(line), flush=True)
     return 0
 
 

@@ -17,7 +17,7 @@ from msgspec import structs
 from atoll.config import RunConfig, load_run_config
 from atoll.exchange.codec import CODECS
 from atoll.exchange.plan import Link
-from atoll.forecast.exchange import AGENT_BYTES_PER_S, PAYLOAD_SHARE, exchange_of, ring_rate
+from atoll.forecast.exchange import AGENT_BYTES_PER_S, PAYLOAD_SHARE, Sizes, exchange_of, ring_rate
 from atoll.forecast.fleet import FleetConfig, GroupConfig, HostConfig, load_fleet
 from atoll.forecast.forecast import Forecast, forecast, step_s
 from atoll.forecast.timing import GAP_S
@@ -172,14 +172,16 @@ def exchanges() -> Iterator[Compared]:
         num_peers, num_values = int(found[1]), int(found[2]) * 10**6
         unit = {"M": 1e6, "G": 1e9}[found[4]]
         bps = [float(number) * unit for number in found[3].split("/")]
-        sizes = [codec.encoded_bytes(stop - start) for start, stop in slice_bounds(num_values)]
+        bounds = slice_bounds(num_values)
+        encoded = tuple(codec.encoded_bytes(stop - start) for start, stop in bounds)
+        sizes = Sizes(encoded, encoded, encoded, num_values)
         cpu = AGENT_BYTES_PER_S * min(1.0, LAB_CORES / num_peers)  # the peers share the cores
         up, down = (min(rate / 8 * PAYLOAD_SHARE, cpu) for rate in (bps[0], bps[-1]))
         lines = [
             Link(PeerId(str(number)), up, down, contributes=True, reduces=True)
             for number in range(num_peers)
         ]
-        moved_s = exchange_of(lines, contribution_bytes_S=sizes, update_bytes_S=sizes).seconds()
+        moved_s = exchange_of(lines, sizes, region_size=0).seconds()
         yield Compared(row["case"], moved_s + GAP_S, float(row["wall, s"]))
 
 

@@ -93,7 +93,7 @@ if "atoll.train.trainer" in sys.orig_argv:
 """
 
 
-def soak_config(num_peers: int) -> RunConfig:
+def soak_config(num_peers: int, *, region_size: int) -> RunConfig:
     """Return a run whose bytes and steps cost so little that sixteen peers fit on two cores."""
     return RunConfig(
         name="soak",
@@ -111,6 +111,7 @@ def soak_config(num_peers: int) -> RunConfig:
             inner_steps=INNER_STEPS,
             mode="overlap",
             min_peers=max(1, num_peers // 2),
+            region_size=region_size,
             grace_floor_s=1.0,
             heartbeat_s=0.5,
             silent_s=5.0,
@@ -425,6 +426,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1800.0, help="with faults")
     parser.add_argument("--peers", type=int, default=16)
+    parser.add_argument("--region-size", type=int, default=64, help="of more peers: regions")
     parser.add_argument("--every-s", type=float, default=FAULT_EVERY_S, help="a peer's fault")
     parser.add_argument("--host-every-s", type=float, default=HOST_EVERY_S, help="the host's")
     parser.add_argument("--seed", type=int, help="of the faults; a random one by default")
@@ -436,7 +438,7 @@ def main() -> int:
     print(f"seed {arguments.seed}", flush=True)
     for request in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(request, signal.default_int_handler)  # nothing that we start outlives us
-    config = soak_config(arguments.peers)
+    config = soak_config(arguments.peers, region_size=arguments.region_size)
     with TemporaryDirectory(prefix="atoll-soak-") as directory:
         folder = Path(directory)
         (folder / "site").mkdir()

@@ -76,7 +76,7 @@ class Meter:
         self.host_s += time.perf_counter() - began_at
 
 
-def swarm(num_peers: int, *, rounds: int, seed: int) -> Case:
+def swarm(num_peers: int, *, rounds: int, region_size: int, seed: int) -> Case:
     rng = Random(seed)
     peers = tuple(
         PeerSpec(
@@ -98,14 +98,15 @@ def swarm(num_peers: int, *, rounds: int, seed: int) -> Case:
         update_codec="int8",
         vocab_size=300,
         quorum=0.9,
+        region_size=region_size,
         heartbeat_s=HEARTBEAT_S,
         inner_steps=2,
     )
     return Case(setting=Setting(seed=seed, peers=peers, run=run, model="idle"), script=script)
 
 
-def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
-    meter, case = Meter(), swarm(num_peers, rounds=rounds, seed=1)
+def measured(num_peers: int, *, rounds: int, region_size: int) -> dict[str, object]:
+    meter, case = Meter(), swarm(num_peers, rounds=rounds, region_size=region_size, seed=1)
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory, prefix="atoll-swarm-") as directory:
         began_at, cpu_at = time.monotonic(), time.process_time()
@@ -124,8 +125,23 @@ def measured(num_peers: int, *, rounds: int) -> dict[str, object]:
         "host_s_per_round": round(meter.host_s / num_rounds, 3),
         "host_messages_per_round": round(total / num_rounds),
         "host_messages_per_peer_and_round": round(total / num_rounds / num_peers, 1),
+        "regions": [len({entry.region for entry in commit.roster}) for commit in outcome.commits],
+        "most_connections": most_connections(outcome.fleet),
         "contributors": [len(commit.roster) for commit in outcome.commits],
         "by_kind": dict(meter.messages.most_common(6)),
+    }
+
+
+def most_connections(fleet: Fleet) -> dict[str, int]:
+    """Return how many connections members had at once, those with the most and the median."""
+    machines = fleet.network.machines
+    counts = sorted(m.most_connections for name, m in machines.items() if name != HOST)
+    at = {"most": -1, "99 %": -1 - len(counts) // 100, "median": len(counts) // 2}
+    return {
+        "of_a_peer": counts[at["most"]],
+        "of_one_in_a_hundred": counts[at["99 %"]],
+        "median": counts[at["median"]],
+        "of_the_host": machines[HOST].most_connections,
     }
 
 
@@ -133,13 +149,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--region-size", type=int, default=64, help="0: one region")
     given = parser.parse_args()
     allow_many_files()
     needed, allowed = FILES * max(given.peers) + SPARE_FILES, most_files()
     if allowed is not None and needed > allowed:
         parser.error(f"so many peers keep {needed} files open, and this system allows {allowed}")
     for num_peers in given.peers:
-        print(json.dumps(measured(num_peers, rounds=given.rounds)), flush=True)
+        line = measured(num_peers, rounds=given.rounds, region_size=given.region_size)
+        print(json.dumps(line), flush=True)
     return 0
 
 

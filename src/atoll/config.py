@@ -174,6 +174,9 @@ class SyncConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     codec: Annotated[Codec, about("of the contributions")] = "int8"
     update_codec: Annotated[UpdateCodec, about("of their mean")] = "int8"
     min_peers: Annotated[Positive, about("a round with fewer contributors waits")] = 1
+    region_size: Annotated[
+        NotNegative, about("more members than this are divided into regions of so many; 0: never")
+    ] = 64
     quorum: Annotated[
         float, Meta(gt=0, le=1), about("share of the peers that ends the wait, but for the grace")
     ] = 0.6

@@ -40,7 +40,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)
     ),
     wire.Delivered(round=ROUND, contributor=BEN, slice=2, digest=D1, squared_norm=0.125),
-    wire.Reduced(round=ROUND, roster_version=1, slice=2, digest=D1),
+    wire.Reduced(round=ROUND, roster_version=1, slice=2, digest=D1, group=3, parts=(D1, D2)),
     wire.Held(round=ROUND, roster_version=1, digests=(D1, D2)),
     wire.Fetched(round=ROUND, roster_version=1, start=2, stop=5),
     wire.Unreachable(round=ROUND, reducer=BEN),
@@ -72,6 +72,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         leases=(LEASE,),
         sources=(ADDRESS,),
         num_samples=80,
+        also=(wire.Run(start=2, stop=5),),
     ),
     wire.Closed(round=ROUND, roster_version=1),
     wire.Reduce(
@@ -79,6 +80,9 @@ EXAMPLES: tuple[wire.Message, ...] = (
         roster_version=1,
         slice=2,
         inputs=(wire.ReduceInput(peer=ANNA, share=1.0, digest=D1),),
+        parts=(wire.Part(group=0, reducer=ADDRESS), wire.Part(group=1, reducer=None)),
+        group=4,
+        parent=ADDRESS,
     ),
     wire.Commit(
         seq=2**63 - 1,
@@ -101,7 +105,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
     wire.Holding(slices=(wire.NamedSlice(slice=1, digest=D2),)),
     wire.Slice(round=ROUND, slice=2, digest=D1, num_bytes=67584),
     wire.Taken(slice=2),
-    wire.FetchUpdates(round=ROUND, roster_version=1, slices=(2, 3), seconds=30.0),
+    wire.FetchUpdates(round=ROUND, roster_version=1, slices=(2, 3), seconds=30.0, group=1),
     wire.Update(slice=2, digest=D1, num_bytes=67584),
     wire.Fetch(digest=D1),
     wire.Blob(digest=D1, num_bytes=0),

@@ -1,6 +1,7 @@
 """`make soak`, cut down: real processes, random faults, one truth.
 
-How much a fleet commits meanwhile is for the long run to say: one peer of three is a third.
+How much a fleet commits meanwhile is for the long run to say: one peer of three is a third. Regions
+of two, so that there are some.
 """
 
 import re
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.timeout(600)  # several processes import torch, one aft
 
 def soak(page: Path, *options: str) -> str:
     command = [sys.executable, str(SOAK), "--seed", "1", "--share", "0", "--report", str(page)]
+    command += ["--region-size", "2"]
     ran = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return page.read_text(encoding="utf-8")

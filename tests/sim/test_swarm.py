@@ -10,6 +10,7 @@ from atoll.sim.play import Case, play
 from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
 
 NUM_PEERS = 32
+REGION_SIZE = 8
 
 
 def swarm() -> Case:
@@ -35,6 +36,7 @@ def swarm() -> Case:
         vocab_size=300,
         quorum=0.9,
         heartbeat_s=30.0,
+        region_size=REGION_SIZE,
     )
     return Case(setting=Setting(seed=3, peers=peers, run=run, model="idle"), script=script)
 
@@ -61,3 +63,8 @@ def test_all_members_of_a_swarm_end_with_one_state_and_the_host_says_little_to_e
     assert said["Commit"] < 1.5 * num_told
     assert said["Plan"] < 1.5 * num_told
     assert {type(event) for _, _, event in outcome.trace} <= {*JUDGED, StateSynced}
+    # In regions from the first round on: a reducer has its region, those above and below, the host.
+    assert [len({entry.region for entry in commit.roster}) > 1 for commit in outcome.commits]
+    machines = outcome.fleet.network.machines
+    most = max(machine.most_connections for name, machine in machines.items() if name != HOST)
+    assert most < NUM_PEERS

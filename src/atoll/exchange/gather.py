@@ -1,15 +1,15 @@
-"""Fetching the updates of a round from the reducers that form them, as they are formed."""
+"""Fetching updates and partial sums of a round from the reducers that form them, as they do."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from atoll.errors import ProtocolError
+from atoll.errors import BadBlobError, ProtocolError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, measured, patience, unexpected
 from atoll.exchange.tasks import group
-from atoll.ids import Buffer, Digest, RoundId
+from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection
 
@@ -21,12 +21,16 @@ Gathered = Callable[[int, Digest, Buffer], None]  # index of a slice, and its up
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The updates of one roster of a round; `sizes` are the values of each slice."""
+    """The updates of one roster of a round, or the partial sums of a group.
+
+    `sizes` are the values of each slice.
+    """
 
     round: RoundId
     roster_version: int
     codec: Codec
     sizes: tuple[int, ...]
+    group: int | None = None
 
 
 async def gather_from(
@@ -34,11 +38,13 @@ async def gather_from(
     indices: Sequence[int],
     *,
     wanted: Wanted,
-    blobs: BlobStore,
+    blobs: BlobStore | None,
     links: Links,
     gathered: Gathered,
 ) -> None:
-    """Put these updates into our store, as far as they are formed in time; tell `gathered` of each.
+    """Get these slices, as far as they are formed in time; tell `gathered` of each.
+
+    They are then in our store, if there is one for them.
 
     Raises:
         PeerError: the reducer is gone, or what it sent is damaged.
@@ -49,6 +55,7 @@ async def gather_from(
         roster_version=wanted.roster_version,
         slices=tuple(indices),
         seconds=WAIT_S,
+        group=wanted.group,
     )
     checking = asyncio.Semaphore(UNCHECKED)
 
@@ -86,6 +93,11 @@ async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Upda
     return answer
 
 
-def _keep(payload: Buffer, digest: Digest, num_values: int, codec: Codec, blobs: BlobStore) -> None:
+def _keep(
+    payload: Buffer, digest: Digest, num_values: int, codec: Codec, blobs: BlobStore | None
+) -> None:
     codec.check(payload, num_values)
-    blobs.put(digest, payload)
+    if blobs is not None:
+        blobs.put(digest, payload)
+    elif digest_of(payload) != digest:
+        raise BadBlobError(f"a partial sum is not the one that was announced: {digest}")

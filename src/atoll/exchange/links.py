@@ -2,7 +2,8 @@
 
     fetch          Fetch -> Blob + bytes | Missing
 
-A connection serves one request at a time, and is kept for the next one to the same member.
+A connection serves one request at a time, and is kept for the next one to the same member; not for
+ever, since in a large run we have to do with others after a while.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from atoll.traffic import Traffic
 DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
+KEPT_ROUNDS = 3  # that a connection may go without a use
 
 
 class Links:
@@ -39,9 +41,12 @@ class Links:
         self._confirmed = 0  # bytes, of all that was sent
         self._confirmed_s = 0.0  # when they were, in busy time
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
+        self._used_in: dict[PeerId, int] = {}  # the last round with a use, as we count them
+        self._num_rounds = 0
 
     def end_round(self) -> None:
         """Learn from what a round has moved how fast the line is."""
+        self._num_rounds += 1
         self.down.end_round()
         if (rate := self.up.end_round()) is not None:
             best = self.up.estimate or rate
@@ -75,6 +80,8 @@ class Links:
         Raises:
             PeerError: the member cannot be reached.
         """
+        self._used_in[address.peer] = self._num_rounds
+        await self._close_unused()
         connection = await self._kept(address.peer) or await self.transport.dial(
             address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
@@ -94,6 +101,14 @@ class Links:
                 return connection
             await connection.close()
         return None
+
+    async def _close_unused(self) -> None:
+        """Close the connections to those with whom we had nothing to do for some rounds."""
+        last = self._num_rounds - KEPT_ROUNDS
+        for peer in [peer for peer, used_in in self._used_in.items() if used_in < last]:
+            del self._used_in[peer]
+            for connection in self._idle.pop(peer, ()):
+                await connection.close()
 
     async def close(self) -> None:
         for connections in self._idle.values():

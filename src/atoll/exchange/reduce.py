@@ -3,25 +3,29 @@
     take     check size, finiteness and scales; tell the host, with the squared norm
     reduce   total = sum of share * decoded, in roster order, in double; encode once; keep it
 
+Where the roster is divided (tree.py), some add up a region's contributions, in double, and round
+the partial sum to fp32 (of fp64 updates: not at all); others add up these, and the root encodes.
+
 The result is a function of the roster alone. Whoever reduces gets the same bytes, so a second
 reducer can take over, and anyone who has the contributions can check.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
-from atoll.exchange.codec import CODECS, Codec
+from atoll.exchange.codec import CODECS, Codec, partial_codec
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 
 T = TypeVar("T")
+SumName: TypeAlias = tuple[int, int | None, int]  # roster version, group (None: update), slice
 # Of one slice of one contributor, which may have had to train again: what rosters name, and one
 # more; two at least, since the one before may be what the host names at this moment.
 MIN_VERSIONS = 2
@@ -59,9 +63,13 @@ class Reducers:
         return self._open.get(round_id)
 
     def follow(
-        self, plan: wire.Plan, *, own: Sequence[wire.Reduction], sizes: Sequence[int]
+        self,
+        plan: wire.Plan,
+        *,
+        own: Sequence[wire.Reduction | wire.Run],
+        sizes: Sequence[int],
     ) -> None:
-        """Reduce what the plan gives us, of slices of so many values; forget rounds that are over.
+        """Take in what the plan gives us, of slices of so many values; forget rounds that are over.
 
         Those are the ones that must be committed before this round can be open.
         """
@@ -73,21 +81,29 @@ class Reducers:
 
 
 class Reducer:
-    """What this member has taken in, and formed, for one round. `own` are its slices."""
+    """What this member has taken in, and formed, for one round.
+
+    `own` are the slices that it takes in. What is formed is named by roster version, group (None:
+    the update itself) and slice.
+    """
 
     def __init__(self, plan: wire.Plan, means: Means, *, sizes: Sequence[int]) -> None:
         self.round_id = plan.round
         self.own: set[int] = set()
         self.codec = CODECS[plan.codec]
-        self._update_codec = CODECS[plan.update_codec]
-        self._sizes = sizes
+        self.update_codec = CODECS[plan.update_codec]
+        self.partial_codec = partial_codec(plan.update_codec)
+        self.sizes = tuple(sizes)
         self._blobs = means.blobs
         self._buffers = means.buffers
         self._tell_host = means.tell_host
         # Of each contributor and slice: the versions that are here, with their squared norms.
         self._taken: dict[PeerId, dict[int, dict[Digest, tuple[Buffer, float]]]] = {}
         self._named: set[Digest] = set()  # by a roster: these are needed until the commit
-        self._updates: dict[tuple[int, int], tuple[Digest, bytes]] = {}
+        self._parts: dict[SumName, tuple[Digest, bytes]] = {}  # formed by others, and not used yet
+        self._used: set[SumName] = set()  # parts
+        self._sums: dict[SumName, tuple[Digest, bytes]] = {}
+        self._told: dict[SumName, wire.Reduced] = {}
         self._kept: dict[tuple[int, int], Digest] = {}
         self._over = asyncio.Event()
         self._changed = asyncio.Event()
@@ -102,13 +118,18 @@ class Reducer:
                     if isinstance(payload, bytearray):
                         self._buffers.give(payload)
         self._taken = {}
+        self._parts = {}
         self._notify()
+
+    async def over(self) -> None:
+        """Return when the round is over."""
+        await self._over.wait()
 
     def expected_bytes(self, index: int) -> int | None:
         """Return how long an encoded slice is, or None if it is none of ours."""
-        if index not in self.own or index >= len(self._sizes):
+        if index not in self.own or index >= len(self.sizes):
             return None
-        return self.codec.encoded_bytes(self._sizes[index])
+        return self.codec.encoded_bytes(self.sizes[index])
 
     def held_of(self, peer: PeerId) -> tuple[wire.NamedSlice, ...]:
         """Return the slices of a contributor that are here."""
@@ -142,7 +163,7 @@ class Reducer:
             BadBlobError: it is not the blob that was announced, or does not decode.
         """
         norm = await asyncio.to_thread(
-            _check, payload, digest, codec=self.codec, num_values=self._sizes[index]
+            _check, payload, digest, codec=self.codec, num_values=self.sizes[index]
         )
         if self._over.is_set():
             return  # it came too late
@@ -155,7 +176,7 @@ class Reducer:
         self._notify()
 
     async def reduce(self, job: wire.Reduce) -> None:
-        """Form the update of a slice once all its inputs are here; keep it; tell the host.
+        """Form what the host asks for once all its inputs are here; keep it; tell the host.
 
         Raises:
             RunError: the disk is full.
@@ -164,8 +185,8 @@ class Reducer:
             await self.form(job)
 
     async def has_inputs(self, job: wire.Reduce) -> bool:
-        """Wait for all inputs of an update; return whether they are here before the round ends."""
-        if job.slice >= len(self._sizes):
+        """Wait for all inputs of a job; return whether they are here before the round ends."""
+        if job.slice >= len(self.sizes):
             return False
         self._named.update(one.digest for one in job.inputs)
         for one in job.inputs:  # what is named stays, so each is looked for until it is here
@@ -173,40 +194,78 @@ class Reducer:
                 await self._next_change()
                 if self._over.is_set():
                     return False
+        for part in job.parts:
+            while (job.roster_version, part.group, job.slice) not in self._parts:
+                await self._next_change()
+                if self._over.is_set():
+                    return False
         return True
 
     async def form(self, job: wire.Reduce) -> None:
-        """Form the update of a slice, whose inputs are here; keep it; tell the host."""
-        inputs = [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
+        """Form an update, or a partial sum, whose inputs are here; keep it; tell the host."""
+        name: SumName = job.roster_version, job.group, job.slice
+        names = [(job.roster_version, part.group, job.slice) for part in job.parts]
+        parts = [self._parts.pop(part) for part in names]
+        self._used.update(names)
+        inputs: list[tuple[Buffer, float]] = [(payload, 1.0) for _, payload in parts]
+        inputs += [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
         payload = await asyncio.to_thread(
             reduce_slice,
             inputs,
-            codec=self.codec,
-            update_codec=self._update_codec,
-            num_values=self._sizes[job.slice],
+            codec=self.partial_codec if parts else self.codec,
+            update_codec=self.update_codec if job.group is None else self.partial_codec,
+            num_values=self.sizes[job.slice],
         )
         digest = digest_of(payload)
         if self._over.is_set():
             return
-        self._updates[job.roster_version, job.slice] = digest, payload
+        self._sums[name] = digest, payload
         self._notify()  # it may be on its way to the others while it goes to our disk
-        await asyncio.to_thread(self._blobs.put, digest, payload)
+        if job.group is None:
+            await asyncio.to_thread(self._blobs.put, digest, payload)
+            if self._over.is_set():
+                return
+            self._kept[job.roster_version, job.slice] = digest
+            self._notify()
+        self._told[name] = wire.Reduced(
+            round=job.round,
+            roster_version=job.roster_version,
+            slice=job.slice,
+            digest=digest,
+            group=job.group,
+            parts=tuple(digest for digest, _ in parts),
+        )
+        self._tell_host(self._told[name])
+
+    def tells_again(self, job: wire.Reduce) -> bool:
+        """Tell the host once more, if this is formed already; return whether it is."""
+        told = self._told.get((job.roster_version, job.group, job.slice))
+        if told is not None:
+            self._tell_host(told)
+        return told is not None
+
+    def has_fetched(self, name: SumName) -> bool:
+        """Return whether what others form is here, or was."""
+        here: Collection[SumName] = self._sums if name[1] is None else self._parts
+        return name in here or name in self._used
+
+    def take_in(self, name: SumName, digest: Digest, payload: bytes) -> None:
+        """Keep what another reducer has formed: a part, or an update that is in our store by now.
+
+        The update is for those who turn to us for it.
+        """
         if self._over.is_set():
             return
-        self._kept[job.roster_version, job.slice] = digest
+        if name[1] is None:
+            self._sums[name] = digest, payload
+            self._kept[name[0], name[2]] = digest
+        else:
+            self._parts[name] = digest, payload
         self._notify()
-        self._tell_host(
-            wire.Reduced(
-                round=job.round,
-                roster_version=job.roster_version,
-                slice=job.slice,
-                digest=digest,
-            )
-        )
 
-    async def update(self, *, roster_version: int, index: int) -> tuple[Digest, bytes] | None:
-        """Wait for the update of a slice; None if the round is over."""
-        return await self._there(lambda: self._updates.get((roster_version, index)))
+    async def sum(self, name: SumName) -> tuple[Digest, bytes] | None:
+        """Wait for what is formed here, or taken in for others; None if the round is over."""
+        return await self._there(lambda: self._sums.get(name))
 
     async def kept(self, *, roster_version: int, index: int) -> Digest | None:
         """Wait until the update of a slice is in our store; None as for `update`."""

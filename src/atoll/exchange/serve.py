@@ -136,9 +136,7 @@ class BlobServer:
             if reducer is not None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(give_up_at):
-                        found = await reducer.update(
-                            roster_version=request.roster_version, index=index
-                        )
+                        found = await reducer.sum((request.roster_version, request.group, index))
             if found is None:
                 await connection.send(wire.Missing())  # it may ask again
                 return

@@ -2,26 +2,29 @@
 
     lines --shares_of_work, assign_by_shares--> slices of each reducer --> bytes --> seconds
 
-    contributions   every contributor brings each slice to its reducer
-    updates         every member fetches each update from its reducer, the host's built-in one too:
-                    a commit waits for its disk
+    contributions   every contributor brings each slice to the reducer of its region
+    updates         partial sums go up to the root, if there is more than one region; every member
+                    fetches each update from the reducer of its region, which has it from the one
+                    above; the built-in member from the root: a commit waits for its disk
 
-Who reduces what is decided by the host's own code (exchange/plan.py). The second phase begins when
-the first is over, so each takes as long as its slowest line; `plan.exchange_s`, which the shares
-minimise, adds up each member's bytes of both and is a lower bound.
+Who reduces what is decided by the host's own code (exchange/regions.py, exchange/plan.py). The
+second phase begins when the first is over, so each takes as long as its slowest line;
+`plan.exchange_s`, which the shares minimise, adds up each member's bytes of both and is a lower
+bound (with one region).
 
-Shapes: M members, S slices.
+Shapes: M members, S slices, G groups (exchange/tree.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.exchange import plan
 from atoll.exchange.plan import Link
+from atoll.exchange.regions import Division, Volumes, assign_places, by_id, count_regions
+from atoll.exchange.tree import Tree
 from atoll.units import KIB
 
 Floats = NDArray[np.float64]
@@ -40,6 +43,19 @@ def payload_rate(mbps: float) -> float:
     return min(mbps * 1e6 / 8 * PAYLOAD_SHARE, AGENT_BYTES_PER_S)
 
 
+class Sizes(NamedTuple):
+    """Of a fragment: the bytes of each slice, by what it is, and how many values all have."""
+
+    contribution: tuple[int, ...]
+    update: tuple[int, ...]
+    partial: tuple[int, ...]
+    num_values: int
+
+    @property
+    def slice_values(self) -> int:
+        return -(-self.num_values // len(self.update))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Phase:
     """The payload that each member sends and receives, and how long that takes on its line."""
@@ -56,11 +72,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exchange:
-    """`num_slices_M`: how many slices each member reduces."""
+    """`num_slices_M`: how many slices each member reduces, of regions and above them."""
 
     lines: tuple[Link, ...]
     num_slices_M: NDArray[np.int64]
-    formed_bytes_M: Floats  # of the updates, those that the member forms
+    formed_bytes_M: Floats  # updates and partial sums that the member forms
+    num_levels: int  # from the regions to the root; 1: there is one region
     contributions: Phase
     updates: Phase
 
@@ -77,45 +94,113 @@ class Exchange:
         return float(self.contributions.seconds().max() + self.updates.seconds().max())
 
 
-def exchange_of(
-    lines: Sequence[Link], *, contribution_bytes_S: Sequence[int], update_bytes_S: Sequence[int]
-) -> Exchange:
+def exchange_of(lines: Sequence[Link], sizes: Sizes, *, region_size: int) -> Exchange:
     """Return the exchange of a fragment of these slices among these members; all rates are known.
 
     Somebody has to reduce.
     """
     lines = tuple(sorted(lines, key=lambda line: line.peer))
-    shares = plan.shares_of_work(
-        lines, contribution_bytes=sum(contribution_bytes_S), update_bytes=sum(update_bytes_S)
+    division = _division(lines, sizes, region_size=region_size)
+    number = {line.peer: index for index, line in enumerate(lines)}
+    reducer_GS = np.array([number[peer] for peer in assign_places(division)], np.int64).reshape(
+        division.tree.num_groups, -1
     )
-    place = {line.peer: index for index, line in enumerate(lines)}
-    reducer_S = np.array(
-        [place[peer] for peer in plan.assign_by_shares(len(update_bytes_S), shares)], np.int64
-    )
-    own_M = np.array([line.contributes for line in lines], np.float64)
-    reduced_M = _sums(contribution_bytes_S, reducer_S, num_members=len(lines))
-    formed_M = _sums(update_bytes_S, reducer_S, num_members=len(lines))
+    contributions, updates, formed = (_Moved(len(lines)) for _ in range(3))
+    region_M = np.array([_region(line, division) for line in lines], np.int64)
+    for group in range(division.tree.num_regions):
+        inside_M = region_M == group
+        contributions.bring(sizes.contribution, reducer_GS[group], inside_M)
+        updates.hand_out(sizes.update, reducer_GS[group], inside_M)
+    updates.hand_out(sizes.update, reducer_GS[division.tree.root], region_M < 0)
+    for group in range(division.tree.root):
+        parent = division.tree.parent(group)
+        assert parent is not None, "it is below the root"
+        above_S = reducer_GS[parent]
+        updates.pass_on(sizes.partial, sender_S=reducer_GS[group], receiver_S=above_S)
+        updates.pass_on(sizes.update, sender_S=above_S, receiver_S=reducer_GS[group])
+        np.add.at(formed.up_bytes_M, reducer_GS[group], np.array(sizes.partial, np.float64))
+    root_S = reducer_GS[division.tree.root]
+    np.add.at(formed.up_bytes_M, root_S, np.array(sizes.update, np.float64))
     rates_DM = np.array([[line.up, line.down] for line in lines], np.float64).T
-
-    def phase(up_bytes_M: Floats, down_bytes_M: Floats) -> Phase:
-        up_s_M, down_s_M = up_bytes_M / rates_DM[0], down_bytes_M / rates_DM[1]
-        return Phase(up_bytes_M, down_bytes_M, up_s_M, down_s_M)
-
     return Exchange(
         lines=lines,
-        num_slices_M=np.bincount(reducer_S, minlength=len(lines)),
-        formed_bytes_M=formed_M,
-        contributions=phase(
-            own_M * (sum(contribution_bytes_S) - reduced_M), reduced_M * (own_M.sum() - own_M)
-        ),
-        updates=phase(formed_M * (len(lines) - 1), sum(update_bytes_S) - formed_M),
+        num_slices_M=np.bincount(reducer_GS.ravel(), minlength=len(lines)),
+        formed_bytes_M=formed.up_bytes_M,
+        num_levels=len(division.tree.widths),
+        contributions=contributions.phase(rates_DM),
+        updates=updates.phase(rates_DM),
     )
 
 
-def _sums(bytes_S: Sequence[int], reducer_S: NDArray[np.int64], *, num_members: int) -> Floats:
-    """Return the bytes of each member's slices."""
-    weights_S = np.array(bytes_S, np.float64)
-    return np.bincount(reducer_S, weights_S, minlength=num_members).astype(np.float64)
+def _division(lines: Sequence[Link], sizes: Sizes, *, region_size: int) -> Division:
+    reducers = [line.peer for line in lines if line.reduces]
+    peers = [line.peer for line in lines if line.contributes]
+    num_regions = count_regions(len(peers), len(reducers), size=region_size)
+    return Division(
+        tree=Tree.over(len(sizes.update), num_regions=num_regions, fan_in=region_size),
+        regions=by_id(peers, num_regions),
+        links={line.peer: line for line in lines},
+        reducers=reducers,
+        volumes=Volumes(
+            contribution=sum(sizes.contribution),
+            update=sum(sizes.update),
+            partial=sum(sizes.partial),
+        ),
+    )
+
+
+def _region(line: Link, division: Division) -> int:
+    """Return the region of a member; below 0: of none, it turns to the root."""
+    return division.regions.get(line.peer, 0) if line.contributes else -1
+
+
+class _Moved:
+    """The bytes that each member sends and receives."""
+
+    def __init__(self, num_members: int) -> None:
+        self.up_bytes_M = np.zeros(num_members)
+        self.down_bytes_M = np.zeros(num_members)
+
+    def bring(
+        self, bytes_S: Sequence[int], reducer_S: NDArray[np.int64], inside_M: NDArray[np.bool_]
+    ) -> None:
+        """Let each of these members bring each slice to its reducer, if that is another one."""
+        sent_M, received_M = _between(bytes_S, reducer_S, inside_M)
+        self.up_bytes_M += sent_M
+        self.down_bytes_M += received_M
+
+    def hand_out(
+        self, bytes_S: Sequence[int], reducer_S: NDArray[np.int64], inside_M: NDArray[np.bool_]
+    ) -> None:
+        """Let each of these members fetch each slice from its reducer, if that is another one."""
+        received_M, sent_M = _between(bytes_S, reducer_S, inside_M)
+        self.up_bytes_M += sent_M
+        self.down_bytes_M += received_M
+
+    def pass_on(
+        self,
+        bytes_S: Sequence[int],
+        *,
+        sender_S: NDArray[np.int64],
+        receiver_S: NDArray[np.int64],
+    ) -> None:
+        """Let each slice go from one to another, where that is another."""
+        moved_S = np.array(bytes_S, np.float64) * (sender_S != receiver_S)
+        np.add.at(self.up_bytes_M, sender_S, moved_S)
+        np.add.at(self.down_bytes_M, receiver_S, moved_S)
+
+    def phase(self, rates_DM: Floats) -> Phase:
+        up_bytes_M, down_bytes_M = self.up_bytes_M, self.down_bytes_M
+        return Phase(up_bytes_M, down_bytes_M, up_bytes_M / rates_DM[0], down_bytes_M / rates_DM[1])
+
+
+def _between(
+    bytes_S: Sequence[int], reducer_S: NDArray[np.int64], inside_M: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Return the bytes of these members, and those of reducers, of one slice for each of them."""
+    reduced_M: Floats = np.zeros(len(inside_M))
+    np.add.at(reduced_M, reducer_S, np.array(bytes_S, np.float64))
+    return inside_M * (sum(bytes_S) - reduced_M), reduced_M * (inside_M.sum() - inside_M)
 
 
 def ring_rate(*, num_bytes: float, num_peers: int, seconds: float) -> float:

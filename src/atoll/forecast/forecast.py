@@ -17,10 +17,10 @@ import numpy as np
 from msgspec import Struct
 
 from atoll.config import RunConfig
-from atoll.exchange.codec import CODECS
+from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.plan import Link
 from atoll.exchange.step import encoded_slices
-from atoll.forecast.exchange import Exchange, Floats, exchange_of, payload_rate
+from atoll.forecast.exchange import Exchange, Floats, Sizes, exchange_of, payload_rate
 from atoll.forecast.fleet import FleetConfig, GroupConfig
 from atoll.forecast.joiner import STATE_BYTES, joiner_of, num_sources
 from atoll.forecast.memory import AgentBytes, PeerMemory, agent_bytes, peer_memory
@@ -31,18 +31,6 @@ from atoll.model.layout import layout_of
 from atoll.units import GIB
 
 BUILT_IN = PeerId("host")  # sorts behind the peers, whose ids begin with digits
-
-
-class Sizes(NamedTuple):
-    """Of a fragment: the bytes of each slice, encoded, and how many values all of them have."""
-
-    contribution: tuple[int, ...]
-    update: tuple[int, ...]
-    num_values: int
-
-    @property
-    def slice_values(self) -> int:
-        return -(-self.num_values // len(self.update))
 
 
 class Facts(NamedTuple):
@@ -112,9 +100,7 @@ def forecast(config: RunConfig, fleet: FleetConfig) -> Forecast:
     """Return what a round, and the whole run, will cost on this fleet."""
     layout = layout_of(config)
     sizes = sizes_of(config)
-    exchange = exchange_of(
-        lines_of(fleet), contribution_bytes_S=sizes.contribution, update_bytes_S=sizes.update
-    )
+    exchange = exchange_of(lines_of(fleet), sizes, region_size=config.sync.region_size)
     steps_s_P = _spread(fleet, [config.steps_per_round * step_s(config, g) for g in fleet.groups])
     machines = Machines(
         disk_bytes_per_s_P=_spread(fleet, [group.disk_mb_per_s * 1e6 for group in fleet.groups]),
@@ -157,6 +143,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     return Sizes(
         contribution=encoded_slices(layout, CODECS[config.sync.codec])[largest],
         update=encoded_slices(layout, CODECS[config.sync.update_codec])[largest],
+        partial=encoded_slices(layout, partial_codec(config.sync.update_codec))[largest],
         num_values=fragments[largest],
     )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from atoll.config import SyncConfig
 from atoll.forecast.exchange import Exchange, Floats
 from atoll.host.late import grace_s
-from atoll.host.rounds import quorum_of
+from atoll.host.open_round import quorum_of
 
 # Seconds for each value, measured idle on two cores of a shared server (docs/benchmarks/round.md).
 SNAPSHOT_S: Final = 1e-9
@@ -32,6 +32,7 @@ GAP_S: Final = 0.1  # between the phases: the last slice is checked, the first u
 # Trips, one way, that follow one on the other.
 TRIPS_BEFORE_CLOSE: Final = 4  # Bring, Holding, the last Slice, Delivered
 TRIPS_AFTER_CLOSE: Final = 4  # Reduce, the last Update, Held, Commit
+TRIPS_OF_LEVEL: Final = 2  # a partial sum up, an update down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +139,8 @@ def _fetch_s(exchange: Exchange, work: Work) -> Floats:
     updates, num_peers = exchange.updates, len(work.steps_s_P)
     committed_s = max(updates.up_s_M.max(), updates.down_s_M[num_peers:].max(initial=0.0))
     moved_s_P = np.maximum(committed_s, updates.down_s_M[:num_peers])
-    trips_s_P = TRIPS_AFTER_CLOSE / 2 * work.rtt_s_P
+    num_trips = TRIPS_AFTER_CLOSE + TRIPS_OF_LEVEL * (exchange.num_levels - 1)
+    trips_s_P = num_trips / 2 * work.rtt_s_P
     fetch_s_P: Floats = GAP_S + moved_s_P + trips_s_P + work.outer_step_s + work.merge_s
     return fetch_s_P
 

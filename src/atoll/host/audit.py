@@ -17,6 +17,7 @@ from atoll.config import RunConfig, load_run_config, parse_canonical, run_digest
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import slices_of
+from atoll.exchange.tree import Tree
 from atoll.host.retrace import Retraced, retrace
 from atoll.host.stores import read_journal
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId, digest_of
@@ -74,6 +75,9 @@ def audit(directory: Path) -> Iterator[Finding]:
     yield _prove_leases(history, config)
     commits = _commits(history, config, genesis)
     yield Proved(f"rounds: {len(commits)} of {config.sync.rounds} committed, shares adding up to 1")
+    if divided := [round_id for round_id, commit in commits.items() if commit.partials]:
+        text = "each names a partial sum of each slice of each region of its roster"
+        yield Proved(f"regions: of rounds {_ranges(divided)}, {text}")
     agreed = _agreed(history, len(commits))
     if kept and kept[-1] > len(commits):
         raise RunError(
@@ -245,6 +249,24 @@ def _fault_of(commit: Committed, config: RunConfig, members: set[PeerId]) -> str
     sizes = [codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, commit.round)]
     if [update.num_bytes for update in commit.updates] != sizes:
         return "its updates are not one for each slice"
+    return _fault_of_regions(commit, len(sizes), fan_in=config.sync.region_size)
+
+
+def _fault_of_regions(commit: Committed, num_slices: int, *, fan_in: int) -> str:
+    """Return what is wrong with how a roster is divided, and what its partial sums are, or nothing.
+
+    Each group of the tree that has a contributor below it, and no other, has a partial sum of each
+    slice.
+    """
+    tree = Tree.below_root(num_slices, len(commit.partials), fan_in=fan_in)
+    groups = {entry.region for entry in commit.roster}
+    if tree is None or not groups <= set(range(tree.num_regions)):
+        return "its regions are not those of a tree"
+    summed = [group for group, digests in enumerate(commit.partials) if digests]
+    if set(summed) != tree.with_parents(groups) - {tree.root}:
+        return "its partial sums are not those of the regions of its roster"
+    if any(len(commit.partials[group]) != num_slices for group in summed):
+        return "its partial sums are not one for each slice"
     return ""
 
 

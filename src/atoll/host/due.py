@@ -7,27 +7,24 @@ from collections import Counter
 from collections.abc import Iterable
 
 from atoll import events
-from atoll.exchange import plan
+from atoll.exchange.regions import assign_places
 from atoll.host import rounds
 from atoll.host.decision import Close, Commit, Decision, Expect, Reopen, Replace, Share
 from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.evaluation import evaluate
-from atoll.host.rounds import NOBODY, Round
+from atoll.host.open_round import Phase, Round
+from atoll.host.orders import announced, closed_message, moved, plan_report, plans_for
+from atoll.host.places import division, reducers, replaced
+from atoll.host.relief import relieve as relieve_reducers
 from atoll.host.state import (
     Run,
-    closed_message,
     is_ready,
     leases_of,
     middle_speed,
     num_tokens,
     num_unclaimed,
-    plan_report,
-    plans_for,
     present,
-    reduce_job,
-    reducers,
     samples_of_round,
-    shares_of_work,
 )
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import records, wire
@@ -137,8 +134,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     if not chosen:
         return []
     run.ready_at = None
-    num_slices = len(run.slice_bytes[run.fragment_of(round_id)])
-    assignment = plan.assign_by_shares(num_slices, shares_of_work(run, round_id, chosen))
+    divided = division(run, round_id, chosen)
     # No version is used twice, also not by the host process that goes on with a round.
     run.num_planned += 1
     version = run.num_planned << 12
@@ -146,7 +142,9 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         id=round_id,
         opened_at=now,
         waited=set(ready),
-        assignment=assignment,
+        assignment=assign_places(divided),
+        widths=divided.tree.widths,
+        regions=dict(divided.regions),
         version=version,
         roster_version=version,
         usual_s=run.usual_exchange_s,
@@ -179,6 +177,8 @@ def invite(run: Run, rnd: Round, peers: Iterable[PeerId]) -> list[Effect]:
     granted: list[records.Record] = []
     for peer in peers:
         member = run.membership.get(peer)
+        if peer != run.built_in:  # it has the updates first, from the root: a commit needs its disk
+            rnd.join_region(peer)
         if member is not None and member.trains:
             rnd.invited.add(peer)
             granted += _lease(run, rnd, peer)
@@ -215,7 +215,7 @@ def relieve(run: Run, *, now: float) -> list[Effect]:
     effects: list[Effect] = []
     for rnd in run.open_rounds.values():
         able = present(run, rnd.id)
-        due = rounds.relieve(rnd, now=now, present=able, policy=run.config.sync)
+        due = relieve_reducers(rnd, now=now, present=able, policy=run.config.sync)
         if isinstance(due, Replace):
             effects += _replace(run, rnd, due.reducers, due.reason, now=now)
     return effects
@@ -230,7 +230,7 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     match decision:
         case Expect(peers=peers):
             rounds.announce(rnd, _roster(run, rnd, peers), now=now)
-            return _announced(run, rnd)
+            return announced(run, rnd)
         case Close(peers=peers, reason=reason):
             return _close(run, rnd, peers, reason, now=now)
         case Replace(reducers=lost, reason=reason):
@@ -255,7 +255,7 @@ def _is_in_order(run: Run, rnd: Round, decision: Decision) -> bool:
     match decision:
         case Close() | Expect():
             before = run.open_rounds.get(RoundId(rnd.id - 1))
-            return before is None or before.phase is rounds.Phase.REDUCE
+            return before is None or before.phase is Phase.REDUCE
         case Commit():
             return rnd.id == run.next_round and run.committed in run.agreed
         case _:
@@ -265,7 +265,7 @@ def _is_in_order(run: Run, rnd: Round, decision: Decision) -> bool:
 def _close(
     run: Run, rnd: Round, peers: tuple[PeerId, ...], reason: str, *, now: float
 ) -> list[Effect]:
-    if rnd.phase is rounds.Phase.COLLECT:
+    if rnd.phase is Phase.COLLECT:
         run.note_wait(rounds.middle_wait_s(rnd))
     is_new = rounds.close(rnd, _roster(run, rnd, peers), now=now)
     for later in run.open_rounds.values():
@@ -273,12 +273,12 @@ def _close(
             _follow(run, later)
     missing = tuple(sorted(rnd.waited - set(peers) - present(run, rnd.id).resting))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
-    return [Report(closed), *(_announced(run, rnd) if is_new else [])]
+    return [Report(closed), *(announced(run, rnd) if is_new else [])]
 
 
 def _follow(run: Run, rnd: Round) -> None:
     """Let a round collect whose leases and weights depend on a roster before it, a new one now."""
-    if rnd.phase is rounds.Phase.REDUCE:
+    if rnd.phase is Phase.REDUCE:
         rounds.reopen(rnd)
     for peer, claim in list(rnd.claims.items()):
         if not leases_of(run, rnd.id, peer, claim):
@@ -295,43 +295,27 @@ def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[Share, ...
     )
 
 
-def _announced(run: Run, rnd: Round) -> list[Effect]:
-    """Let the updates of the announced roster be formed and fetched."""
-    closed = closed_message(rnd)
-    effects: list[Effect] = [Send(m.peer, closed) for m in run.membership.connected()]
-    return effects + [reduce_job(rnd, k) for k in range(len(rnd.assignment))]
-
-
 def _replace(
     run: Run, rnd: Round, lost: frozenset[PeerId], reason: str, *, now: float
 ) -> list[Effect]:
     """Give the slices of these reducers to others; to nobody, if there is none for now."""
     rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
-    # Rather one that was no good before than none at all.
-    chosen = (
-        reducers(run, rnd.id, without=lost | rnd.excluded)
-        or reducers(run, rnd.id, without=lost)
-        or [NOBODY]
-    )
-    shares = shares_of_work(run, rnd.id, chosen)
-    assignment = plan.reassign(rnd.assignment, lost=lost, reducers=chosen, shares=shares)
+    assignment = replaced(run, rnd, lost)
     if assignment == rnd.assignment:
         return []
-    moved = rounds.reassign(rnd, assignment, now=now)
-    effects: list[Effect] = [plan_report(rnd, reason)]
-    now_here = present(run, rnd.id)
-    told = now_here.able | (now_here.resting & rnd.claims.keys())
-    effects += plans_for(run, rnd, sorted(told))
-    if rnd.announced:
-        effects += [reduce_job(rnd, k) for k in moved if assignment[k] != NOBODY]
-    return effects
+    places = rounds.reassign(rnd, assignment, now=now)
+    return [plan_report(rnd, reason), *moved(run, rnd, places)]
 
 
 def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     entries = tuple(_roster_entry(run, rnd, share) for share in rnd.roster)
     updates = tuple(
-        records.SliceUpdate(digest=rnd.reduced[k].digest, num_bytes=num_bytes)
-        for k, num_bytes in enumerate(run.slice_bytes[run.fragment_of(rnd.id)])
+        records.SliceUpdate(digest=rnd.reduced[place].digest, num_bytes=num_bytes)
+        for place, num_bytes in zip(
+            rnd.tree.places(rnd.tree.root),
+            run.slice_bytes[run.fragment_of(rnd.id)],
+            strict=True,
+        )
     )
     record = records.Committed(
         round=rnd.id,
@@ -340,6 +324,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         update_codec=run.config.sync.update_codec,
         roster=entries,
         updates=updates,
+        partials=rounds.partial_sums(rnd),
     )
     run.note_committed(record)
     exchange_s = rounds.exchange_s(rnd, now=now)
@@ -372,4 +357,5 @@ def _roster_entry(run: Run, rnd: Round, share: Share) -> records.RosterEntry:
         mean_loss=claim.mean_loss,
         leases=leases_of(run, rnd.id, share.peer, claim),
         contribution=records.contribution_digest(claim.digests),
+        region=rnd.group_of(share.peer),
     )

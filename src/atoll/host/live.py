@@ -5,7 +5,7 @@ The events tell what has happened; this is how far the open rounds are, which no
 
 from msgspec import Struct
 
-from atoll.host.rounds import NOBODY, Phase, Round
+from atoll.host.open_round import NOBODY, Phase, Round
 from atoll.host.state import Run
 from atoll.ids import PeerId, RoundId
 
@@ -92,7 +92,7 @@ def live(run: Run, *, now: float) -> Live:
 
 
 def _open_round(run: Run, rnd: Round, *, now: float) -> OpenRound:
-    num_slices = len(rnd.assignment)
+    num_slices = rnd.num_slices
     contributors = tuple(
         Contributing(
             peer=peer,

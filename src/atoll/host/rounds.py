@@ -13,11 +13,8 @@ contributor that is lost with a slice still missing is left out by closing again
 aborted: without contributors it stays open until some come.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from itertools import islice
-from math import ceil, inf, isfinite, sqrt
+from collections.abc import Mapping
+from math import ceil, isfinite, sqrt
 from statistics import median
 from types import MappingProxyType
 
@@ -34,57 +31,26 @@ from atoll.host.decision import (
     Share,
     Wait,
 )
-from atoll.host.late import Arrivals, grace_s, late_reducers
-from atoll.ids import Digest, PeerId, RoundId
+from atoll.host.late import grace_s
+from atoll.host.open_round import (
+    MIN_HOLDERS,
+    Phase,
+    Round,
+    holders_of,
+    is_complete,
+    quorum_in,
+    short_of_slices,
+    waited_for,
+)
+from atoll.host.relief import shunned_reducers, suspects
+from atoll.ids import Digest, PeerId
 from atoll.net import wire
-
-Phase = Enum("Phase", "COLLECT REDUCE")
-MIN_HOLDERS = 2  # on whose disks the updates are before the commit: one may die at any moment
-NOBODY = PeerId("")  # reduces a slice while no member can
-
-
-@dataclass(slots=True, kw_only=True)
-class Round:
-    """An open round: it waits for the contributors `waited`; all `invited` may come."""
-
-    id: RoundId
-    opened_at: float
-    waited: set[PeerId]
-    assignment: tuple[PeerId, ...]  # the reducer of each slice
-    version: int  # of the plan; counts up
-    roster_version: int
-    phase: Phase = Phase.COLLECT
-    invited: set[PeerId] = field(default_factory=set)
-    work: dict[PeerId, int] = field(default_factory=dict)  # samples that each is to contribute
-    claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
-    delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
-    completed_at: dict[PeerId, float] = field(default_factory=dict)
-    norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
-    roster: tuple[Share, ...] = ()  # in REDUCE: it is fixed
-    in_roster: Mapping[PeerId, Share] = field(default_factory=dict)  # the same, by peer
-    announced: tuple[Share, ...] = ()  # to the members: the roster, or the expected one
-    announced_at: float = 0.0
-    reduced: dict[int, wire.Reduced] = field(default_factory=dict)
-    held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
-    complaints: dict[PeerId, set[PeerId]] = field(default_factory=dict)
-    excluded: set[PeerId] = field(default_factory=set)  # reducers that were no good in this round
-    closed_at: float = 0.0
-    progress_at: float = 0.0  # when something new last arrived, in REDUCE
-    usual_s: float | None = None  # from the claims to the commit, in earlier rounds
-    usual_wait_s: float = 0.0  # for the middle contributor, in earlier rounds
-    middle_speed: float | None = None  # of the median peer, in samples per second
-    claimed_at: dict[PeerId, float] = field(default_factory=dict)
-    began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
-    moved_at: dict[int, float] = field(default_factory=dict)  # slices, to their present reducers
-    # When whose contributions came to the reducer of a slice, and when members had its update.
-    collected_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
-    fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
 
 
 def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
     """Note what the peer says that it delivers; after the close nothing changes any more."""
     in_roster = peer in rnd.in_roster
-    whole = len(contribution.digests) == len(rnd.assignment) and isfinite(contribution.mean_loss)
+    whole = len(contribution.digests) == rnd.num_slices and isfinite(contribution.mean_loss)
     if peer in rnd.invited and whole and not in_roster:
         if peer in rnd.claims and rnd.claims[peer].digests != contribution.digests:
             forget_claim(rnd, peer)  # it trained again
@@ -94,10 +60,11 @@ def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: flo
 
 
 def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float) -> None:
-    """Note that a slice arrived; a reducer speaks only for the slices that are its own."""
-    own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
-    sane = isfinite(message.squared_norm) and message.squared_norm >= 0
+    """Note that a slice arrived; a reducer speaks only for the places that are its own."""
     contributor = message.contributor
+    place = rnd.tree.place(rnd.group_of(contributor), message.slice)
+    own = message.slice < rnd.num_slices and rnd.assignment[place] == reducer
+    sane = isfinite(message.squared_norm) and message.squared_norm >= 0
     if not (own and sane and contributor in rnd.invited):
         return
     in_roster = contributor in rnd.in_roster
@@ -107,23 +74,30 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     if arrived.get(message.slice) != message and (in_roster or rnd.phase is Phase.COLLECT):
         rnd.progress_at = now
     rnd.began_at.setdefault(contributor, now)
-    rnd.collected_at.setdefault(message.slice, {}).setdefault(contributor, now)
+    rnd.collected_at.setdefault(place, {}).setdefault(contributor, now)
     arrived[message.slice] = message
     _note_completion(rnd, contributor, now=now)
 
 
 def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) -> None:
-    """Note that the update of a slice is there, for the newest roster."""
-    own = message.slice < len(rnd.assignment) and rnd.assignment[message.slice] == reducer
+    """Note that an update, or a partial sum, is there, for the newest roster."""
+    tree = rnd.tree
+    group = tree.root if message.group is None else message.group
+    if group >= tree.num_groups or message.slice >= tree.num_slices:
+        return
+    place = tree.place(group, message.slice)
+    own = rnd.assignment[place] == reducer and len(message.parts) == len(rnd.below(group))
     if own and message.roster_version == rnd.roster_version and rnd.announced:
-        if rnd.reduced.get(message.slice) != message:
+        if rnd.reduced.get(place) != message:
             rnd.progress_at = now
-        rnd.reduced[message.slice] = message
+        rnd.reduced[place] = message
+        rnd.parts[place] = message.parts
+        rnd.reduced_at.setdefault(place, now)
 
 
 def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
     """Note that the peer has the updates of all slices on disk, for the newest roster."""
-    whole = len(message.digests) == len(rnd.assignment)
+    whole = len(message.digests) == rnd.num_slices
     if whole and message.roster_version == rnd.roster_version and rnd.announced:
         if rnd.held.get(peer) != message.digests:
             rnd.progress_at = now
@@ -133,7 +107,7 @@ def hold(rnd: Round, peer: PeerId, message: wire.Held, *, now: float) -> None:
 
 def fetch(rnd: Round, peer: PeerId, message: wire.Fetched, *, now: float) -> None:
     """Note that the peer has these updates, while it waits for others, for the newest roster."""
-    known = message.start < message.stop <= len(rnd.assignment)
+    known = message.start < message.stop <= rnd.num_slices
     if known and message.roster_version == rnd.roster_version and rnd.announced:
         _note_fetched(rnd, peer, range(message.start, message.stop), now=now)
 
@@ -160,9 +134,12 @@ def forget_claim(rnd: Round, peer: PeerId) -> None:
 def announce(rnd: Round, roster: tuple[Share, ...], *, now: float) -> None:
     """Let updates be formed for this roster. What was reduced for an earlier one is void."""
     rnd.announced = roster
+    rnd.populated = rnd.groups_with(roster)
     rnd.announced_at = now
     rnd.roster_version += 1
     rnd.reduced = {}
+    rnd.reduced_at = {}
+    rnd.parts = {}
     rnd.held = {}
     rnd.fetched_at = {}
 
@@ -187,26 +164,48 @@ def reopen(rnd: Round) -> None:
     rnd.roster = rnd.announced = ()
     rnd.in_roster = {}
     rnd.reduced = {}
+    rnd.reduced_at = {}
+    rnd.parts = {}
     rnd.held = {}
     rnd.fetched_at = {}
 
 
 def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:
-    """Take over the new reducers, and return the slices that moved: all about them starts again."""
+    """Take over the new reducers, and return the places that moved: all about them starts again.
+
+    What others have made of a partial sum is as good as ever: its digest is among their parts.
+    """
     moved = tuple(
         k for k, (old, new) in enumerate(zip(rnd.assignment, assignment, strict=True)) if old != new
     )
-    for k in moved:
-        rnd.moved_at[k] = now
-        rnd.reduced.pop(k, None)
-        rnd.collected_at.pop(k, None)
-        for slices in rnd.delivered.values():
-            slices.pop(k, None)
+    for place in moved:
+        rnd.moved_at[place] = now
+        rnd.reduced.pop(place, None)
+        rnd.reduced_at.pop(place, None)
+        rnd.collected_at.pop(place, None)
+    gone = {rnd.tree.group_and_slice(place) for place in moved}
+    for peer, slices in rnd.delivered.items():
+        group = rnd.group_of(peer)
+        for k in [k for k in slices if (group, k) in gone]:
+            del slices[k]
     rnd.completed_at = {p: at for p, at in rnd.completed_at.items() if is_complete(rnd, p)}
     rnd.assignment = assignment
     rnd.version += 1
     rnd.progress_at = now
     return moved
+
+
+def partial_sums(rnd: Round) -> tuple[tuple[Digest, ...], ...]:
+    """Return the digests of the partial sums that the updates are made of, group by group.
+
+    Each group has one for each slice, or none at all if nobody of the roster is below it.
+    """
+    sums: dict[int, dict[int, Digest]] = {group: {} for group in range(rnd.tree.root)}
+    for place, parts in rnd.parts.items():
+        group, k = rnd.tree.group_and_slice(place)
+        for child, digest in zip(rnd.below(group), parts, strict=True):
+            sums[child][k] = digest
+    return tuple(tuple(of_slices[k] for k in sorted(of_slices)) for of_slices in sums.values())
 
 
 def exchange_s(rnd: Round, *, now: float) -> float:
@@ -217,20 +216,6 @@ def exchange_s(rnd: Round, *, now: float) -> float:
 def middle_wait_s(rnd: Round) -> float:
     """Return how long the middle contributor took, of those that have delivered by now."""
     return median(rnd.completed_at.values()) - rnd.opened_at
-
-
-def is_complete(rnd: Round, peer: PeerId) -> bool:
-    """Return whether every slice that the peer claims is at its reducer."""
-    contribution = rnd.claims.get(peer)
-    if contribution is None:
-        return False
-    arrived = rnd.delivered.get(peer, {})
-    if len(arrived) < len(contribution.digests):
-        return False
-    return all(
-        k in arrived and arrived[k].digest == digest
-        for k, digest in enumerate(contribution.digests)
-    )
 
 
 def roster_of(
@@ -270,49 +255,21 @@ def decide(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> D
         unfinished = set(rnd.claims) & present.connected - set(rnd.completed_at)
     else:
         due = _decide_commit(rnd, now=now, present=present, policy=policy)
-        unfinished = _short(rnd) or set(present.able) - _holders(rnd)
+        unfinished = short_of_slices(rnd) or set(present.able) - holders_of(rnd)
     if not isinstance(due, Wait):
         return due
-    if shunned := _shunned(rnd, unfinished, present):
+    if shunned := shunned_reducers(rnd, unfinished, present):
         return Replace(shunned, "a reducer cannot be reached by those who still need it")
     return due
 
 
-def relieve(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Replace | Wait:
-    """Return which reducers are too slow for this round, if there are others to take.
-
-    Only time makes them so: it is enough to ask with each tick, when nothing else is due.
-    """
-    usual_s = rnd.usual_s
-    if rnd.phase is Phase.COLLECT:
-        quorum = _quorum(rnd, _waited(rnd, present), present=present, policy=policy)
-        arrivals = _collected(rnd, quorum)
-    elif _short(rnd):
-        return Wait("contributors deliver again what was lost")
-    else:
-        arrivals = _fetched(rnd, present)
-        if _is_served(rnd):
-            usual_s = None  # it may well be a line that receives which is slow
-    late = late_reducers(
-        rnd.assignment,
-        arrivals,
-        opened_at=rnd.opened_at,
-        usual_s=usual_s,
-        now=now,
-        policy=policy,
-    )
-    if late and present.can_reduce - rnd.excluded - late:
-        return Replace(late, "others would be done sooner than a slow reducer")
-    return Wait("no reducer is slower than the others can make good")
-
-
 def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Close | Wait:
     complete = rnd.completed_at.keys()
-    waited = _waited(rnd, present)
+    waited = waited_for(rnd, present)
     missing = waited - complete
     if complete and not missing:
         return Close(tuple(sorted(complete)), "all delivered")
-    quorum = _quorum(rnd, waited, present=present, policy=policy)
+    quorum = quorum_in(rnd, waited, present=present, policy=policy)
     if len(complete) < quorum:
         return Wait(f"{len(complete)} delivered, {quorum} are needed")
     quorum_at = sorted(rnd.completed_at.values())[quorum - 1]
@@ -328,40 +285,22 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
 
 def _expected(rnd: Round, present: Present) -> tuple[PeerId, ...]:
     """Return who will be in the roster if all goes well, once they are on their way; not twice."""
-    waited = _waited(rnd, present)
+    waited = waited_for(rnd, present)
     if not waited <= rnd.claims.keys() or waited == {share.peer for share in rnd.announced}:
         return ()
     return tuple(sorted(waited))
-
-
-def _waited(rnd: Round, present: Present) -> set[PeerId]:
-    """Return whose contributions the round is there for."""
-    idle = present.resting - rnd.claims.keys()
-    here = present.connected - idle
-    return rnd.waited & (here | present.away) or rnd.invited & here
-
-
-def _quorum(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:
-    # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
-    num_away = len(waited - present.connected - rnd.completed_at.keys())
-    return quorum_of(len(waited) - num_away, policy)
-
-
-def quorum_of(num_peers: int, policy: SyncConfig) -> int:
-    """Return how many of these have to deliver before the others have only the grace time left."""
-    return max(1, ceil(policy.quorum * num_peers))
 
 
 def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:
     # Nothing new for so long, measured by how long this round took: somebody is stuck.
     stalled_s = now - rnd.progress_at
     is_stuck = stalled_s > policy.silent_s + grace_s(rnd.closed_at - rnd.opened_at, policy)
-    holders = _holders(rnd)
+    holders = holders_of(rnd)
     if len(holders) >= max(1, min(MIN_HOLDERS, len(present.able))):
         kept_here = present.keeper in holders or present.keeper not in present.able
         if kept_here or is_stuck:
             return Commit()
-    short = _short(rnd)
+    short = short_of_slices(rnd)
     is_over = is_stuck or _is_over_for_the_short(rnd, short, now=now, policy=policy)
     given_up = short if is_over else short - present.connected
     if given_up and (is_over or stalled_s > policy.grace_floor_s):
@@ -370,23 +309,10 @@ def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConf
             return Reopen("every contributor was lost before its slices were reduced")
         return Close(kept, f"{len(given_up)} contributors were lost before the reduction")
     if is_stuck and not short:
-        suspects = _suspects(rnd, present)
-        if suspects and present.can_reduce - rnd.excluded - suspects:
-            return Replace(suspects, "a reducer does not deliver what it should")
+        stuck = suspects(rnd, present)
+        if stuck and present.can_reduce - rnd.excluded - stuck:
+            return Replace(stuck, "a reducer does not deliver what it should")
     return Wait("waiting for updates to be formed and put on disk")
-
-
-def _short(rnd: Round) -> set[PeerId]:
-    """Return the contributors of the roster with a slice missing at its reducer."""
-    return set(rnd.in_roster) - set(rnd.completed_at)
-
-
-def _holders(rnd: Round) -> set[PeerId]:
-    """Return who has all the updates on disk that the reducers reported."""
-    if len(rnd.reduced) < len(rnd.assignment):
-        return set()
-    digests = tuple(rnd.reduced[k].digest for k in range(len(rnd.assignment)))
-    return {peer for peer, held in rnd.held.items() if held == digests}
 
 
 def _is_over_for_the_short(
@@ -398,94 +324,6 @@ def _is_over_for_the_short(
     if not short or len(whole_at) < quorum:
         return False
     return now >= whole_at[quorum - 1] + grace_s(whole_at[quorum - 1] - rnd.opened_at, policy)
-
-
-def _suspects(rnd: Round, present: Present) -> frozenset[PeerId]:
-    """Return the reducers of slices that were not formed, or not served as they were reported.
-
-    Without any, those whose updates have not come to the disks that a commit needs.
-    """
-    suspects = {
-        reducer
-        for k, reducer in enumerate(rnd.assignment)
-        if k not in rnd.reduced
-        or any(held[k] != rnd.reduced[k].digest for held in rnd.held.values())
-    }
-    arrivals = zip(rnd.assignment, _fetched(rnd, present), strict=True)
-    return frozenset(suspects or {reducer for reducer, one in arrivals if one.done_at is None})
-
-
-def _collected(rnd: Round, quorum: int) -> list[Arrivals]:
-    """Return how far the slices are on their way to the reducers, once a quorum has begun."""
-    begun_at = [
-        sorted(times.values())[quorum - 1]
-        for times in (rnd.began_at, rnd.claimed_at)
-        if len(times) >= quorum
-    ]
-    began_at = min(begun_at, default=inf)
-    collected = [rnd.collected_at.get(k, {}) for k in range(len(rnd.assignment))]
-    needed = _needed(collected, enough=quorum)
-    result = []
-    for k, of_slice in enumerate(collected):
-        times, since = list(of_slice.values()), rnd.moved_at.get(k, began_at)
-        result.append(
-            Arrivals(
-                since=since,
-                needed=needed,
-                arrived=len(times),
-                last_at=times[-1] if times else since,
-                done_at=times[needed - 1] if len(times) >= needed else None,
-            )
-        )
-    return result
-
-
-def _is_served(rnd: Round) -> bool:
-    """Return whether a member has updates that somebody else has formed."""
-    return any(peer != rnd.assignment[k] for k, times in rnd.fetched_at.items() for peer in times)
-
-
-def _fetched(rnd: Round, present: Present) -> list[Arrivals]:
-    """Return how far the updates are on their way to those whose disks a commit needs."""
-    fetched = [rnd.fetched_at.get(k, {}) for k in range(len(rnd.assignment))]
-    needed = _needed(fetched, enough=max(1, min(MIN_HOLDERS, len(present.able))))
-    result = []
-    for k, times in enumerate(fetched):
-        since = max(rnd.announced_at, rnd.moved_at.get(k, 0.0))
-        first = list(islice(times.values(), needed))
-        kept_at = times.get(present.keeper) if present.keeper in present.able else since
-        result.append(
-            Arrivals(
-                since=since,
-                needed=needed,
-                arrived=len(first) if kept_at is not None else min(len(first), needed - 1),
-                last_at=max(first, default=since),
-                done_at=None if kept_at is None or len(first) < needed else max(*first, kept_at),
-            )
-        )
-    return result
-
-
-def _needed(members: Sequence[Collection[PeerId]], *, enough: int) -> int:
-    """Return with how many members each slice has to be through, before its reducer is done.
-
-    `members` are those with which each slice is. The round waits for `enough` that are through with
-    all slices. If every slice has as many, but of different members, each of these lacks something
-    of another reducer: then the reducers that are behind the others keep the round waiting.
-    """
-    fewest = min(map(len, members))
-    through = set(members[0]).intersection(*members[1:])
-    return enough if fewest < enough or len(through) >= enough else fewest + 1
-
-
-def _shunned(rnd: Round, unfinished: set[PeerId], present: Present) -> frozenset[PeerId]:
-    """Return the reducers that all the unfinished complain about, if there are others to take."""
-    shunned = frozenset(
-        reducer
-        for reducer, complainers in rnd.complaints.items()
-        if unfinished and unfinished <= complainers and reducer in rnd.assignment
-    )
-    return shunned if present.can_reduce - rnd.excluded - shunned else frozenset()
 
 
 def _note_completion(rnd: Round, peer: PeerId, *, now: float) -> None:

@@ -20,7 +20,7 @@ from atoll.host import evaluation, rounds
 from atoll.host.due import advance, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
-from atoll.host.rounds import Round
+from atoll.host.open_round import Round
 from atoll.host.state import Run, base_for, is_able, leases_of, num_unclaimed, sources
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
@@ -46,13 +46,14 @@ def replay(
     *,
     slice_bytes: tuple[tuple[int, ...], ...],
     contribution_bytes: tuple[int, ...] = (),
+    partial_bytes: tuple[int, ...] = (),
     now: float = 0.0,
 ) -> Run:
     """Return the run that these records, a whole journal, tell of.
 
     Nobody is connected; whoever holds leases is away since `now`, and has the usual time to return.
     `slice_bytes` are those of each update of each fragment, `contribution_bytes` those of a whole
-    contribution to each, where they differ.
+    contribution to each, and `partial_bytes` those of its partial sums, where they differ.
     """
     run: Run | None = None
     for record in entries:
@@ -63,6 +64,7 @@ def replay(
                 built_in=record.built_in,
                 slice_bytes=slice_bytes,
                 contribution_bytes=contribution_bytes or tuple(map(sum, slice_bytes)),
+                partial_bytes=partial_bytes or tuple(map(sum, slice_bytes)),
                 unseen={record.built_in},
             )
         assert run is not None, "a journal begins with its genesis"

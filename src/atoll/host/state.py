@@ -3,21 +3,16 @@
 `Run` is a function of the journal and of who is connected. Only `run.py` and `due.py` change it.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
-from msgspec.structs import replace
-
-from atoll import events
 from atoll.config import RunConfig
 from atoll.data.leases import LeaseBook
-from atoll.exchange import plan
 from atoll.host import pace
 from atoll.host.decision import Present
-from atoll.host.effects import Effect, Report, Send
 from atoll.host.membership import Member, Membership
-from atoll.host.rounds import NOBODY, Round
+from atoll.host.open_round import Round
 from atoll.ids import INITIAL, Digest, Lease, LeaseId, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
@@ -55,6 +50,7 @@ class Run:
     built_in: PeerId
     slice_bytes: tuple[tuple[int, ...], ...]  # of each fragment: how long its encoded updates are
     contribution_bytes: tuple[int, ...]  # of each fragment: how long a contribution is
+    partial_bytes: tuple[int, ...]  # of each fragment: how long its partial sums are
     membership: Membership = field(default_factory=Membership)
     book: LeaseBook = field(default_factory=LeaseBook)
     committed: RoundId = INITIAL
@@ -265,47 +261,15 @@ def sources(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:
     """Return whom the peer can ask for blobs, the host's built-in member last."""
     names = run.membership.around(peer, MAX_SOURCES)
     others = [name for name in names if name not in (peer, run.built_in)]
-    return tuple(_addresses(run, [*others, run.built_in]))
+    return tuple(addresses(run, [*others, run.built_in]))
 
 
-def _addresses(run: Run, peers: Iterable[PeerId]) -> Iterator[wire.Address]:
+def addresses(run: Run, peers: Iterable[PeerId]) -> Iterator[wire.Address]:
     """Yield the addresses of those of these that can be reached."""
     for peer in peers:
         member = run.membership.get(peer)
         if member is not None and member.address is not None:
             yield member.address
-
-
-def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
-    """Return who reduces: those that the operator has chosen, or the peers that others can reach.
-
-    With none of these it is the built-in member.
-    """
-    can_reduce = present(run, round_id).can_reduce - frozenset(without)
-    if chosen := can_reduce & run.chosen_reducers:
-        return sorted(chosen)
-    return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
-
-
-def shares_of_work(run: Run, round_id: RoundId, chosen: Collection[PeerId]) -> dict[PeerId, float]:
-    """Return how much of the round each of these reducers should reduce, by their lines."""
-    fragment = run.fragment_of(round_id)
-    lines = [
-        plan.Link(
-            peer=m.peer,
-            up=m.up,
-            down=m.down,
-            contributes=m.trains,
-            reduces=m.peer in chosen,
-        )
-        for m in run.membership.connected()
-        if m.peer in chosen or is_ready(run, m.peer, round_id)
-    ]
-    return plan.shares_of_work(
-        lines,
-        contribution_bytes=run.contribution_bytes[fragment],
-        update_bytes=sum(run.slice_bytes[fragment]),
-    )
 
 
 def middle_speed(run: Run) -> float | None:
@@ -326,58 +290,6 @@ def samples_of_round(run: Run, rnd: Round, peer: PeerId) -> int:
     speed = None if member is None else member.samples_per_s
     num_steps = pace.inner_steps(speed, rnd.middle_speed, num_steps=config.steps_per_round)
     return num_steps * config.inner.batch_sequences
-
-
-def plans_for(run: Run, rnd: Round, peers: Iterable[PeerId]) -> list[Effect]:
-    """Return the plans of a round, to these peers. What is the same in all is made once."""
-    reachable = {address.peer: address for address in _addresses(run, set(rnd.assignment))}
-    common = wire.Plan(
-        round=rnd.id,
-        version=rnd.version,
-        fragment=run.fragment_of(rnd.id),
-        first_step=(rnd.id - 1) * run.config.steps_per_round,
-        codec=run.config.sync.codec,
-        update_codec=run.config.sync.update_codec,
-        reductions=tuple(
-            wire.Reduction(reducer=reachable[reducer], start=start, stop=stop)
-            for reducer, start, stop in plan.runs(rnd.assignment)
-            if reducer in reachable
-        ),
-        leases=(),
-        sources=(),
-    )
-    return [
-        Send(
-            peer,
-            replace(
-                common,
-                leases=run.book.held_by(peer) if _trains(run, peer) else (),
-                sources=sources(run, peer),
-                num_samples=rnd.work.get(peer, 0),
-            ),
-        )
-        for peer in peers
-    ]
-
-
-def _trains(run: Run, peer: PeerId) -> bool:
-    member = run.membership.get(peer)
-    return member is not None and member.trains
-
-
-def closed_message(rnd: Round) -> wire.Closed:
-    return wire.Closed(round=rnd.id, roster_version=rnd.roster_version)
-
-
-def reduce_job(rnd: Round, k: int) -> Effect:
-    inputs = tuple(
-        wire.ReduceInput(
-            peer=share.peer, share=share.share, digest=rnd.claims[share.peer].digests[k]
-        )
-        for share in rnd.announced
-    )
-    job = wire.Reduce(round=rnd.id, roster_version=rnd.roster_version, slice=k, inputs=inputs)
-    return Send(rnd.assignment[k], job)
 
 
 def num_unclaimed(run: Run, peer: PeerId) -> int:
@@ -410,14 +322,3 @@ def num_tokens(run: Run, rnd: Round, peer: PeerId) -> int:
     sizes = {lease.id: lease.stop - lease.start for lease in run.book.held_by(peer)}
     named = leases_of(run, rnd.id, peer, rnd.claims[peer])
     return sum(sizes[lease_id] for lease_id in named) * run.config.data.sequence_length
-
-
-def plan_report(rnd: Round, reason: str) -> Report:
-    return Report(
-        events.RoundPlanned(
-            round=rnd.id,
-            peers=tuple(sorted(rnd.invited | rnd.waited)),
-            reducers=tuple(sorted(set(rnd.assignment) - {NOBODY})),
-            reason=reason,
-        )
-    )

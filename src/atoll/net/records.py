@@ -78,7 +78,7 @@ class Released(Struct, frozen=True, kw_only=True, tag_field="kind", tag="release
     reason: str
 
 
-class RosterEntry(Struct, frozen=True, kw_only=True):
+class RosterEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     peer: PeerId
     share: float
     num_tokens: int
@@ -86,6 +86,7 @@ class RosterEntry(Struct, frozen=True, kw_only=True):
     mean_loss: float
     leases: tuple[LeaseId, ...]
     contribution: Digest  # of the digests of its encoded slices, in order
+    region: int = 0  # in whose partial sums it is, if there is more than one
 
 
 class SliceUpdate(Struct, frozen=True, kw_only=True):
@@ -93,8 +94,15 @@ class SliceUpdate(Struct, frozen=True, kw_only=True):
     num_bytes: int
 
 
-class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="committed"):
-    """A round is final: these contributors, these updates."""
+class Committed(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="committed"
+):
+    """A round is final: these contributors, these updates.
+
+    `partials` are what these are made of, where the roster is divided (exchange/tree.py): the
+    digests of the partial sums of each group below the root, one for each slice, or none if the
+    roster has nobody below that group.
+    """
 
     round: RoundId
     fragment: int
@@ -102,9 +110,12 @@ class Committed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit
     update_codec: str
     roster: tuple[RosterEntry, ...]
     updates: tuple[SliceUpdate, ...]
+    partials: tuple[tuple[Digest, ...], ...] = ()
 
 
-class Announced(Struct, frozen=True, kw_only=True, tag_field="kind", tag="announced"):
+class Announced(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="announced"
+):
     """The brief form of `Committed`."""
 
     round: RoundId
@@ -114,6 +125,7 @@ class Announced(Struct, frozen=True, kw_only=True, tag_field="kind", tag="announ
     num_contributors: int
     roster: Digest  # of the canonical JSON of all its entries
     updates: tuple[SliceUpdate, ...]
+    partials: Digest | None = None  # the same, of theirs; None: there are none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,10 +271,15 @@ def brief(body: bytes) -> bytes:
         codec=record.codec,
         update_codec=record.update_codec,
         num_contributors=len(record.roster),
-        roster=digest_of(msgspec.json.encode(record.roster, order="sorted")),
+        roster=_name(record.roster),
         updates=record.updates,
+        partials=_name(record.partials) if record.partials else None,
     )
     return msgspec.json.encode(announced, order="sorted")
+
+
+def _name(part: object) -> Digest:
+    return digest_of(msgspec.json.encode(part, order="sorted"))
 
 
 def entry_hash(*, seq: int, previous: Digest, body: bytes) -> Digest:

@@ -21,27 +21,28 @@ from msgspec import Meta, Struct, field, msgpack
 
 from atoll.errors import ProtocolError
 from atoll.ids import Digest, Lease, LeaseId, PeerId, RoundId
+from atoll.net.parts import (
+    MAX_BLOB_BYTES as MAX_BLOB_BYTES,
+    U16 as U16,
+    U32 as U32,
+    U63 as U63,
+    Address as Address,
+    BlobBytes as BlobBytes,
+    Counted as Counted,
+    HostAddress as HostAddress,
+    NamedSlice as NamedSlice,
+    Part as Part,
+    ReduceInput as ReduceInput,
+    Reduction as Reduction,
+    Run as Run,
+    Text as Text,
+)
 from atoll.traffic import Traffic
 from atoll.units import KIB, MIB
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 MAX_MESSAGE_BYTES: Final = 4 * MIB  # the inputs of a slice from thousands fit
 MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
-MAX_BLOB_BYTES: Final = 2**31
-
-U16 = Annotated[int, Meta(ge=0, lt=2**16)]
-U32 = Annotated[int, Meta(ge=0, lt=2**32)]
-U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Text = Annotated[str, Meta(max_length=1000)]
-BlobBytes = Annotated[int, Meta(ge=0, le=MAX_BLOB_BYTES)]
-
-
-class Address(Struct, frozen=True, kw_only=True):
-    """Where a member that others can reach listens."""
-
-    peer: PeerId
-    host: Text
-    port: U16
 
 
 # --- enrolment -----------------------------------------------------------------------------------
@@ -78,16 +79,6 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
     reason: Text
     hint: Text = ""
     final: bool = True
-
-
-class Counted(Struct, frozen=True, kw_only=True):
-    """What a commit has of the member that is told of it."""
-
-    leases: tuple[LeaseId, ...]
-    contribution: Digest  # of the digests of its encoded slices, in order
-    num_tokens: U63 = 0  # of its leases
-    round_tokens: U63 = 0  # of all contributors
-    total_tokens: U63 = 0  # of this member, in the whole run so far
 
 
 class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):
@@ -167,12 +158,18 @@ class Delivered(Struct, frozen=True, kw_only=True, tag_field="t", tag="delivered
 
 
 class Reduced(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduced"):
-    """Reducer to host: the update of this slice, for this roster, is on disk here."""
+    """Reducer to host: the update of this slice, for this roster, is on disk here.
+
+    Or the partial sum of a `group`, which is in memory. `parts` names the partial sums that it is
+    made of, in the order of their groups.
+    """
 
     round: RoundId
     roster_version: U32
     slice: U32
     digest: Digest
+    group: U32 | None = None
+    parts: tuple[Digest, ...] = ()
 
 
 class Held(Struct, frozen=True, kw_only=True, tag_field="t", tag="held"):
@@ -235,13 +232,6 @@ class Leaving(Struct, frozen=True, kw_only=True, tag_field="t", tag="leaving"):
 # --- control: host to peer -----------------------------------------------------------------------
 
 
-class HostAddress(Struct, frozen=True, kw_only=True):
-    """Where a host listens, or will listen once it leads."""
-
-    host: Text
-    port: U16
-
-
 class Leader(Struct, frozen=True, kw_only=True, tag_field="t", tag="leader"):
     """Host to members, before anything else: I lead; and, whenever this changes, who stands by.
 
@@ -269,16 +259,10 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="t", tag="welcome"):
     sources: tuple[Address, ...]
 
 
-class Reduction(Struct, frozen=True, kw_only=True):
-    """Who reduces the slices `start` to `stop - 1` of a round."""
-
-    reducer: Address
-    start: U32
-    stop: U32
-
-
 class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     """A round to contribute to. A later `version` replaces an earlier one of the same round.
+
+    `reductions` are those of the member's own region; of `also` it takes in slices from others.
 
     `leases` are all that the peer holds now; those not trained on yet are its work. Of them the
     contribution waits for `num_samples`, or a few more, since it has whole leases.
@@ -294,6 +278,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     leases: tuple[Lease, ...]
     sources: tuple[Address, ...]
     num_samples: U63 = 0
+    also: tuple[Run, ...] = ()
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):
@@ -307,19 +292,21 @@ class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):
     roster_version: U32
 
 
-class ReduceInput(Struct, frozen=True, kw_only=True):
-    peer: PeerId
-    share: float
-    digest: Digest
-
-
 class Reduce(Struct, frozen=True, kw_only=True, tag_field="t", tag="reduce"):
-    """Host to a reducer: form the update of this slice from exactly these blobs, in this order."""
+    """Host to a reducer: form the update of this slice from exactly these, in this order.
+
+    That is, from the contributions that it takes in, or from the partial sums of other groups. With
+    a `group` it is to form that one's partial sum, and to have the update from `parent` (None:
+    nobody can give it yet), for those who turn to it.
+    """
 
     round: RoundId
     roster_version: U32
     slice: U32
     inputs: tuple[ReduceInput, ...]
+    parts: tuple[Part, ...] = ()
+    group: U32 | None = None
+    parent: Address | None = None
 
 
 class Resync(Struct, frozen=True, kw_only=True, tag_field="t", tag="resync"):
@@ -352,11 +339,6 @@ class Bring(Struct, frozen=True, kw_only=True, tag_field="t", tag="bring"):
     round: RoundId
 
 
-class NamedSlice(Struct, frozen=True, kw_only=True):
-    slice: U32
-    digest: Digest
-
-
 class Holding(Struct, frozen=True, kw_only=True, tag_field="t", tag="holding"):
     """Reducer to contributor: these slices of yours are here already."""
 
@@ -379,12 +361,16 @@ class Taken(Struct, frozen=True, kw_only=True, tag_field="t", tag="taken"):
 
 
 class FetchUpdates(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetch_updates"):
-    """Member to reducer: these updates, each as soon as it is there; wait so long at most."""
+    """Member to reducer: these updates, each as soon as it is there; wait so long at most.
+
+    With a `group` it is that one's partial sums instead.
+    """
 
     round: RoundId
     roster_version: U32
     slices: tuple[U32, ...]
     seconds: Annotated[float, Meta(ge=0, le=60)]
+    group: U32 | None = None
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="t", tag="update"):

@@ -33,6 +33,7 @@ from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
 from atoll.peer.local import Local
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
+from atoll.peer.reducing import Reducing
 from atoll.peer.round import finish_round, run_rounds
 from atoll.peer.trainer import MakeVectors, StartTrainer
 from atoll.peer.training import Training
@@ -82,7 +83,7 @@ class Agent:
         self._dataset: Dataset | None = None
         self._reads_along = False
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
-        self._reductions: asyncio.Queue[wire.Reduce] = asyncio.Queue()
+        self._reducing = Reducing(self._member)
         self._questions: asyncio.Queue[wire.Evaluate] = asyncio.Queue()
 
     def pause(self, *, rests: bool, why: str = "") -> None:
@@ -149,7 +150,9 @@ class Agent:
             handle=self._hear,
         )
         try:
-            await together(self._live_and_stop(), connecting, self._reduce(), self._evaluate())
+            await together(
+                self._live_and_stop(), connecting, self._reducing.run(), self._evaluate()
+            )
         except Done as done:
             self._emit(Stopped(reason=str(done)))
             return done.is_complete
@@ -347,28 +350,15 @@ class Agent:
         if isinstance(message, wire.Welcome):
             self._lost_state = False
         if isinstance(message, wire.Reduce):
-            self._reductions.put_nowait(message)
+            self._reducing.ask(message)
         if isinstance(message, wire.Evaluate):
             self._questions.put_nowait(message)
-
-    async def _reduce(self) -> None:
-        """Form the updates that the host asks of us, as their inputs arrive."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                job = await self._reductions.get()
-                group.create_task(self._form(job))
 
     async def _evaluate(self) -> None:
         """Find out how good states are, as the host asks."""
         while True:
             question = await self._questions.get()
             self._link.send(await evaluated(question, self._member))
-
-    async def _form(self, job: wire.Reduce) -> None:
-        reducer = self._member.reducers.of(job.round)
-        if reducer is not None and await reducer.has_inputs(job):
-            with self._member.accounts.timed("reduce", job.round):
-                await reducer.form(job)
 
     # --- beginning and end ----------------------------------------------------------------------
 

@@ -100,7 +100,8 @@ class Member:
             case wire.Plan():
                 self._hold(message.leases)
                 own = [r for r in message.reductions if r.reducer.peer == self.peer_id]
-                self.reducers.follow(message, own=own, sizes=self.slice_sizes(message.round))
+                sizes = self.slice_sizes(message.round)
+                self.reducers.follow(message, own=[*own, *message.also], sizes=sizes)
             case wire.Commit():
                 self._settle(self.home.keep_commit(message))
 

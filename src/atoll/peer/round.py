@@ -26,7 +26,7 @@ from atoll.exchange.plan import send_order
 from atoll.exchange.tasks import group, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
-from atoll.net.records import Heard
+from atoll.net.records import Heard, SliceUpdate
 from atoll.peer.member import Member, StateDiffers
 
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
@@ -266,8 +266,8 @@ async def fetch_updates(commit: Heard, member: Member) -> None:
         PeerError: nobody has one of them any more.
     """
     todo = [
-        update
-        for update in commit.updates
+        (index, update)
+        for index, update in enumerate(commit.updates)
         if await asyncio.to_thread(member.blobs.get, update.digest) is None
     ]
 
@@ -275,23 +275,56 @@ async def fetch_updates(commit: Heard, member: Member) -> None:
 
     async def drain() -> None:
         while todo:
-            update = todo.pop()
-            digest = update.digest
-            for _ in range(TRIES):
-                payload = await fetch_from_any(
-                    member.links,
-                    member.sources(),
-                    digest,
-                    at_most=update.num_bytes,
-                    failed=failed,
-                )
-                if payload is not None:
-                    break
-                failed.clear()
-                await asyncio.sleep(RETRY_S)
-            else:
-                raise PeerError(f"no member has the update {digest[:12]} any more")
-            await asyncio.to_thread(member.blobs.put, digest, payload)
+            index, update = todo.pop()
+            near = _passes_on(commit.round, index, member)
+            payload = None
+            if near is not None and near.peer not in failed:
+                payload = await _fetch_near(near, update, failed, member)
+            if payload is None:
+                payload = await _fetch_anywhere(update, failed, member)
+            await asyncio.to_thread(member.blobs.put, update.digest, payload)
             member.traffic.updates_received += len(payload)
 
     await together(*(drain() for _ in range(min(PARALLEL_FETCHES, len(todo)))))
+
+
+def _passes_on(round_id: RoundId, index: int, member: Member) -> wire.Address | None:
+    """Return from whom we were to have the update of a slice, other than we."""
+    plan = member.plan_of(round_id)
+    for reduction in () if plan is None else plan.reductions:
+        if index in range(reduction.start, reduction.stop):
+            return None if reduction.reducer.peer == member.peer_id else reduction.reducer
+    return None
+
+
+async def _fetch_near(
+    reducer: wire.Address, update: SliceUpdate, failed: set[PeerId], member: Member
+) -> bytearray | None:
+    """Return the update from whom we were to have it from; None: it fails, or takes too long.
+
+    It may well have to fetch it from another one itself, and so is ahead of all others soon.
+    """
+    for _ in range(TRIES):
+        payload = await fetch_from_any(
+            member.links, [reducer], update.digest, at_most=update.num_bytes, failed=failed
+        )
+        if payload is not None or reducer.peer in failed:
+            return payload
+        await asyncio.sleep(RETRY_S)
+    return None
+
+
+async def _fetch_anywhere(update: SliceUpdate, failed: set[PeerId], member: Member) -> bytearray:
+    for _ in range(TRIES):
+        payload = await fetch_from_any(
+            member.links,
+            member.sources(),
+            update.digest,
+            at_most=update.num_bytes,
+            failed=failed,
+        )
+        if payload is not None:
+            return payload
+        failed.clear()
+        await asyncio.sleep(RETRY_S)
+    raise PeerError(f"no member has the update {update.digest[:12]} any more")

@@ -60,7 +60,8 @@ class Tampering:
 class Machine:
     """Something with a line. `is_up`: whether its kernel answers, whatever its processes do.
 
-    Small payloads have left by `up_free_at`, and arrived by `down_free_at`.
+    Small payloads have left by `up_free_at`, and arrived by `down_free_at`. `most_connections` are
+    those that one of its processes had at once.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Machine:
     up_free_at: float = 0.0
     down_free_at: float = 0.0
     pace_bytes_per_s: float = inf  # of all that it sends, as its member allows itself
+    most_connections: int = 0
 
 
 @dataclass(eq=False)

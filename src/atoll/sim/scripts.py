@@ -67,6 +67,9 @@ def random_case(seed: int, *, in_flight: int = 1) -> Case:
         )
         for name in names
     )
+    regions = Random(f"{seed} regions")  # of chance of its own: the other cases stay what they were
+    if regions.random() < 0.5:
+        run = replace(run, region_size=regions.choice((1, 2)))
     is_far = Random(f"{seed} journal").random() < 0.5
     setting = Setting(seed=seed, peers=peers, run=run, far_journal=is_far)
     script = tuple(_random_fault(rng, setting) for _ in range(rng.randint(1, 6)))

@@ -60,6 +60,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
     update_codec: Literal["fp64", "fp32", "bf16", "int8", "int4", "sparse8"] = "fp64"
     min_peers: int = 1
     quorum: float = 0.6
+    region_size: int = 64
     heartbeat_s: float = 1.0
     vocab_size: int = 1024  # 16 parameters for each: 1 slice up to 1024, then one more each time
 
@@ -92,6 +93,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
                 update_codec=self.update_codec,
                 min_peers=self.min_peers,
                 quorum=self.quorum,
+                region_size=self.region_size,
                 heartbeat_s=self.heartbeat_s,
                 silent_s=10 * self.heartbeat_s,
             ),

@@ -173,6 +173,8 @@ class SimConnection:
         self._pace = Pace()
         self._flow: Flow | None = None
         transport.connections[self] = None
+        machine = transport.machine
+        machine.most_connections = max(machine.most_connections, len(transport.connections))
 
     # --- what a member does with it -------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from tests.unit.virtual import now, run
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange import links as blobs
-from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links, patience
+from atoll.exchange.links import ANSWER_S, KEPT_ROUNDS, SLOWEST_BYTES_PER_S, Links, patience
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 
@@ -165,6 +165,25 @@ def test_a_connection_is_kept_for_the_next_request_unless_it_failed():
         assert not connection.is_open
         await links.close()
         assert not any(c.is_open for c in network.connections if c.owner == A)
+
+    run(main())
+
+
+def test_a_connection_that_has_no_use_for_some_rounds_is_closed():
+    async def main():
+        members = await Members(Network()).listen()
+        links, (to_b, to_c) = members.links, members.addresses
+        async with links.to(to_b) as with_b, links.to(to_c) as with_c:
+            pass
+        for _ in range(KEPT_ROUNDS + 1):
+            assert with_c.is_open
+            links.end_round()
+            async with links.to(to_b) as again:
+                assert again is with_b
+        assert not with_c.is_open
+        async with links.to(to_c) as anew:
+            assert await fetch(anew) == PAYLOAD
+        await links.close()
 
     run(main())
 

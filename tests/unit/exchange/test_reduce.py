@@ -180,18 +180,18 @@ def test_of_two_versions_the_job_says_which(tmp_path):
 def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        waiting = asyncio.create_task(one.update(roster_version=1, index=0))
-        other = asyncio.create_task(one.update(roster_version=2, index=0))
+        waiting = asyncio.create_task(one.sum((1, None, 0)))
+        other = asyncio.create_task(one.sum((2, None, 0)))
         for peer in SHARES:
             await take(one, peer)
         await one.reduce(JOB)
         digest, payload = await waiting
         assert digest == told.reduced()[0].digest == digest_of(payload)
-        assert await one.update(roster_version=1, index=0) == await waiting
+        assert await one.sum((1, None, 0)) == await waiting
         assert not other.done()
         one.close()
         assert await other is None
-        assert await one.update(roster_version=1, index=0) is None
+        assert await one.sum((1, None, 0)) is None
 
     run(main())
 
@@ -278,7 +278,7 @@ def test_an_update_is_held_once_it_is_in_the_store(tmp_path):
             await take(one, peer)
         assert not waiting.done()
         await one.reduce(JOB)
-        digest, payload = await one.update(**key)
+        digest, payload = await one.sum((1, None, 0))
         assert await waiting == await one.kept(**key) == digest
         assert (tmp_path / digest).read_bytes() == payload
         assert not other.done()
@@ -333,7 +333,7 @@ def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
                 await one.reduce(JOB)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert await one.update(roster_version=1, index=0)
+        assert await one.sum((1, None, 0))
         assert told.reduced() == []
         assert not kept.done()
         one.close()

@@ -80,7 +80,7 @@ class Served:
         digest, payload = encoded(seed, index)
         await self.reducer.take(A, index, digest, payload)
         await self.reducer.reduce(job((A, 1.0, digest), index=index))
-        return await self.reducer.update(roster_version=1, index=index)
+        return await self.reducer.sum((1, None, index))
 
 
 @asynccontextmanager

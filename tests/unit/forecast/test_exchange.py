@@ -1,11 +1,12 @@
 """Bytes and seconds of an exchange, against closed forms."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan
 from atoll.exchange.plan import Link
-from atoll.forecast.exchange import AGENT_BYTES_PER_S, exchange_of, payload_rate, ring_rate
+from atoll.forecast.exchange import AGENT_BYTES_PER_S, Sizes, exchange_of, payload_rate, ring_rate
 from atoll.ids import PeerId
 
 rates = st.floats(1e3, 1e8)
@@ -25,12 +26,17 @@ lines = st.lists(st.tuples(rates, rates, st.booleans()), min_size=1, max_size=9)
 )
 
 
+def sizes_of(contribution: list[int], update: list[int]) -> Sizes:
+    """Return the sizes of slices; partial sums are four times as long as updates."""
+    return Sizes(tuple(contribution), tuple(update), tuple(4 * size for size in update), 1)
+
+
 @pytest.mark.parametrize("num_peers", [2, 4, 8])
 def test_equal_peers_move_2_n_minus_1_over_n_of_the_bytes_each_way(num_peers):
     exchange = exchange_of(
         [line(number) for number in range(num_peers)],
-        contribution_bytes_S=[1000] * 32,
-        update_bytes_S=[1000] * 32,
+        sizes_of([1000] * 32, [1000] * 32),
+        region_size=0,
     )
     each_way = 2 * (num_peers - 1) / num_peers * 32_000
     assert exchange.sent_bytes() == pytest.approx(each_way)
@@ -41,7 +47,7 @@ def test_equal_peers_move_2_n_minus_1_over_n_of_the_bytes_each_way(num_peers):
 def test_the_built_in_member_fetches_every_update():
     peers = [line(number) for number in range(4)]
     built_in = line(9, contributes=False, reduces=False)
-    exchange = exchange_of([*peers, built_in], contribution_bytes_S=[8] * 4, update_bytes_S=[8] * 4)
+    exchange = exchange_of([*peers, built_in], sizes_of([8] * 4, [8] * 4), region_size=0)
     assert exchange.updates.up_bytes_M.tolist() == [32, 32, 32, 32, 0]
     assert exchange.updates.down_bytes_M.tolist() == [24, 24, 24, 24, 32]
 
@@ -49,7 +55,7 @@ def test_the_built_in_member_fetches_every_update():
 def test_alone_it_reduces_all():
     peers = [line(number, reduces=False) for number in range(3)]
     built_in = line(9, contributes=False)
-    exchange = exchange_of([*peers, built_in], contribution_bytes_S=[5, 5], update_bytes_S=[2, 3])
+    exchange = exchange_of([*peers, built_in], sizes_of([5, 5], [2, 3]), region_size=0)
     assert exchange.num_slices_M.tolist() == [0, 0, 0, 2]
     assert exchange.contributions.down_bytes_M.tolist() == [0, 0, 0, 30]
     assert exchange.updates.up_bytes_M.tolist() == [0, 0, 0, 15]
@@ -59,7 +65,7 @@ def test_alone_it_reduces_all():
 @settings(deadline=None, max_examples=50)
 @given(lines, sizes)
 def test_what_is_sent_is_received(members, contribution):
-    exchange = exchange_of(members, contribution_bytes_S=contribution, update_bytes_S=contribution)
+    exchange = exchange_of(members, sizes_of(contribution, contribution), region_size=0)
     for phase in (exchange.contributions, exchange.updates):
         assert phase.up_bytes_M.sum() == pytest.approx(phase.down_bytes_M.sum())
     assert exchange.num_slices_M.sum() == len(contribution)
@@ -68,7 +74,7 @@ def test_what_is_sent_is_received(members, contribution):
 @settings(deadline=None, max_examples=50)
 @given(lines, sizes)
 def test_it_takes_no_less_than_what_the_shares_minimise(members, contribution):
-    exchange = exchange_of(members, contribution_bytes_S=contribution, update_bytes_S=contribution)
+    exchange = exchange_of(members, sizes_of(contribution, contribution), region_size=0)
     num_bytes = sum(contribution)
     costs = {"contribution_bytes": num_bytes, "update_bytes": num_bytes}
     least = plan.exchange_s(members, plan.shares_of_work(members, **costs), **costs)
@@ -86,7 +92,7 @@ def _rounding_s(members: list[Link], contribution: list[int]) -> float:
 def test_lines_that_are_all_so_many_times_faster_take_that_part_of_the_time(members, sizes, times):
     faster = [Link(m.peer, m.up * times, m.down * times, m.contributes, m.reduces) for m in members]
     before, after = (
-        exchange_of(each, contribution_bytes_S=sizes, update_bytes_S=sizes).seconds()
+        exchange_of(each, sizes_of(sizes, sizes), region_size=0).seconds()
         for each in (members, faster)
     )
     assert after <= before * (1 + 1e-6)
@@ -99,3 +105,37 @@ def test_the_payload_of_a_line_is_what_headers_leave_and_an_agent_can_move():
 
 def test_the_rate_of_a_ring():
     assert ring_rate(num_bytes=700, num_peers=14, seconds=13) == pytest.approx(100)
+
+
+def test_in_regions_each_reducer_takes_in_its_region_and_passes_updates_on():
+    """Four regions of four, of equal lines; one slice; the built-in member turns to the root."""
+    peers = [line(number) for number in range(16)]
+    built_in = line(99, contributes=False, reduces=False)
+    exchange = exchange_of([*peers, built_in], sizes_of([100], [100]), region_size=4)
+    regional = [0, 4, 8, 12]
+    (root,) = set(np.flatnonzero(exchange.num_slices_M)) - set(regional)
+    assert exchange.num_levels == 2
+    assert [exchange.contributions.down_bytes_M[r] for r in regional] == [300] * 4
+    assert exchange.contributions.up_bytes_M.sum() == 12 * 100
+    assert [exchange.updates.up_bytes_M[r] for r in regional] == [400 + 3 * 100] * 4
+    assert exchange.updates.down_bytes_M[root] == 4 * 400 + 100
+    assert exchange.updates.up_bytes_M[root] == 4 * 100 + 100
+    assert exchange.formed_bytes_M[[root, *regional]].tolist() == [100, *[400] * 4]
+
+
+@settings(deadline=None, max_examples=50)
+@given(lines, sizes, st.integers(1, 4))
+def test_what_is_sent_is_received_in_regions_too(members, contribution, region_size):
+    exchange = exchange_of(members, sizes_of(contribution, contribution), region_size=region_size)
+    for phase in (exchange.contributions, exchange.updates):
+        assert phase.up_bytes_M.sum() == pytest.approx(phase.down_bytes_M.sum())
+    assert exchange.num_slices_M.sum() % len(contribution) == 0
+
+
+def test_a_thousand_contributors_do_not_all_burden_the_same_lines():
+    peers = [line(number) for number in range(1000)]
+    one, many = (
+        exchange_of(peers, sizes_of([100] * 4, [100] * 4), region_size=size) for size in (0, 64)
+    )
+    assert many.contributions.seconds().max() < one.contributions.seconds().max() / 10
+    assert many.seconds() < one.seconds() / 5

@@ -20,6 +20,7 @@ from atoll.host import run as decisions
 from atoll.host.due import advance
 from atoll.host.effects import Append, Effect, Report, Send
 from atoll.host.membership import Member
+from atoll.host.open_round import Round
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import records, wire
 
@@ -100,6 +101,10 @@ def update(k: int, *, round_id: int = 1, version: int) -> Digest:
     return name("update", round_id, k, version)
 
 
+def partial(k: int, group: int, *, version: int) -> Digest:
+    return name("partial", k, group, version)
+
+
 def reduced(k: int, *, version: int, round_id: int = 1) -> wire.Reduced:
     return wire.Reduced(
         round=RoundId(round_id),
@@ -107,6 +112,17 @@ def reduced(k: int, *, version: int, round_id: int = 1) -> wire.Reduced:
         slice=k,
         digest=update(k, round_id=round_id, version=version),
     )
+
+
+def reduced_at(rnd: Round, place: int) -> wire.Reduced:
+    """Return what the reducer of a place says when it has formed what it is to form."""
+    tree, version = rnd.tree, rnd.roster_version
+    group, k = tree.group_and_slice(place)
+    parts = tuple(partial(k, child, version=version) for child in rnd.below(group))
+    of_root = reduced(k, version=version, round_id=rnd.id)
+    if group == tree.root:
+        return replace(of_root, parts=parts)
+    return replace(of_root, group=group, digest=partial(k, group, version=version), parts=parts)
 
 
 def held(*, version: int, round_id: int = 1, num_slices: int = NUM_SLICES) -> wire.Held:
@@ -219,15 +235,16 @@ class Scene:
             self.claims(peer, num_leases=num_leases)
             for k in range(num_slices):
                 if (rnd := self.run.round) is not None:
-                    self.says(rnd.assignment[k], delivered(peer, k, round_id=rnd.id))
+                    place = rnd.tree.place(rnd.group_of(peer), k)
+                    self.says(rnd.assignment[place], delivered(peer, k, round_id=rnd.id))
 
     def reduces(self) -> int:
-        """Let the reducers form all updates; return the version of the roster."""
+        """Let the reducers form all sums and updates; return the version of the roster."""
         rnd = self.run.round
         assert rnd is not None
-        for k in range(self.num_slices):
-            message = reduced(k, version=rnd.roster_version, round_id=rnd.id)
-            self.says(rnd.assignment[k], message)
+        for group in sorted(rnd.populated):
+            for place in rnd.tree.places(group):
+                self.says(rnd.assignment[place], reduced_at(rnd, place))
         return rnd.roster_version
 
     def commits(self, *holders: PeerId) -> None:

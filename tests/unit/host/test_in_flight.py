@@ -17,7 +17,7 @@ from tests.unit.host.scene import (
     state,
 )
 
-from atoll.host.rounds import Phase
+from atoll.host.open_round import Phase
 from atoll.ids import LeaseId
 from atoll.net import records, wire
 

@@ -20,9 +20,9 @@ from tests.unit.host.scene import (
     reduced,
 )
 
-from atoll.host import rounds
+from atoll.host import relief, rounds
 from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Share, Wait
-from atoll.host.rounds import NOBODY, Phase, Round
+from atoll.host.open_round import NOBODY, Phase, Round
 from atoll.ids import RoundId
 from atoll.net import wire
 
@@ -554,7 +554,7 @@ def relieve(rnd, *, at, able=(A, B, C, E), can_reduce=EVERYONE):
         can_reduce=frozenset(can_reduce),
         keeper=E,
     )
-    return rounds.relieve(rnd, now=at, present=present, policy=SYNC)
+    return relief.relieve(rnd, now=at, present=present, policy=SYNC)
 
 
 SLOWER = "others would be done sooner than a slow reducer"

@@ -30,7 +30,7 @@ from atoll.host import operate, run as decisions
 from atoll.host.decision import Share
 from atoll.host.effects import Drop, Report, SendCommits
 from atoll.host.membership import Member
-from atoll.host.rounds import NOBODY, Phase
+from atoll.host.open_round import NOBODY, Phase
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.ids import INITIAL, RoundId
 from atoll.net import records, wire

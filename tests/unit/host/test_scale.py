@@ -2,7 +2,7 @@
 
 import pytest
 from msgspec.structs import replace
-from tests.unit.host.scene import BUILT_IN, SYNC, Scene
+from tests.unit.host.scene import BUILT_IN, NUM_SLICES, SYNC, Scene
 
 from atoll.host.effects import Append, Send, SendCommits
 from atoll.ids import PeerId
@@ -59,6 +59,7 @@ def test_messages_of_a_round_grow_in_proportion_to_the_members():
         sent += [e for e in scene.effects if isinstance(e, SendCommits)]
         reductions = sum(isinstance(getattr(e, "message", None), wire.Reduce) for e in sent)
         counts.append((len(sent) - reductions, reductions))
-    (few, jobs), (many, same_jobs) = counts
-    assert jobs == same_jobs
+    (few, jobs), (many, more_jobs) = counts
+    groups = -(-MANY // SYNC.region_size) + 1
+    assert (jobs, more_jobs) == (NUM_SLICES, groups * NUM_SLICES), "regions of so many, and a root"
     assert (few, many) == (3 * (FEW + 1), 3 * (MANY + 1)), "a plan, a roster, a commit for each"

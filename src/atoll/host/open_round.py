@@ -1,0 +1,140 @@
+"""An open round as the host knows it, and what can be read off it. A value: no clock, no decision.
+
+Only `rounds.py` changes it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil
+
+from atoll.config import SyncConfig
+from atoll.exchange.tree import Tree
+from atoll.host.decision import Present, Share
+from atoll.ids import Digest, PeerId, RoundId
+from atoll.net import wire
+
+Phase = Enum("Phase", "COLLECT REDUCE")
+MIN_HOLDERS = 2  # on whose disks the updates are before the commit: one may die at any moment
+NOBODY = PeerId("")  # reduces what no member can for now
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """An open round: it waits for the contributors `waited`; all `invited` may come."""
+
+    id: RoundId
+    opened_at: float
+    waited: set[PeerId]
+    assignment: tuple[PeerId, ...]  # the reducer of each place (exchange/tree.py)
+    version: int  # of the plan; counts up
+    roster_version: int
+    phase: Phase = Phase.COLLECT
+    widths: tuple[int, ...] = (1,)  # of the tree
+    tree: Tree = field(init=False)
+    _region_sizes: list[int] = field(init=False)
+    regions: dict[PeerId, int] = field(default_factory=dict)  # of members; not in it: the root's
+    invited: set[PeerId] = field(default_factory=set)
+    work: dict[PeerId, int] = field(default_factory=dict)  # samples that each is to contribute
+    claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
+    delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
+    completed_at: dict[PeerId, float] = field(default_factory=dict)
+    norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
+    roster: tuple[Share, ...] = ()  # in REDUCE: it is fixed
+    in_roster: Mapping[PeerId, Share] = field(default_factory=dict)  # the same, by peer
+    announced: tuple[Share, ...] = ()  # to the members: the roster, or the expected one
+    announced_at: float = 0.0
+    populated: frozenset[int] = frozenset()  # groups that have somebody of it below them
+    reduced: dict[int, wire.Reduced] = field(default_factory=dict)  # by place
+    reduced_at: dict[int, float] = field(default_factory=dict)
+    parts: dict[int, tuple[Digest, ...]] = field(default_factory=dict)  # what these are made of
+    held: dict[PeerId, tuple[Digest, ...]] = field(default_factory=dict)
+    complaints: dict[PeerId, set[PeerId]] = field(default_factory=dict)
+    excluded: set[PeerId] = field(default_factory=set)  # reducers that were no good in this round
+    closed_at: float = 0.0
+    progress_at: float = 0.0  # when something new last arrived, in REDUCE
+    usual_s: float | None = None  # from the claims to the commit, in earlier rounds
+    usual_wait_s: float = 0.0  # for the middle contributor, in earlier rounds
+    middle_speed: float | None = None  # of the median peer, in samples per second
+    claimed_at: dict[PeerId, float] = field(default_factory=dict)
+    began_at: dict[PeerId, float] = field(default_factory=dict)  # when its first slice arrived
+    moved_at: dict[int, float] = field(default_factory=dict)  # places, to their present reducers
+    # When whose slices came to a place, and when members had the update of a slice.
+    collected_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
+    fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tree = Tree(len(self.assignment) // sum(self.widths), self.widths)
+        self._region_sizes = [0] * self.tree.num_regions
+        for region in self.regions.values():
+            self._region_sizes[region] += 1
+
+    @property
+    def num_slices(self) -> int:
+        return self.tree.num_slices
+
+    def group_of(self, peer: PeerId) -> int:
+        """Return the group to whose reducers the member turns: its region, if it is in one."""
+        return self.regions.get(peer, self.tree.root)
+
+    def join_region(self, peer: PeerId) -> None:
+        """Put somebody into the smallest region, the first of these, if it is in none."""
+        if self.tree.num_regions > 1 and peer not in self.regions:
+            region = self._region_sizes.index(min(self._region_sizes))
+            self.regions[peer] = region
+            self._region_sizes[region] += 1
+
+    def below(self, group: int) -> list[int]:
+        """Return the groups whose partial sums this one adds up, for the announced roster."""
+        return [child for child in self.tree.children(group) if child in self.populated]
+
+    def groups_with(self, roster: Iterable[Share]) -> frozenset[int]:
+        """Return the groups that have somebody of a roster below them."""
+        return frozenset(self.tree.with_parents(self.group_of(share.peer) for share in roster))
+
+
+def is_complete(rnd: Round, peer: PeerId) -> bool:
+    """Return whether every slice that the peer claims is at its reducer."""
+    contribution = rnd.claims.get(peer)
+    if contribution is None:
+        return False
+    arrived = rnd.delivered.get(peer, {})
+    if len(arrived) < len(contribution.digests):
+        return False
+    return all(
+        k in arrived and arrived[k].digest == digest
+        for k, digest in enumerate(contribution.digests)
+    )
+
+
+def waited_for(rnd: Round, present: Present) -> set[PeerId]:
+    """Return whose contributions the round is there for."""
+    idle = present.resting - rnd.claims.keys()
+    here = present.connected - idle
+    return rnd.waited & (here | present.away) or rnd.invited & here
+
+
+def quorum_in(rnd: Round, waited: set[PeerId], *, present: Present, policy: SyncConfig) -> int:
+    """Return how many of those that the round waits for have to deliver, as `quorum_of` says."""
+    # Whoever has lost its connection has to train anew, or is only just back: not of the quorum.
+    num_away = len(waited - present.connected - rnd.completed_at.keys())
+    return quorum_of(len(waited) - num_away, policy)
+
+
+def quorum_of(num_peers: int, policy: SyncConfig) -> int:
+    """Return how many of these have to deliver before the others have only the grace time left."""
+    return max(1, ceil(policy.quorum * num_peers))
+
+
+def short_of_slices(rnd: Round) -> set[PeerId]:
+    """Return the contributors of the roster with a slice missing at its reducer."""
+    return set(rnd.in_roster) - set(rnd.completed_at)
+
+
+def holders_of(rnd: Round) -> set[PeerId]:
+    """Return who has all the updates on disk that the reducers reported."""
+    updates = [rnd.reduced.get(place) for place in rnd.tree.places(rnd.tree.root)]
+    digests = tuple(update.digest for update in updates if update is not None)
+    if len(digests) < rnd.num_slices:
+        return set()
+    return {peer for peer, held in rnd.held.items() if held == digests}

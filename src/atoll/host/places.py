@@ -1,0 +1,84 @@
+"""Who reduces what in a round of this run: what the host knows, put to `exchange/regions.py`."""
+
+from collections.abc import Collection, Sequence
+
+from atoll.exchange import regions
+from atoll.exchange.plan import Link
+from atoll.exchange.regions import Division, Volumes
+from atoll.exchange.tree import Tree
+from atoll.host.open_round import NOBODY, Round
+from atoll.host.state import Run, is_ready, present
+from atoll.ids import PeerId, RoundId
+
+
+def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
+    """Return who reduces: those that the operator has chosen, or the peers that others can reach.
+
+    With none of these it is the built-in member.
+    """
+    can_reduce = present(run, round_id).can_reduce - frozenset(without)
+    if chosen := can_reduce & run.chosen_reducers:
+        return sorted(chosen)
+    return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
+
+
+def division(run: Run, round_id: RoundId, chosen: Sequence[PeerId]) -> Division:
+    """Return how the members are divided for a new round, if these reduce.
+
+    All that are connected: who is not ready yet may well be while the round is open.
+    """
+    size = run.config.sync.region_size
+    members = present(run, round_id).connected - {run.built_in}
+    num_regions = regions.count_regions(len(members), len(chosen), size=size)
+    num_slices = len(run.slice_bytes[run.fragment_of(round_id)])
+    return _division(
+        run,
+        round_id,
+        chosen,
+        tree=Tree.over(num_slices, num_regions=num_regions, fan_in=size),
+        of_peers=regions.by_id(sorted(members), num_regions),
+    )
+
+
+def replaced(run: Run, rnd: Round, lost: frozenset[PeerId]) -> tuple[PeerId, ...]:
+    """Return the reducers of an open round without the lost ones; nobody, if there is none now."""
+    # Rather one that was no good before than none at all.
+    chosen = (
+        reducers(run, rnd.id, without=lost | rnd.excluded)
+        or reducers(run, rnd.id, without=lost)
+        or [NOBODY]
+    )
+    divided = _division(run, rnd.id, chosen, tree=rnd.tree, of_peers=rnd.regions)
+    return regions.reassign_places(divided, rnd.assignment, lost=lost)
+
+
+def _division(
+    run: Run,
+    round_id: RoundId,
+    chosen: Sequence[PeerId],
+    *,
+    tree: Tree,
+    of_peers: dict[PeerId, int],
+) -> Division:
+    fragment, among = run.fragment_of(round_id), frozenset(chosen)
+    return Division(
+        tree=tree,
+        regions=of_peers,
+        links={
+            m.peer: Link(
+                peer=m.peer,
+                up=m.up,
+                down=m.down,
+                contributes=m.trains,
+                reduces=m.peer in among,
+            )
+            for m in run.membership.connected()
+            if m.peer in among or is_ready(run, m.peer, round_id)
+        },
+        reducers=chosen,
+        volumes=Volumes(
+            contribution=run.contribution_bytes[fragment],
+            update=sum(run.slice_bytes[fragment]),
+            partial=run.partial_bytes[fragment],
+        ),
+    )

@@ -1,0 +1,139 @@
+"""A run that is divided into regions, under faults of those who add up: all ends in one state.
+
+Six peers in three regions of two, two groups above them, and the root. Who reduces what in the
+round of the fault is read off the same run without it, which is the same up to there.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from tests.sim.cast import well
+
+from atoll.net.records import Committed
+from atoll.net.wire import Message, Reduce
+from atoll.sim.faults import NEVER, Crash, Cut, Fault, Freeze, InRound, OnMessage, Slow
+from atoll.sim.fleet import Fleet
+from atoll.sim.network import Machine
+from atoll.sim.play import Case, play
+from atoll.sim.setting import PeerSpec, RunSpec, Setting
+
+ROUND = 2
+NUM_REGIONS, SIZE = 3, 2
+NUM_PEERS = NUM_REGIONS * SIZE
+RUN = RunSpec(rounds=3, region_size=SIZE, vocab_size=2048, min_peers=NUM_PEERS - 2)
+PEERS = tuple(
+    PeerSpec(name=f"peer-{n}", link=("home-fibre", "datacenter", "home-dsl")[n % 3], step_s=1.0)
+    for n in range(NUM_PEERS)
+)
+ABOVE, ROOT = NUM_REGIONS, None  # the group above regions 0 and 1; what has the root for its group
+
+
+@dataclass
+class Watched:
+    """Who was asked to form the sums of which group, and who contributed, in the round."""
+
+    reducers: dict[int | None, set[str]] = field(default_factory=dict)
+    members: dict[int, list[str]] = field(default_factory=dict)
+    said: Counter[tuple[str, str]] = field(default_factory=Counter)  # up to the end of the round
+
+    def look(self, fleet: Fleet) -> None:
+        tamper = fleet.network.tamper
+        names = {fleet.peer_id(name): name for name in fleet.devices}
+
+        def watch(sender: Machine, receiver: Machine, message: Message):
+            if getattr(message, "round", 0) <= ROUND:
+                self.said[type(message).__name__, sender.name] += 1
+            if isinstance(message, Reduce) and message.round == ROUND:
+                self.reducers.setdefault(message.group, set()).add(receiver.name)
+                if message.inputs and message.group is not None:
+                    self.members[message.group] = [names[one.peer] for one in message.inputs]
+            return tamper(sender, receiver, message)
+
+        fleet.network.tamper = watch
+
+
+@cache
+def undisturbed() -> Watched:
+    watched = Watched()
+    with TemporaryDirectory() as directory:
+        outcome, wrong = play(case(), Path(directory), look=watched.look)
+    assert wrong == []
+    assert {entry.region for entry in outcome.commits[-1].roster} == set(range(NUM_REGIONS))
+    return watched
+
+
+def case(*script: Fault) -> Case:
+    return Case(setting=Setting(seed=5, peers=PEERS, run=RUN), script=script)
+
+
+def reducer(group: int | None) -> str:
+    return min(undisturbed().reducers[group])
+
+
+def said(kind: str, who: str) -> int:
+    """Return how many such messages it has sent when the round is over."""
+    return undisturbed().said[kind, who]
+
+
+def the_round(outcome) -> Committed:
+    (commit,) = [commit for commit in outcome.commits if commit.round == ROUND]
+    return commit
+
+
+@pytest.mark.parametrize("group", [1, ABOVE, ROOT], ids=["region", "above", "root"])
+@pytest.mark.parametrize("kind", ["Delivered", "Reduced"])
+def test_a_reducer_dies_before_and_after_its_sums(kind, group, tmp_path):
+    """All that it has taken in is there, or all that it forms is formed, as it dies."""
+    who = reducer(group)
+    dies = Crash(when=OnMessage(kind, count=said(kind, who)), who=who, back_s=20.0)
+    outcome = well(case(dies), tmp_path)
+    assert len(the_round(outcome).roster) >= NUM_PEERS - 1
+
+
+@pytest.mark.parametrize("group", [1, ROOT], ids=["region", "root"])
+def test_a_reducer_freezes(group, tmp_path):
+    """The others need not wait for its region: they close after the grace time, without it."""
+    who = reducer(group)
+    when = OnMessage("Delivered", count=said("Delivered", who), sender=who)
+    outcome = well(case(Freeze(when=when, who=who, seconds=90.0)), tmp_path)
+    assert len(the_round(outcome).roster) >= NUM_PEERS - SIZE
+
+
+@pytest.mark.parametrize("group", [1, ROOT], ids=["region", "root"])
+def test_a_slow_reducer_ends_the_round_no_later_than_it_must(group, tmp_path):
+    slow = Slow(when=InRound(ROUND, 1.0), who=reducer(group), factor=200.0, seconds=60.0)
+    outcome = well(case(slow), tmp_path)
+    assert len(the_round(outcome).roster) >= NUM_PEERS - SIZE
+
+
+def test_whoever_adds_up_cannot_reach_a_region(tmp_path):
+    cut = Cut(when=InRound(ROUND, 1.0), one=reducer(ABOVE), other=reducer(1), seconds=60.0)
+    outcome = well(case(cut), tmp_path)
+    assert len(the_round(outcome).roster) == NUM_PEERS
+
+
+def test_a_contributor_is_lost_for_good_with_one_slice_missing(tmp_path):
+    """It is not in the roster, and so in nobody's sums: its region's reducer does without it."""
+    (who,) = (name for name in undisturbed().members[0] if name != reducer(0))
+    last = OnMessage("Slice", count=said("Slice", who), sender=who)
+    outcome = well(case(Crash(when=last, who=who, back_s=NEVER)), tmp_path)
+    assert len(the_round(outcome).roster) == NUM_PEERS - 1
+
+
+def test_contributor_and_reducer_of_a_region_are_lost_after_the_close(tmp_path):
+    """What it delivered is gone with the reducer: the round closes again, and all sums are void."""
+    who = reducer(1)
+    (other,) = (name for name in undisturbed().members[1] if name != who)
+    when = OnMessage("Delivered", count=said("Delivered", who), sender=who)
+    script = (Crash(when=when, who=one, back_s=NEVER) for one in (who, other))
+    outcome = well(case(*script), tmp_path)
+    assert len(the_round(outcome).roster) == NUM_PEERS - 2
+    assert {entry.region for entry in the_round(outcome).roster} == {0, 2}
+    assert [len(digests) > 0 for digests in the_round(outcome).partials] == [
+        *(True, False, True),
+        *(True, True),
+    ]

@@ -1,0 +1,123 @@
+"""Who reduces what, where the members are divided into regions."""
+
+from collections import Counter
+
+from hypothesis import given, settings, strategies as st
+
+from atoll.exchange import plan, regions
+from atoll.exchange.plan import Link
+from atoll.exchange.regions import Division, Volumes, assign_places, reassign_places
+from atoll.exchange.tree import Tree
+from atoll.ids import PeerId
+
+VOLUMES = Volumes(contribution=100, update=100, partial=400)
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(f"{number:032x}")
+
+
+def division(
+    num_peers: int, *, size: int, num_slices: int = 1, every: int = 1, fan_in: int | None = None
+) -> Division:
+    """Return peers of one kind, every so many of which can be reached."""
+    peers = [peer(number) for number in range(num_peers)]
+    reducers = peers[::every]
+    num_regions = regions.count_regions(num_peers, len(reducers), size=size)
+    return Division(
+        tree=Tree.over(num_slices, num_regions=num_regions, fan_in=fan_in or size),
+        regions=regions.by_id(peers, num_regions),
+        links={
+            one: Link(peer=one, up=1.0, down=1.0, contributes=True, reduces=one in reducers)
+            for one in peers
+        },
+        reducers=reducers,
+        volumes=VOLUMES,
+    )
+
+
+divisions = st.builds(
+    lambda num_peers, size, num_slices, every, fan_in: division(
+        num_peers, size=size, num_slices=num_slices, every=every, fan_in=fan_in
+    ),
+    st.integers(1, 60),
+    st.integers(0, 9),
+    st.integers(1, 5),
+    st.integers(1, 30),
+    st.integers(2, 5),
+)
+
+
+def test_there_are_regions_only_for_more_than_fit_into_one_and_who_can_reduce_them():
+    def count(num_members: int, num_reducers: int, size: int) -> int:
+        return regions.count_regions(num_members, num_reducers, size=size)
+
+    assert count(64, 64, 64) == 1
+    assert count(65, 65, 64) == 2
+    assert count(10_000, 5_000, 64) == 157
+    assert count(10_000, 3, 64) == 3
+    assert count(10_000, 1, 64) == 1
+    assert count(10_000, 5_000, 0) == 1
+
+
+def test_with_one_region_all_is_as_without():
+    one = division(20, size=64, num_slices=6)
+    shares = plan.shares_of_work(
+        list(one.links.values()),
+        contribution_bytes=VOLUMES.contribution,
+        update_bytes=VOLUMES.update,
+    )
+    assert assign_places(one) == plan.assign_by_shares(6, shares)
+    lost = frozenset(assign_places(one)[:1])
+    left = [other for other in one.reducers if other not in lost]
+    again = Division(one.tree, one.regions, one.links, left, VOLUMES)
+    expected = plan.reassign(assign_places(one), lost=lost, reducers=left)
+    assert set(reassign_places(again, assign_places(one), lost=lost)) == set(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(divisions)
+def test_a_region_is_reduced_by_its_own_where_it_has_anybody(division):
+    assignment = assign_places(division)
+    assert len(assignment) == division.tree.num_places
+    assert set(assignment) <= set(division.reducers)
+    if division.tree.num_regions == 1:
+        return
+    able = Counter(division.regions[one] for one in division.reducers)
+    for group in range(division.tree.num_regions):
+        reducers = {assignment[place] for place in division.tree.places(group)}
+        if able[group]:
+            assert {division.regions[one] for one in reducers} == {group}
+
+
+@settings(deadline=None, max_examples=50)
+@given(divisions, st.data())
+def test_only_the_places_of_lost_reducers_move(division, data):
+    before = assign_places(division)
+    lost = frozenset(data.draw(st.sets(st.sampled_from(sorted(set(before))))))
+    left = [one for one in division.reducers if one not in lost]
+    if not left:
+        return
+    after = reassign_places(
+        Division(division.tree, division.regions, division.links, left, VOLUMES), before, lost=lost
+    )
+    assert lost.isdisjoint(after)
+    assert all(new == old for old, new in zip(before, after, strict=True) if old not in lost)
+
+
+def test_who_reduces_above_the_regions_reduces_none_where_others_can():
+    one = division(40, size=8)
+    assignment = assign_places(one)
+    assert len(set(assignment)) == len(assignment) == 6, "five regions and the root"
+
+
+def test_nobody_has_more_than_some_dozens_to_talk_to():
+    one = division(10_000, size=64, every=4)
+    assignment = assign_places(one)
+    clients = Counter(one.regions.values())
+    talks: Counter[PeerId] = Counter()
+    for group in range(one.tree.num_groups):
+        reducer = assignment[one.tree.place(group, 0)]
+        below = len(one.tree.children(group)) if group >= one.tree.num_regions else clients[group]
+        talks[reducer] += below + 1
+    assert max(talks.values()) <= 2 * 64 + 2

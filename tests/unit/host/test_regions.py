@@ -1,0 +1,217 @@
+"""A run of twelve peers in four regions, two groups above these, and a root."""
+
+from msgspec.structs import replace
+from tests.unit.host.scene import BUILT_IN, NUM_SLICES, SYNC, Scene, delivered, held, reduced_at
+
+from atoll.host.open_round import Phase
+from atoll.ids import PeerId
+from atoll.net import records, wire
+
+PEERS = tuple(PeerId(f"{number:x}" * 32) for number in range(1, 13))
+SIZE = 3
+TREE = (4, 2, 1)
+NUM_REGIONS, NUM_BELOW_ROOT = 4, 6
+OF_REGIONS = NUM_REGIONS * NUM_SLICES  # places
+
+
+def opening(*peers: PeerId, unreachable: tuple[PeerId, ...] = ()) -> Scene:
+    scene = Scene.of(replace(SYNC, region_size=SIZE, min_peers=len(peers or PEERS)))
+    for peer in (BUILT_IN, *(peers or PEERS)):
+        scene.join(peer, reachable=peer not in unreachable)
+    assert scene.run.round is not None
+    return scene
+
+
+def reducer(scene: Scene, group: int, k: int = 0) -> PeerId:
+    rnd = scene.run.round
+    return rnd.assignment[rnd.tree.place(group, k)]
+
+
+def region_of(scene: Scene, peer: PeerId) -> int:
+    return scene.run.round.regions[peer]
+
+
+def members(scene: Scene, region: int) -> set[PeerId]:
+    return {peer for peer, its in scene.run.round.regions.items() if its == region}
+
+
+def claimed() -> Scene:
+    """Return a run in which all have announced what they bring."""
+    scene = opening()
+    for peer in PEERS:
+        scene.claims(peer)
+    return scene
+
+
+def delivered_all() -> Scene:
+    scene = claimed()
+    scene.delivers(*PEERS)
+    assert scene.run.round.phase is Phase.REDUCE
+    return scene
+
+
+def test_each_member_hears_of_the_reducers_of_its_region_alone():
+    scene = opening()
+    rnd = scene.run.round
+    assert rnd.tree.widths == TREE
+    for peer in PEERS:
+        (plan,) = scene.sent(wire.Plan, to=peer)
+        assert {r.reducer.peer for r in plan.reductions} <= members(scene, region_of(scene, peer))
+    (plan,) = scene.sent(wire.Plan, to=BUILT_IN)
+    assert {r.reducer.peer for r in plan.reductions} == {
+        reducer(scene, rnd.tree.root, k) for k in range(NUM_SLICES)
+    }
+
+
+def test_a_region_without_anybody_who_can_reduce_has_a_reducer_from_another_one():
+    scene = opening(unreachable=PEERS[:3])
+    region = region_of(scene, PEERS[0])
+    for k in range(NUM_SLICES):
+        other = reducer(scene, region, k)
+        assert region_of(scene, other) != region
+        (plan,) = scene.sent(wire.Plan, to=other)
+        assert any(k in range(run.start, run.stop) for run in plan.also)
+
+
+def test_with_nobody_to_reduce_but_the_built_in_member_there_is_one_region():
+    scene = opening(unreachable=PEERS)
+    assert scene.run.round.tree.widths == (1,)
+    assert set(scene.run.round.assignment) == {BUILT_IN}
+
+
+def test_every_sum_is_asked_for_once_with_what_is_above_and_below():
+    scene = claimed()
+    tree = scene.run.round.tree
+    jobs = scene.sent(wire.Reduce)
+    assert len(jobs) == tree.num_places
+    for job in jobs:
+        group = tree.root if job.group is None else job.group
+        assert [part.group for part in job.parts] == list(tree.children(group))
+        assert {one.peer for one in job.inputs} == members(scene, group)
+        parent = tree.parent(group)
+        expected = None if parent is None else reducer(scene, parent, job.slice)
+        assert (job.parent and job.parent.peer) == expected
+
+
+def test_the_commit_names_regions_and_their_partial_sums():
+    scene = delivered_all()
+    scene.commits(PEERS[0], BUILT_IN)
+    (commit,) = scene.recorded(records.Committed)
+    assert [entry.region for entry in commit.roster] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [len(digests) for digests in commit.partials] == [NUM_SLICES] * NUM_BELOW_ROOT
+    assert len(set(sum(commit.partials, ()))) == NUM_BELOW_ROOT * NUM_SLICES
+
+
+def test_a_reducer_that_says_of_how_many_sums_it_is_made_wrongly_is_not_heard():
+    scene = delivered_all()
+    rnd = scene.run.round
+    place = rnd.tree.place(rnd.tree.root, 0)
+    scene.says(rnd.assignment[place], replace(reduced_at(rnd, place), parts=()))
+    scene.says(rnd.assignment[place], replace(reduced_at(rnd, place), group=99))
+    assert place not in rnd.reduced
+
+
+def test_a_regional_reducer_that_is_lost_concerns_its_region_alone():
+    scene = delivered_all()
+    rnd, lost = scene.run.round, reducer(scene, 1)
+    before = rnd.assignment
+    scene.lost(lost)
+    after = scene.run.round.assignment
+    moved = [place for place in range(rnd.tree.num_places) if before[place] != after[place]]
+    groups = {rnd.tree.group_and_slice(place)[0] for place in moved}
+    assert 1 in groups
+    told = {peer for peer in PEERS if scene.sent(wire.Plan, to=peer)}
+    reducers = {after[place] for place in moved}
+    expected = set().union(reducers, *(members(scene, group) for group in groups))
+    assert told == (expected & set(PEERS)) - {lost}
+    assert set(rnd.completed_at) == set(PEERS) - members(scene, 1)
+    # The one above fetches the partial sum from the new one, unless it has it.
+    above = {job.group for job in scene.sent(wire.Reduce)}
+    assert rnd.tree.parent(1) in above
+
+
+def test_what_was_made_of_a_partial_sum_is_good_when_its_reducer_is_lost():
+    scene = delivered_all()
+    version = scene.reduces()
+    scene.lost(next(one for one in PEERS if one in scene.run.round.assignment[:OF_REGIONS]))
+    rnd = scene.run.round
+    for place in rnd.tree.places(rnd.tree.root):  # one that was above, too, forms the same again
+        scene.says(rnd.assignment[place], reduced_at(rnd, place))
+    left = [peer for peer in PEERS if scene.run.membership.is_connected(peer)]
+    for peer in (left[0], BUILT_IN):
+        scene.says(peer, held(version=version))
+    assert scene.run.committed == 1
+    (commit,) = scene.recorded(records.Committed)
+    assert [len(digests) for digests in commit.partials] == [NUM_SLICES] * NUM_BELOW_ROOT
+
+
+def test_whoever_is_lost_above_the_regions_no_contributor_is_asked_for_anything():
+    scene = delivered_all()
+    rnd, before = scene.run.round, scene.run.round.assignment
+    scene.reduces()
+    scene.lost(min(set(before[OF_REGIONS:]) - set(before[:OF_REGIONS])))
+    assert set(rnd.completed_at) == set(PEERS)
+    ((group, k),) = [
+        rnd.tree.group_and_slice(place)
+        for place, (old, new) in enumerate(zip(before, rnd.assignment, strict=True))
+        if old != new
+    ]
+    # Those below fetch the update from another one now; the root has what it needs.
+    asked = {job.group: job for job in scene.sent(wire.Reduce)}
+    assert set(asked) == {group, *rnd.tree.children(group)}
+    assert {job.slice for job in asked.values()} == {k}
+    assert all(asked[c].parent.peer == reducer(scene, group, k) for c in rnd.tree.children(group))
+
+
+def test_who_comes_later_joins_the_smallest_region_and_comes_back_to_it():
+    scene = opening(*PEERS[:11])
+    late = PeerId("0" * 32)
+    scene.join(late)
+    sizes = [len(members(scene, region)) for region in range(NUM_REGIONS)]
+    assert max(sizes) == SIZE
+    region = region_of(scene, late)
+    scene.lost(late)
+    scene.join(late)
+    assert region_of(scene, late) == region
+
+
+def test_a_contributor_that_is_lost_with_a_slice_missing_makes_all_partial_sums_void():
+    """All shares change, so all sums do."""
+    scene = delivered_all()
+    rnd, version = scene.run.round, scene.reduces()
+    gone = next(one for one in PEERS if one not in rnd.assignment[:OF_REGIONS])
+    scene.lost(gone)
+    scene.lost(reducer(scene, region_of(scene, gone)))
+    left = [peer for peer in PEERS if scene.run.membership.is_connected(peer)]
+    for _ in range(10):
+        scene.delivers(*left)
+        scene.passes(SYNC.grace_floor_s)
+    assert rnd.roster_version > version
+    assert {share.peer for share in rnd.roster} == set(left)
+    assert not rnd.reduced
+    assert not rnd.parts
+
+
+def test_a_slow_regional_reducer_is_relieved_by_others_of_its_region():
+    scene = claimed()
+    rnd, slow = scene.run.round, reducer(scene, 1)
+    rnd.usual_wait_s = 60.0  # so that the round stays open for long enough
+    for peer in PEERS:
+        for k in range(NUM_SLICES):
+            by = rnd.assignment[rnd.tree.place(region_of(scene, peer), k)]
+            if by != slow:
+                scene.says(by, delivered(peer, k))
+    assert rnd.phase is Phase.COLLECT
+    scene.passes(10.0)
+    assert slow not in rnd.assignment
+    places = rnd.tree.places(1)
+    assert set(rnd.assignment[places.start : places.stop]) <= members(scene, 1)
+
+
+def test_who_adds_up_says_whom_it_cannot_reach():
+    scene = delivered_all()
+    rnd = scene.run.round
+    above = reducer(scene, rnd.tree.parent(2))
+    below = reducer(scene, 2)
+    scene.says(above, wire.Unreachable(round=rnd.id, reducer=below))
+    assert below not in scene.run.round.assignment[:OF_REGIONS]
