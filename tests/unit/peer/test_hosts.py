@@ -231,7 +231,7 @@ def test_a_deposed_host_that_still_answers_is_left_for_the_new_one(enrolled):
         known.led = leader.answers[0].led  # followed before
         await until(lambda: link.board.session == 1)
         assert known.place == LAGOON
-        assert "leads in epoch 1" in reported[0].text
+        assert "leads in epoch 1" in reported[0].reason
 
     linked(enrolled, deposed, leader, story=story)
 
@@ -244,6 +244,6 @@ def test_a_host_that_does_not_say_that_it_leads_is_not_listened_to(enrolled):
     async def story(link, known, reported):
         await until(lambda: link.board.session == 1)
         assert known.place == LAGOON
-        assert "does not say in which epoch it leads" in reported[0].text
+        assert "does not say in which epoch it leads" in reported[0].reason
 
     linked(enrolled, silent, leader, story=story)
