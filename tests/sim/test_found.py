@@ -150,3 +150,27 @@ def test_a_slow_hour_does_not_make_a_hung_trainer_last(tmp_path):
         ),
         tmp_path,
     )
+
+
+def test_connections_without_a_use_are_closed_by_one_task_alone(tmp_path):
+    """Two of Carl's tasks look for a connection at once, when others have had no use for long."""
+    well(
+        Case(
+            setting=Setting(
+                seed=118,
+                peers=(
+                    PeerSpec(name="anna", link="intercontinental", step_s=5.0),
+                    PeerSpec(name="ben", link="lte", joins_at_s=20.0),
+                    PeerSpec(name="carl", link="lte"),
+                    PeerSpec(name="dora", step_s=0.5),
+                    PeerSpec(name="emil", link="datacenter", step_s=0.5, joins_at_s=0.5),
+                ),
+                run=RunSpec(rounds=4, quorum=0.5, region_size=1),
+            ),
+            script=(
+                DiskFull(when=OnMessage("Held", count=8, receiver=HOST), who="dora", seconds=0.1),
+                Crash(when=AtTime(26.302), who="ben", back_s=8.0, power=False),
+            ),
+        ),
+        tmp_path,
+    )

@@ -105,10 +105,12 @@ class Links:
     async def _close_unused(self) -> None:
         """Close the connections to those with whom we had nothing to do for some rounds."""
         last = self._num_rounds - KEPT_ROUNDS
-        for peer in [peer for peer, used_in in self._used_in.items() if used_in < last]:
+        unused = [peer for peer, used_in in self._used_in.items() if used_in < last]
+        connections = [one for peer in unused for one in self._idle.pop(peer, ())]
+        for peer in unused:  # all are forgotten before another task may look
             del self._used_in[peer]
-            for connection in self._idle.pop(peer, ()):
-                await connection.close()
+        for connection in connections:
+            await connection.close()
 
     async def close(self) -> None:
         for connections in self._idle.values():

@@ -12,7 +12,7 @@ from atoll.exchange.links import ANSWER_S, KEPT_ROUNDS, SLOWEST_BYTES_PER_S, Lin
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 
-A, B, C = (PeerId(letter * 32) for letter in "abc")
+A, B, C, D = (PeerId(letter * 32) for letter in "abcd")
 PAYLOAD = bytes(range(200))
 DIGEST = digest_of(PAYLOAD)
 BLOB = wire.Blob(digest=DIGEST, num_bytes=len(PAYLOAD))
@@ -169,18 +169,27 @@ def test_a_connection_is_kept_for_the_next_request_unless_it_failed():
     run(main())
 
 
-def test_a_connection_that_has_no_use_for_some_rounds_is_closed():
+def test_connections_that_have_no_use_for_some_rounds_are_closed():
     async def main():
         members = await Members(Network()).listen()
         links, (to_b, to_c) = members.links, members.addresses
-        async with links.to(to_b) as with_b, links.to(to_c) as with_c:
+        members.has[D] = True
+        to_d = wire.Address(peer=D, host="h", port=3)
+        await members.network.transport(D).listen(members.serve(D), host="h", port=3)
+        async with links.to(to_b), links.to(to_c) as with_c, links.to(to_d) as with_d:
             pass
+
+        async def use():
+            async with links.to(to_b) as connection:
+                assert await fetch(connection) == PAYLOAD
+
         for _ in range(KEPT_ROUNDS + 1):
             assert with_c.is_open
+            assert with_d.is_open
             links.end_round()
-            async with links.to(to_b) as again:
-                assert again is with_b
+            await asyncio.gather(use(), use())  # whoever comes first closes them
         assert not with_c.is_open
+        assert not with_d.is_open
         async with links.to(to_c) as anew:
             assert await fetch(anew) == PAYLOAD
         await links.close()
