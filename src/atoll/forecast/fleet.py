@@ -30,7 +30,8 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     device: Annotated[DeviceName, about("what trains; own: as the next two keys say")]
     peak_tflops: Annotated[NotNegativeFloat, about("of one device; 0: as in the table")] = 0.0
     device_gib: Annotated[NotNegativeFloat, about("memory of one; 0: as in the table")] = 0.0
-    devices: Annotated[Positive, about("in one peer, which share one model")] = 1
+    devices: Annotated[Positive, about("in one machine, which share one model")] = 1
+    machines: Annotated[Positive, about("in one peer, with a copy of the model each")] = 1
     mfu: Annotated[
         float, Meta(gt=0, le=1), about("part of the peak that training reaches: an assumption")
     ] = 0.4
@@ -54,7 +55,7 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def flops(self) -> float:
         """Floating-point operations per second that a peer trains with."""
-        return self.hardware.peak_flops * self.devices * self.mfu
+        return self.hardware.peak_flops * self.devices * self.machines * self.mfu
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,4 +151,4 @@ def example() -> FleetConfig:
 
 def micro_batch_of(group: GroupConfig, batch_sequences: int) -> int:
     """Return the most samples at once that make sense on one device of a peer of this group."""
-    return group.micro_batch or ceil(batch_sequences / group.devices)
+    return group.micro_batch or ceil(batch_sequences / (group.devices * group.machines))

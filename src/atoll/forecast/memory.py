@@ -109,7 +109,7 @@ def peer_memory(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> Pee
 def training_of(group: GroupConfig, micro_batch: int) -> Training:
     """Return how a peer of the group trains."""
     bf16 = group.hardware.computes_in_bf16
-    return Training(micro_batch, bf16, group.devices, group.recomputes)
+    return Training(micro_batch, bf16, group.devices, group.recomputes, group.machines)
 
 
 def _with(config: RunConfig, group: GroupConfig, agent: AgentBytes, micro_batch: int) -> PeerMemory:

@@ -451,7 +451,7 @@ class Training:
             return
         self._trainer = None
         self._forget_work()
-        self._deaths += 1
+        self._deaths += not self.is_paused  # as when a machine of the peer is gone, and waited for
         self._emit(TrainerDeath(reason=str(death), in_a_row=self._deaths))
         if death.lasting:
             raise RunError(str(death), hint=death.hint) from death

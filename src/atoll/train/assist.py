@@ -252,5 +252,5 @@ class FirstMachine:
         with suppress(ProcessLookupError):
             process.kill()  # what does not speak is of no use
         how = how_it_ended(await asyncio.to_thread(process.wait))
-        self._say(f"the ranks here have ended: the first one {how}")
+        self._say(f"the first rank here {how}")
         self._send(Failed(reason=f"its first rank {how}", hint=""))

@@ -213,6 +213,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="t", tag="failed"):
     reason: str
     hint: str
     lasting: bool = False  # it would fail again: a person has to change something
+    out_of_memory: bool = False
 
 
 ToTrainer: TypeAlias = Setup | Train | Halt | Snapshot | Merge | Save | Load | Evaluate | Quit

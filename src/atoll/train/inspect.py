@@ -44,8 +44,7 @@ def inspect_state(
     Raises:
         RunError: the file cannot be read, or has another model.
     """
-    params_N = None if loop.ranks.is_copy else read_params(Path(command.state), loop.config)
-    followers.tell(command)
+    params_N = _read_together(loop, Path(command.state), followers, command)
     aside = [held(parameter).to("cpu", copy=True) for parameter in loop.model.parameters()]
     try:
         layout = layout_of(loop.config)
@@ -62,6 +61,29 @@ def inspect_state(
         _put_back_(loop.model, aside)
     followers.wait_for(Evaluated)
     return Evaluated(loss=loss, text=text)
+
+
+def _read_together(
+    loop: InnerLoop, path: Path, followers: Followers, command: Evaluate
+) -> NDArray[np.float32] | None:
+    """Return the parameters of the saved state; None: they come from another machine.
+
+    Raises:
+        RunError: some rank cannot read it: it may have been removed by now. Then none goes on.
+    """
+    params_N, problem = None, None
+    try:
+        params_N = None if loop.ranks.is_copy else read_params(path, loop.config)
+    except RunError as error:
+        if loop.ranks.leads:
+            raise
+        problem = error
+    followers.tell(command)
+    if not loop.ranks.least(int(problem is None)):
+        raise problem or RunError(
+            f"not every rank can read {path}", hint="a newer one may be there"
+        )
+    return params_N
 
 
 def read_params(path: Path, config: RunConfig) -> NDArray[np.float32]:

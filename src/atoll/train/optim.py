@@ -84,18 +84,21 @@ def _adamw(parameters: list[nn.Parameter], config: InnerConfig) -> torch.optim.A
     )
 
 
-def copy_moments(optimizer: InnerOptimizer, *, model: nn.Module) -> Tensors:
+def copy_moments(optimizer: InnerOptimizer, *, model: nn.Module, wanted: bool = True) -> Tensors:
     """Return a copy of the state, to be saved while the next steps are taken.
 
-    Of a model that is sharded, all ranks have to ask for it.
+    Of a model that is sharded, all ranks have to ask for it; where it is not `wanted`, a rank gets
+    nothing: on a machine with eight of them, eight copies would not fit.
     """
     moments = _moments_of(optimizer)
-    return {
-        f"{moment}.{name}": whole(optimizer.state[parameter][moment]).to("cpu", copy=True).numpy()
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for moment in moments[parameter]
-    }
+    copied: Tensors = {}
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            for moment in moments[parameter]:
+                values = whole(optimizer.state[parameter][moment])
+                if wanted:
+                    copied[f"{moment}.{name}"] = values.to("cpu", copy=True).numpy()
+    return copied
 
 
 def _moments_of(optimizer: InnerOptimizer) -> dict[Tensor, tuple[str, ...]]:

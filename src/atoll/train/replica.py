@@ -145,8 +145,9 @@ class ReplicaServer:
             return
         self._followers.tell(Save(path=str(path)))
         num_steps = self.inner.steps_since_fresh
-        moments = copy_moments(self.inner.optimizer, model=self.inner.model)
-        if not self.inner.ranks.leads:
+        leads = self.inner.ranks.leads
+        moments = copy_moments(self.inner.optimizer, model=self.inner.model, wanted=leads)
+        if not leads:
             self._channel.send(Saved())  # it was asked for our part alone
             return
 

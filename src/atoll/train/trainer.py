@@ -206,13 +206,18 @@ def serve(channel: Channel) -> None:
     setup = channel.receive()
     assert isinstance(setup, Setup), "an agent begins with Setup"
 
+    made: Made | None = None
+
     def give_up(failed: Failed) -> None:
-        with suppress(ConnectionLost):
+        with suppress(ConnectionLost, RunError):
             channel.send(failed)
+            if made is not None and failed.out_of_memory:
+                made.chosen.halve()  # as if it had been our own device
         os._exit(1)  # the thread that trains may wait for the rank that is gone
 
     with Followers(setup, len(pick_devices(setup.peer)), on_end=give_up) as followers:
-        loop, started, chosen = make_loop(setup, followers)
+        made = make_loop(setup, followers)
+        loop, started, chosen = made
         layout = layout_of(setup.config)
         vectors = None
         if setup.vectors:
@@ -299,6 +304,7 @@ def run(channel: Channel) -> int:
         failed = Failed(
             reason=f"the trainer has run out of memory: {first_line_of(error)}",
             hint="a smaller --micro-batch needs less, and changes no result",
+            out_of_memory=True,
         )
     else:
         return 0

@@ -13,11 +13,13 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.forecast.concerns import concerns
 from atoll.forecast.exchange import ring_rate
-from atoll.forecast.fleet import HostConfig, load_fleet
+from atoll.forecast.fleet import HostConfig, load_fleet, micro_batch_of
 from atoll.forecast.forecast import forecast, sizes_of, step_s
+from atoll.forecast.memory import training_of
 from atoll.forecast.timing import GAP_S
 from atoll.model.accounting import flops_per_token
 from atoll.model.layout import layout_of
+from atoll.model.memory import trainer_bytes
 from atoll.model.presets import PRESETS
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +30,16 @@ def test_a_step_takes_its_operations_over_what_the_devices_reach():
     config, group = run_of(batch=16), group_of(peak_tflops=100.0, devices=2, mfu=0.25)
     flops = 16 * 512 * flops_per_token(config.model, sequence_length=512)
     assert step_s(config, group) == pytest.approx(flops / 50e12)
+
+
+def test_a_second_machine_halves_a_step_and_no_device_holds_less():
+    config, group = run_of(batch=16), group_of(device="H100", devices=2, micro_batch=1)
+    two = structs.replace(group, machines=2)
+    assert step_s(config, two) == step_s(config, group) / 2
+    assert micro_batch_of(structs.replace(two, micro_batch=0), 16) == 4
+    assert trainer_bytes(config, training_of(two, 1)) == trainer_bytes(
+        config, training_of(group, 1)
+    )
 
 
 def test_a_blocking_round_of_equal_peers_is_steps_and_exchange():
