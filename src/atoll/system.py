@@ -22,9 +22,10 @@ if TYPE_CHECKING:  # it takes a while, and a --help does not need it
 
 TELLS_CONFIRMED: Final = sys.platform == "linux"  # how much of what was sent has arrived
 HAS_PERMISSIONS: Final = os.name == "posix"  # files with an owner, and modes such as 0600
-_BYTES_ACKED = struct.Struct("=120xQ")  # of TCP_INFO, linux/tcp.h: tcpi_bytes_acked
 _SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
 _IFREQ_NAME = struct.Struct("256s")
+# Of TCP_INFO, linux/tcp.h: tcpi_snd_mss, tcpi_sacked (packets), tcpi_bytes_acked.
+_ACKED = struct.Struct("=16xI8xI88xQ")
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 ACCEPT_S: Final = (
     0.01  # between two looks for a connection where the event loop does not tell of it
@@ -264,12 +265,16 @@ def offered_congestion() -> tuple[str, ...]:
 
 
 def num_confirmed(connected: socket.socket) -> int:
-    """Return how many bytes the other side's system has; 0 where ours does not tell."""
+    """Return how many bytes the other side's system has; 0 where ours does not tell.
+
+    With those that came before others which were lost: when these are there at last, it is no news
+    of the line. A byte or two may be counted again then, as packets are not all full.
+    """
     if sys.platform != "linux":
         return 0
-    told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-    (num_bytes,) = _BYTES_ACKED.unpack(told)
-    return int(num_bytes)
+    told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+    packet_bytes, num_packets, num_bytes = _ACKED.unpack(told)
+    return int(num_bytes + num_packets * packet_bytes)
 
 
 def interface_with(address: str) -> str:

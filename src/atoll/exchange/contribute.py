@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, patience, unexpected
 from atoll.exchange.reduce import Reducer
-from atoll.exchange.tasks import in_thread, running, together
+from atoll.exchange.tasks import each_in_thread, running, together
 from atoll.ids import Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -88,14 +88,16 @@ class EncodedContribution:
         Raises:
             BadUpdateError: our own parameters must not be shared.
         """
-        todo = iter(order)
 
-        async def encode_next() -> None:
-            for index in todo:
-                part = vectors.part(*self._bounds[index])
-                self._slices[index].set_result(await in_thread(encode_slice, codec, part))
+        def encoded(index: int) -> tuple[Digest, bytes]:
+            return encode_slice(codec, vectors.part(*self._bounds[index]))
 
-        await together(*(encode_next() for _ in range(min(ENCODERS, len(order)))))
+        def keep(index: int, slice_: tuple[Digest, bytes]) -> None:
+            self._slices[index].set_result(slice_)
+
+        todo = iter(list(order))
+        encoders = range(min(ENCODERS, len(order)))
+        await together(*(each_in_thread(encoded, todo, done=keep) for _ in encoders))
         return tuple([future.result()[0] for future in self._slices])
 
     async def slice(self, index: int) -> tuple[Digest, bytes]:

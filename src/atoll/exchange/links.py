@@ -24,6 +24,7 @@ DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 KEPT_ROUNDS = 3  # that a connection may go without a use
+ASK_EVERY_S = 1 / 32  # what the others have: twice in a bin of the rate. The answer costs a while
 
 
 class Links:
@@ -38,8 +39,9 @@ class Links:
         self.uplink = Uplink(transport)
         # Hears how far a download is: bytes that came, bytes that are to come in all.
         self.on_download: Callable[[int, int], None] = lambda _come, _all: None
-        self._confirmed = 0  # bytes, of all that was sent
+        self._confirmed: int | None = None  # bytes, of all that was sent; None: nobody tells
         self._confirmed_s = 0.0  # when they were, in busy time
+        self._asked_at = 0.0
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
         self._used_in: dict[PeerId, int] = {}  # the last round with a use, as we count them
         self._num_rounds = 0
@@ -59,19 +61,26 @@ class Links:
         What is sent has left us long before it has passed the line. So where the system tells what
         the others have, that counts instead: over all connections, since it was asked last.
         """
-        now, was_busy = asyncio.get_running_loop().time, self.up.is_busy
+        now = asyncio.get_running_loop().time
         began_s = self.up.begin(now())
-        if not was_busy:
-            self._confirmed, self._confirmed_s = self.transport.num_confirmed or 0, began_s
+        if self.up.under_way == 1:
+            self._confirmed, self._confirmed_s = self.transport.num_confirmed, began_s
         moved = 0
         try:
             yield
             moved = num_bytes
         finally:
-            if (confirmed := self.transport.num_confirmed) is not None:
-                moved, began_s = confirmed - self._confirmed, self._confirmed_s
-                self._confirmed = confirmed
-            self._confirmed_s = self.up.end(began_s, now=now(), num_bytes=moved)
+            if self._confirmed is None:
+                self.up.end(began_s, now=now(), num_bytes=moved)
+            elif self.up.under_way > 1 and now() < self._asked_at + ASK_EVERY_S:
+                self.up.end(began_s, now=now(), num_bytes=0)  # the next answer tells of this, too
+            else:
+                self._asked_at = now()
+                confirmed = self.transport.num_confirmed or 0
+                moved, self._confirmed = max(0, confirmed - self._confirmed), confirmed
+                self._confirmed_s = self.up.end(
+                    self._confirmed_s, now=self._asked_at, num_bytes=moved
+                )
 
     @asynccontextmanager
     async def to(self, address: wire.Address) -> AsyncIterator[Connection]:

@@ -20,6 +20,8 @@ from atoll.units import KIB
 
 _BINS_PER_S: Final = 16
 _LEAST_BINS: Final = 4  # of a window, a quarter of a second: queues hold 50 to 100 ms
+_MOST_BINS: Final = 32  # of a window that has enough for us: two seconds
+_PART: Final = 1 / 3  # of a round's bytes, if that takes no more: short windows mislead
 _LEAST_BYTES: Final = 512 * KIB  # of a window, however few flows there are
 _FLOW_BYTES: Final = 256 * KIB  # of a window, for each flow: four times what a buffer swallows
 _ROUNDS: Final = 2  # that count: a line that breaks down is noticed when they are over
@@ -29,18 +31,25 @@ def best_rate(bin_bytes: Mapping[int, float], *, least_bytes: float) -> float | 
     """Return the bytes per second of the fastest window; None: all together is too little for one.
 
     `bin_bytes` says what was moved in each bin of busy time. A window has so many bins that neither
-    queues nor buffers make much of what it holds. A longer one is no faster than its fastest part,
-    so for each end the shortest will do.
+    queues nor buffers make much of what it holds: `least_bytes`, and if two seconds are enough a
+    third of all. (The more windows there are, the likelier is one in which queues let go what a
+    stall had held.) A longer one is no faster than its fastest part, so for each end the shortest
+    will do.
     """
     best: float | None = None
+    much_bytes = max(least_bytes, _PART * sum(bin_bytes.values()))
     window: deque[float] = deque()
     held_bytes = 0.0
+
+    def enough_bytes(num_bins: int) -> float:
+        return least_bytes if num_bins >= _MOST_BINS else much_bytes
+
     for index in range(min(bin_bytes, default=0), max(bin_bytes, default=-1) + 1):
         window.append(bin_bytes.get(index, 0.0))
         held_bytes += window[-1]
-        while len(window) > _LEAST_BINS and held_bytes - window[0] >= least_bytes:
+        while len(window) > _LEAST_BINS and held_bytes - window[0] >= enough_bytes(len(window) - 1):
             held_bytes -= window.popleft()
-        if len(window) >= _LEAST_BINS and held_bytes >= least_bytes:
+        if len(window) >= _LEAST_BINS and held_bytes >= enough_bytes(len(window)):
             best = max(best or 0.0, held_bytes * _BINS_PER_S / len(window))
     return best
 
@@ -65,8 +74,9 @@ class LineRate:
         return max(self._rates, default=None)
 
     @property
-    def is_busy(self) -> bool:
-        return self._under_way > 0
+    def under_way(self) -> int:
+        """How many transfers have begun and not ended."""
+        return self._under_way
 
     def begin(self, now: float) -> float:
         """Count a transfer as under way from now on; return its begin in busy time, for `end`."""

@@ -13,6 +13,7 @@ reducer can take over, and anyone who has the contributions can check.
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -23,12 +24,14 @@ from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec, partial_codec
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
+from atoll.units import KIB
 
 T = TypeVar("T")
 SumName: TypeAlias = tuple[int, int | None, int]  # roster version, group (None: update), slice
 # Of one slice of one contributor, which may have had to train again: what rosters name, and one
 # more; two at least, since the one before may be what the host names at this moment.
 MIN_VERSIONS = 2
+AT_ONCE_BYTES = 512 * KIB  # are checked in a tenth of a millisecond: as long as a thread takes
 
 
 def reduce_slice(
@@ -106,7 +109,8 @@ class Reducer:
         self._told: dict[SumName, wire.Reduced] = {}
         self._kept: dict[tuple[int, int], Digest] = {}
         self._over = asyncio.Event()
-        self._changed = asyncio.Event()
+        # By slice: who waits for one is not woken by all others, of which there are many.
+        self._changed: dict[int, asyncio.Event] = {}
 
     def close(self) -> None:
         """Forget all: the round is over. Whoever waits for something of it, waits no longer."""
@@ -119,7 +123,8 @@ class Reducer:
                         self._buffers.give(payload)
         self._taken = {}
         self._parts = {}
-        self._notify()
+        for index in list(self._changed):
+            self._notify(index)
 
     async def over(self) -> None:
         """Return when the round is over."""
@@ -162,9 +167,8 @@ class Reducer:
         Raises:
             BadBlobError: it is not the blob that was announced, or does not decode.
         """
-        norm = await asyncio.to_thread(
-            _check, payload, digest, codec=self.codec, num_values=self.sizes[index]
-        )
+        work = partial(_check, payload, digest, codec=self.codec, num_values=self.sizes[index])
+        norm = work() if len(payload) <= AT_ONCE_BYTES else await asyncio.to_thread(work)
         if self._over.is_set():
             return  # it came too late
         versions = self._taken.setdefault(peer, {}).setdefault(index, {})
@@ -173,7 +177,7 @@ class Reducer:
             del versions[unnamed[0]]
         versions[digest] = (payload, norm)
         self.confirm(peer, index, digest)
-        self._notify()
+        self._notify(index)
 
     async def reduce(self, job: wire.Reduce) -> None:
         """Form what the host asks for once all its inputs are here; keep it; tell the host.
@@ -191,14 +195,14 @@ class Reducer:
         self._named.update(one.digest for one in job.inputs)
         for one in job.inputs:  # what is named stays, so each is looked for until it is here
             while not self.has(one.peer, job.slice, one.digest):
-                await self._next_change()
                 if self._over.is_set():
                     return False
+                await self._next_change(job.slice)
         for part in job.parts:
             while (job.roster_version, part.group, job.slice) not in self._parts:
-                await self._next_change()
                 if self._over.is_set():
                     return False
+                await self._next_change(job.slice)
         return True
 
     async def form(self, job: wire.Reduce) -> None:
@@ -209,24 +213,23 @@ class Reducer:
         self._used.update(names)
         inputs: list[tuple[Buffer, float]] = [(payload, 1.0) for _, payload in parts]
         inputs += [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
-        payload = await asyncio.to_thread(
-            reduce_slice,
+        digest, payload = await asyncio.to_thread(
+            _named_sum,
             inputs,
             codec=self.partial_codec if parts else self.codec,
             update_codec=self.update_codec if job.group is None else self.partial_codec,
             num_values=self.sizes[job.slice],
         )
-        digest = digest_of(payload)
         if self._over.is_set():
             return
         self._sums[name] = digest, payload
-        self._notify()  # it may be on its way to the others while it goes to our disk
+        self._notify(job.slice)  # it may be on its way to the others while it goes to our disk
         if job.group is None:
             await asyncio.to_thread(self._blobs.put, digest, payload)
             if self._over.is_set():
                 return
             self._kept[job.roster_version, job.slice] = digest
-            self._notify()
+            self._notify(job.slice)
         self._told[name] = wire.Reduced(
             round=job.round,
             roster_version=job.roster_version,
@@ -261,31 +264,39 @@ class Reducer:
             self._kept[name[0], name[2]] = digest
         else:
             self._parts[name] = digest, payload
-        self._notify()
+        self._notify(name[2])
 
     async def sum(self, name: SumName) -> tuple[Digest, bytes] | None:
         """Wait for what is formed here, or taken in for others; None if the round is over."""
-        return await self._there(lambda: self._sums.get(name))
+        return await self._there(name[2], lambda: self._sums.get(name))
 
     async def kept(self, *, roster_version: int, index: int) -> Digest | None:
         """Wait until the update of a slice is in our store; None as for `update`."""
-        return await self._there(lambda: self._kept.get((roster_version, index)))
+        return await self._there(index, lambda: self._kept.get((roster_version, index)))
 
-    async def _there(self, look: Callable[[], T | None]) -> T | None:
-        """Return what `look` finds, now or after a change, for as long as the round is open."""
+    async def _there(self, index: int, look: Callable[[], T | None]) -> T | None:
+        """Return what `look` finds, now or after a change of the slice, while the round is open."""
         while not self._over.is_set():
             if (found := look()) is not None:
                 return found
-            await self._next_change()
+            await self._next_change(index)
         return None
 
-    async def _next_change(self) -> None:
-        await self._changed.wait()
+    async def _next_change(self, index: int) -> None:
+        await self._changed.setdefault(index, asyncio.Event()).wait()
 
-    def _notify(self) -> None:
+    def _notify(self, index: int) -> None:
         # Whoever waits now is woken; whoever comes later waits for the next change.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if (changed := self._changed.pop(index, None)) is not None:
+            changed.set()
+
+
+def _named_sum(
+    inputs: Sequence[tuple[Buffer, float]], *, codec: Codec, update_codec: Codec, num_values: int
+) -> tuple[Digest, bytes]:
+    """Return what `reduce_slice` forms, and its digest."""
+    payload = reduce_slice(inputs, codec=codec, update_codec=update_codec, num_values=num_values)
+    return digest_of(payload), payload
 
 
 def _check(payload: Buffer, digest: Digest, *, codec: Codec, num_values: int) -> float:

@@ -8,12 +8,12 @@ of them at once; the queues before the receivers overflow, and everybody waits f
 Paced, the flows take turns piece by piece (`net.connection`), so each receiver gets an even part
 of our line, and so of its own. Whoever cannot take its piece now leaves its turn to the others.
 
-A pace that is too high does little harm: then the line decides, as it would without one. One that
-is too low would never be noticed, if rounds that are as fast as their pace were not followed by
-faster ones.
+The pace is a little less than the line carries: queues stay short, and flows even. One that is too
+high costs a few percent: then the line decides, as it would without one. One that is too low would
+never be noticed, if rounds that are as fast as their pace were not followed by faster ones.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +26,11 @@ from atoll.units import MIB
 
 JOINERS: Final = 0.1  # of the share of a member of the round, for all joiners together
 JOINERS_ALONE: Final = 0.7  # of the line: no queue stands before it when a round's flows begin
+PART: Final = 0.94  # of the best rate, which is what queues let go above that of the line
+ROUNDS: Final = 3  # whose best rate counts: one with slow partners says little of our line
 FOLLOWED: Final = 0.98  # of a pace: a round that was as fast as this may have been held down by it
-STEP: Final = 0.03  # faster, then; in the round after that by twice as much, and so on
+STEP: Final = 0.01  # faster, then; in the round after that by twice as much, and so on
+FIRST_STEP: Final = 0.04  # until a round has not followed: without a pace, flows hinder each other
 UNPACED_BYTES_PER_S: Final = 32e6  # beyond, the CPU is as likely the limit, and must not be paced
 SLOWEST_BYTES_PER_S: Final = float(MIB)  # so the way back is short from a round of slow partners
 
@@ -42,10 +45,12 @@ class Pace:
 
 def after_round(pace: Pace, *, rate: float, best: float) -> Pace:
     """Return the pace of the next round, behind one that had such a rate; `best` of the last."""
+    if pace.bytes_per_s == inf:
+        return Pace(best, FIRST_STEP)
     if rate < FOLLOWED * pace.bytes_per_s:
-        return Pace(best)
+        return Pace(PART * best)
     faster = pace.bytes_per_s * (1 + pace.step)
-    return Pace(max(faster, best), min(2 * pace.step, 1.0))
+    return Pace(max(faster, PART * best), min(2 * pace.step, 1.0))
 
 
 class Uplink:
@@ -55,6 +60,7 @@ class Uplink:
         self._transport = transport
         self._pace = Pace()
         self._rate = inf  # of the line
+        self._rates: deque[float] = deque(maxlen=ROUNDS)  # of rounds
         self._num_flows: Counter[PeerId | None] = Counter()  # to each member, but for joiners
         self._joining: dict[Connection, None] = {}
 
@@ -64,7 +70,9 @@ class Uplink:
         The mean of a short round is below its pace, whatever that is: none comes of it.
         """
         self._rate = best
-        self._pace = after_round(self._pace, rate=rate, best=best) if is_sure else Pace()
+        self._rates.append(rate)
+        of_pace = max(self._rates)
+        self._pace = after_round(self._pace, rate=rate, best=of_pace) if is_sure else Pace()
         pace = max(self._pace.bytes_per_s, SLOWEST_BYTES_PER_S)
         self._transport.pace(pace if pace <= UNPACED_BYTES_PER_S else inf)
 

@@ -26,8 +26,10 @@ from atoll.net.wire import MAX_MESSAGE_BYTES, MAX_STRANGER_BYTES, Message
 from atoll.units import KIB
 
 CLOSE_S = 1.0  # for the last bytes and the goodbye of TLS; then the connection is cut
-_PIECE_BYTES = 256 * KIB  # moved in either direction: between two of them, others get their turn
+_PIECE_BYTES = 512 * KIB  # sent at once: between two of them, others get their turn
+_ARRIVAL_BYTES = 256 * KIB  # read at once
 _SMALL_BYTES = 16 * KIB  # the same, on a connection that has never carried a payload
+_TURN_BYTES = 16 * KIB  # less than that waits until the turn of the loop is over
 _HELD_BYTES = 256 * KIB  # of what nobody has asked for yet: when it is more, reading stops
 
 
@@ -45,6 +47,7 @@ class Stream(asyncio.BufferedProtocol):
         self._arrival = memoryview(bytearray(_SMALL_BYTES))
         self._throttled = False
         self._reading = True
+        self._leaves_soon = False  # what was written is sent at the end of this turn of the loop
         self._discarding = False
         self._loop = asyncio.get_running_loop()
         self._handshake: asyncio.Future[None] = self._loop.create_future()
@@ -75,8 +78,8 @@ class Stream(asyncio.BufferedProtocol):
         self._go_on_shaking()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        if self.inbox.payload_left and len(self._arrival) < _PIECE_BYTES:
-            self._arrival = memoryview(bytearray(_PIECE_BYTES))
+        if self.inbox.payload_left and len(self._arrival) < _ARRIVAL_BYTES:
+            self._arrival = memoryview(bytearray(_ARRIVAL_BYTES))
         return self._arrival[: self._meter.download.piece_bytes(len(self._arrival))]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -122,9 +125,14 @@ class Stream(asyncio.BufferedProtocol):
         return num_bytes > 0
 
     def write(self, plain: Buffer) -> None:
+        """Send this, small things together with what else is written in this turn of the loop."""
         self.tls.write(plain)
-        self.transport.write(self.tls.departing())
         self._meter.num_sent += len(plain)
+        if self.tls.num_departing > _TURN_BYTES:
+            self._send_departing()
+        elif not self._leaves_soon:
+            self._leaves_soon = True
+            self._loop.call_soon(self._send_departing)
 
     def control_reading(self) -> None:
         """Read on, or stop for a while: enough has arrived, or more than the limit allows."""
@@ -154,7 +162,7 @@ class Stream(asyncio.BufferedProtocol):
         if self._discarding or self.transport.is_closing():
             return  # two may close a connection at once
         self.tls.say_goodbye()
-        self.transport.write(self.tls.departing())
+        self._send_departing()
         with suppress(OSError):  # it has gone already, while we did not read
             self.transport.write_eof()
         self._discarding = True
@@ -193,7 +201,7 @@ class Stream(asyncio.BufferedProtocol):
         else:
             if complete:
                 self._handshake.set_result(None)
-        self.transport.write(self.tls.departing())
+        self._send_departing()
 
     def _fail_handshake(self, error: OSError) -> None:
         self._handshake.set_exception(error)
@@ -218,10 +226,14 @@ class Stream(asyncio.BufferedProtocol):
             self.transport.close()
         self.inbox.filled(num_bytes)
         self._meter.num_received += num_bytes
-        answer = self.tls.departing()  # to a change of keys, which the other side may ask for
-        if answer and not self.transport.is_closing():
-            self.transport.write(answer)
+        self._send_departing()  # the answer to a change of keys, which the other side may ask for
         return num_bytes
+
+    def _send_departing(self) -> None:
+        self._leaves_soon = False
+        departing = self.tls.departing()
+        if departing and not self.transport.is_closing():
+            self.transport.write(memoryview(departing))  # a view: asyncio cuts off what has left
 
     def _unthrottle(self) -> None:
         self._throttled = False
@@ -267,14 +279,17 @@ class TcpConnection:
             with self._cut_if_cancelled():
                 head = frame(message)
                 self._upload_wait_s(head)  # a message never waits behind payloads, but counts
-                await self._write(head)
+                if not payload:
+                    await self._write(head)
+                    return
                 for piece in self._pieces(payload):
                     # Whoever cannot send now takes nothing of what the others may send meanwhile.
                     await self._stream.writable.wait()
                     await asyncio.sleep(self._upload_wait_s(piece))  # 0: others get their turn
-                    await self._write(piece)
-                if payload:  # it has nearly left when we return, so whose turn is next may send
-                    await self._stream.writable.wait()
+                    await self._write(head, piece)
+                    head = b""
+                # It has nearly left when we return, so whose turn is next may send.
+                await self._stream.writable.wait()
 
     async def receive(self) -> Message:
         """Return the next message. Cancelled, as by a deadline, it loses nothing.
@@ -337,10 +352,12 @@ class TcpConnection:
         self._stream.changed.clear()
         await self._stream.changed.wait()
 
-    async def _write(self, piece: Buffer) -> None:
+    async def _write(self, *pieces: Buffer) -> None:
         await self._stream.writable.wait()
         self._stream.check()
-        self._stream.write(piece)
+        for piece in pieces:
+            if piece:
+                self._stream.write(piece)
 
     def _pieces(self, payload: Buffer) -> Iterator[memoryview]:
         view = memoryview(payload).cast("B")

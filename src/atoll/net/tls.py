@@ -68,6 +68,11 @@ class Tls:
         """Bytes that arrived and nobody has read."""
         return self._arriving.pending
 
+    @property
+    def num_departing(self) -> int:
+        """Bytes that `departing` would return."""
+        return self._leaving.pending
+
     def arrived(self, ciphertext: memoryview) -> None:
         self._arriving.write(ciphertext)
 

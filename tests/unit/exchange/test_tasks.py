@@ -7,7 +7,7 @@ import pytest
 from tests.unit.virtual import now, run
 
 from atoll.errors import PeerError, RunError
-from atoll.exchange.tasks import in_thread, running, together
+from atoll.exchange.tasks import each_in_thread, in_thread, running, together
 
 
 async def after(seconds, error=None, done=None):
@@ -159,3 +159,46 @@ def test_an_error_in_a_thread_that_nobody_waits_for_any_more_is_no_bug():
 
     asyncio.run(watched())
     assert bugs == []
+
+
+def test_items_are_handed_over_one_by_one_up_to_the_one_that_fails():
+    async def main():
+        done = []
+
+        def invert(number):
+            return 1 / number
+
+        with pytest.raises(ZeroDivisionError):
+            await each_in_thread(
+                invert, iter([4, 2, 0, 1]), done=lambda item, result: done.append((item, result))
+            )
+        return done
+
+    assert asyncio.run(main()) == run(main()) == [(4, 0.25), (2, 0.5)]
+
+
+def test_once_cancelled_no_other_item_is_begun_and_the_one_in_work_is_ended():
+    async def main():
+        begun, done = [], []
+        going, may_end = threading.Event(), threading.Event()
+
+        def work(item):
+            begun.append(item)
+            going.set()
+            assert may_end.wait(60)
+            return item
+
+        waiting = asyncio.create_task(
+            each_in_thread(work, iter([1, 2, 3]), done=lambda item, _: done.append(item))
+        )
+        await asyncio.to_thread(going.wait, 60)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return begun, done
+
+    assert asyncio.run(main()) == ([1], [1])

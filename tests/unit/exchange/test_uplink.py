@@ -9,7 +9,10 @@ from tests.unit.exchange.cast import A
 from tests.unit.memory import MemoryTransport, Network, pair
 
 from atoll.exchange.uplink import (
+    FIRST_STEP,
     JOINERS_ALONE,
+    PART,
+    ROUNDS,
     SLOWEST_BYTES_PER_S,
     STEP,
     UNPACED_BYTES_PER_S,
@@ -49,11 +52,27 @@ def test_the_first_round_has_no_pace_and_the_next_one_that_of_the_line():
     assert ours.paced == RATE
 
 
+def test_a_pace_that_a_round_has_not_followed_is_followed_by_one_below_the_line():
+    pace = after_round(Pace(1.2 * RATE), rate=RATE, best=RATE)
+    assert pace.bytes_per_s == pytest.approx(PART * RATE)
+
+
+def test_rounds_with_slow_partners_do_not_lower_the_pace_until_they_are_all_that_counts():
+    ours = transport()
+    uplink = Uplink(ours)
+    uplink.end_round(RATE, best=RATE, is_sure=True)
+    for _ in range(ROUNDS - 1):
+        uplink.end_round(0.3 * RATE, best=RATE, is_sure=True)
+        assert ours.paced == pytest.approx(PART * RATE)
+    uplink.end_round(0.3 * RATE, best=0.3 * RATE, is_sure=True)
+    assert ours.paced == pytest.approx(PART * 0.3 * RATE)
+
+
 def test_a_very_fast_line_is_not_paced_any_more():
     ours = transport()
     uplink = Uplink(ours)
     uplink.end_round(RATE, best=RATE, is_sure=True)
-    uplink.end_round(UNPACED_BYTES_PER_S, best=2 * UNPACED_BYTES_PER_S, is_sure=True)
+    uplink.end_round(2 * UNPACED_BYTES_PER_S, best=2 * UNPACED_BYTES_PER_S, is_sure=True)
     assert ours.paced == inf
 
 
@@ -73,13 +92,13 @@ def test_no_pace_is_below_the_slowest():
 
 def test_rounds_that_follow_their_pace_are_followed_by_ever_faster_ones():
     pace = after_round(Pace(), rate=RATE, best=RATE)
-    for step in (STEP, 2 * STEP, 4 * STEP):
+    for step in (FIRST_STEP, 2 * FIRST_STEP, 4 * FIRST_STEP):
         before = pace.bytes_per_s
         pace = after_round(pace, rate=before, best=before)
         assert pace.bytes_per_s == pytest.approx(before * (1 + step))
     before = pace.bytes_per_s
     pace = after_round(pace, rate=before / 2, best=before / 2)
-    assert pace == Pace(before / 2)
+    assert pace == Pace(PART * before / 2, STEP)
 
 
 @given(
