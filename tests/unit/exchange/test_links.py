@@ -3,12 +3,19 @@
 import asyncio
 
 import pytest
-from tests.unit.memory import Network
+from tests.unit.memory import MemoryTransport, Network
 from tests.unit.virtual import now, run
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange import links as blobs
-from atoll.exchange.links import ANSWER_S, KEPT_ROUNDS, SLOWEST_BYTES_PER_S, Links, patience
+from atoll.exchange.links import (
+    ANSWER_S,
+    ASK_EVERY_S,
+    KEPT_ROUNDS,
+    SLOWEST_BYTES_PER_S,
+    Links,
+    patience,
+)
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 
@@ -254,5 +261,38 @@ def test_the_blob_comes_from_the_first_source_that_has_it(fault):
         members.has[B] = False
         assert await fetch_from_any(members.links, members.addresses) is None
         assert await fetch_from_any(members.links, []) is None
+
+    run(main())
+
+
+# --- the rate of the line ------------------------------------------------------------------------
+
+
+class Telling(MemoryTransport):
+    """Tells what the others have: a line of so many bytes per second is full all the time."""
+
+    num_asked = 0
+
+    @property
+    def num_confirmed(self):
+        self.num_asked += 1
+        return int(4e6 * now())
+
+
+def test_what_others_have_is_the_rate_and_is_not_asked_for_at_each_transfer():
+    async def main():
+        transport = Telling(Network(), A)
+        links = Links(transport)
+
+        async def flow():
+            for _ in range(100):
+                with links.sending(10**9):  # says nothing: it is in our buffers
+                    await asyncio.sleep(ASK_EVERY_S / 8)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(flow())
+        assert links.up.end_round() == pytest.approx(4e6, rel=0.1)
+        assert transport.num_asked < 30
 
     run(main())
