@@ -55,6 +55,7 @@ class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
     device: str
     reachable: bool
     place: str = ""
+    trains: bool = True  # False: it reads along, as `atoll chat` does
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):

@@ -63,7 +63,8 @@ def _events(path: Path) -> list[Stamped]:
 
 
 def _print_run(view: Overview) -> None:
-    num_in = sum(peer.is_in for peer in view.peers)
+    num_in = sum(peer.is_in and peer.trains for peer in view.peers)
+    num_ever = sum(peer.trains for peer in view.peers)
     state = f"state {view.agreed} is {view.agreed_state[:12]}" if view.agreed_state else "no state"
     facts = {
         "run": f"{view.name}, {view.run[:12]}",
@@ -79,7 +80,7 @@ def _print_run(view: Overview) -> None:
         "tokens": format_count(view.num_tokens),
         "bytes": _traffic(view.traffic),
         "bits": f"{view.bits:.3f} sent for each parameter and inner step",
-        "peers": f"{num_in} in, {len(view.peers)} ever",
+        "peers": f"{num_in} in, {num_ever} ever",
     }
     if view.sample:
         facts["writes"] = one_line(view.sample)
@@ -136,7 +137,7 @@ def _row(peer: PeerView, *, now: float) -> tuple[str, ...]:
     return (
         peer.peer[:8],
         peer.name,
-        "yes" if peer.is_in else "no",
+        ("yes" if peer.trains else "reads") if peer.is_in else "no",
         str(peer.rounds),
         format_count(peer.num_tokens),
         f"{peer.token_share:.0%}",

@@ -38,6 +38,7 @@ class PeerView(Struct, kw_only=True):
     peer: PeerId
     name: str
     is_in: bool = False
+    trains: bool = True  # False: it reads along
     device: str = ""
     place: str = ""  # where its owner says that it is
     reachable: bool = False  # others can dial it, so it may reduce
@@ -263,6 +264,7 @@ class Fold:
         view.name, view.is_in, view.seen_at = event.name, True, at
         self.names[event.peer] = event.name
         view.device, view.reachable, view.place = event.device, event.reachable, event.place
+        view.trains = event.trains
 
     def _note_round_event(self, event: events.Event, *, at: float) -> None:
         match event:

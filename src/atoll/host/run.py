@@ -285,6 +285,7 @@ def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
         device=member.device,
         reachable=member.address is not None,
         place=member.place,
+        trains=member.trains,
     )
     rests = events.PeerRests(peer=peer, name=member.name, rests=True)
     return [Report(joined), *([Report(rests)] if member.rests else []), *_invite(run, peer)]

@@ -143,7 +143,9 @@ class Board:
             member, reduces = members.get(peer), reducing.get(peer)
             row["in"] = member is not None
             row["doing"] = self._doing(view, oldest, arrived) if member else "gone"
-            if peer in away:
+            if view.is_in and not view.trains:
+                row["doing"] = "reads along"
+            elif peer in away:
                 row["doing"] = "away"
             elif member and not member.is_ready:
                 row["doing"] = "catching up"
@@ -229,7 +231,7 @@ def _run_line(view: Overview, now: Live, *, num_entries: int, config: RunConfig)
         "bytes_sent": sent,
         "bits": significant(view.bits),
         "num_in": len(now.members),
-        "num_ever": len(view.peers),
+        "num_ever": sum(peer.trains for peer in view.peers),
         "min_peers": config.sync.min_peers,
         "inner_steps": config.steps_per_round,
         "mode": config.sync.mode,

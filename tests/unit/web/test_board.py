@@ -93,6 +93,19 @@ def test_who_is_paused_by_its_owner_is_so_on_the_page():
     assert row(seen, 0)["doing"] == "training"
 
 
+def test_who_reads_along_is_no_peer_that_is_in():
+    seen = Seen.new()
+    _, ben = seen.gather(2)
+    seen.lost(ben)
+    reads = replace(hello(ben), trains=False)
+    seen.note(decisions.on_hello(seen.run, Member.of(ben, reads), reads, now=seen.now))
+    seen.probed(ben)
+    seen.at_state(ben)
+    line = seen.board.document()["run"]
+    assert (row(seen, 1)["doing"], row(seen, 1)["in"]) == ("reads along", False)
+    assert (line["num_in"], line["num_ever"]) == (1, 1)
+
+
 def test_where_a_peer_says_it_is():
     seen = Seen.new()
     anna, _ = seen.gather(2)
