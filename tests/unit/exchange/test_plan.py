@@ -38,6 +38,7 @@ def test_runs_are_the_assignment(assignment):
     assert all(one[2] == other[1] for one, other in pairwise(runs))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), some_peers, st.data())
 def test_only_the_slices_of_lost_reducers_move_and_to_those_with_the_least(
     num_slices, reducers, data
@@ -287,6 +288,7 @@ def test_an_unknown_rate_counts_as_the_median_of_the_known_ones():
 # --- shares of the mean --------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(PEERS),

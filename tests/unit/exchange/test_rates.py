@@ -177,6 +177,7 @@ def test_a_line_that_was_full_for_a_while_is_known_whoever_else_is_there(rate, p
     assert 0.75 * rate <= known <= 1.25 * rate
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 60), st.floats(0, 1e6)), st.floats(1, 3e6))
 def test_the_fastest_window_is_that_of_all_windows(bin_bytes, least_bytes):
     """Of those that are long enough, and that no shorter one with the same end could replace."""
