@@ -5,13 +5,15 @@
 
     step        seconds of an inner step, tokens per second, utilisation of the device (MFU),
                 memory; with --sharded a second time, by FSDP2 with a single rank
+    packed      the same with eight documents in a sample, masked by numbers, and in blocks where
+                layers are compiled for CUDA; and how far apart the two losses are
     snapshot    seconds that training stands still for one, and until it is in shared memory
     beside      a step while a snapshot is copied, over a step without: pairs, one after the other
     merge       seconds between two steps, for each way to merge
     reference   largest difference of loss and gradient from those of a CPU in fp32, small model
 
 MFU counts 6 N + 12 L D T operations for a token (`model.accounting`) against the peak of the device
-in dense bf16 products; for a device that is not in the table, none is printed.
+in dense bf16 products; of a device that is in no table, it is measured (`train.peak`).
 """
 
 import argparse
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from threading import Thread
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import msgspec
 import numpy as np
@@ -32,30 +34,23 @@ from atoll.clock import monotonic_s
 from atoll.config import DataConfig, InnerConfig, ModelConfig, RunConfig, SourceConfig, SyncConfig
 from atoll.data.batches import Batch
 from atoll.model.accounting import count_parameters, flops_per_token
-from atoll.model.devices import DEVICES
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import Layout, layout_of
+from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
 from atoll.train.channel import Merge, Seat, Snapshot
 from atoll.train.compiled import Compiler
 from atoll.train.device import computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
-from atoll.train.inner import Computing, InnerLoop
+from atoll.train.inner import Computing, InnerLoop, autocast
+from atoll.train.loss import language_model_loss
 from atoll.train.parallel import ALONE, Ranks, join
+from atoll.train.peak import peak_of
 from atoll.train.shared import SharedVectors
 from atoll.train.trainer import build
 
 WARM_UP_STEPS = 3
-# Dense bf16 products, FLOP/s, by the first words that are in the device's name. The table of all
-# devices has no PCIe card; this figure is from NVIDIA's data sheet.
-PEAKS = {
-    "H200": DEVICES["H200"].peak_flops,
-    "H100 PCIe": 756e12,
-    "H100": DEVICES["H100"].peak_flops,
-    "A100": DEVICES["A100-80"].peak_flops,
-    "RTX 4090": DEVICES["RTX 4090"].peak_flops,
-}
 
 
 def main() -> None:
@@ -67,7 +62,8 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             peer = Peer(model, device, Path(folder), arguments=arguments)
-            for line in (peer.step(arguments.steps), *peer.exchange(), *peer.merges()):
+            steps = arguments.steps
+            for line in (peer.step(steps), peer.packed(steps), *peer.exchange(), *peer.merges()):
                 show({"model": name, "layers": model.num_layers, **line})
             if arguments.sharded:
                 del peer  # and what it holds on the device
@@ -102,15 +98,17 @@ def show(line: dict[str, Any]) -> None:
 
 
 class RandomBatches:
-    """Samples of random tokens, one document each, in place of a data set."""
+    """Samples of random tokens in place of a data set."""
 
     def __init__(self, *, vocab_size: int, sequence_length: int) -> None:
         self._vocab_size, self._sequence_length = vocab_size, sequence_length
+        self.num_documents = 1  # in each sample, of equal length
 
     def batch(self, start: int, stop: int) -> Batch:
         size = (stop - start, self._sequence_length + 1)
         tokens_BS = np.random.default_rng(start).integers(0, self._vocab_size, size)
-        documents_BT = np.zeros((size[0], self._sequence_length), np.int64)
+        document_T = np.arange(self._sequence_length) * self.num_documents // self._sequence_length
+        documents_BT = np.tile(document_T, (size[0], 1))
         return Batch(tokens_BS[:, :-1], tokens_BS[:, 1:], documents_BT)
 
 
@@ -133,17 +131,33 @@ def inner_loop(
     micro_batch: int,
     ranks: Ranks = ALONE,
     compiler: Compiler = "none",
+    bf16: bool | None = None,
 ) -> InnerLoop:
+    """Return a loop over random tokens; bf16 None: as the device is made for."""
+    if bf16 is None:
+        bf16 = computes_in_bf16(device, width=config.model.width)
     batches = RandomBatches(
         vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
     )
+    model = build(config.model, device, ranks=ranks, bf16=bf16, compiler=compiler)
+    if ranks.mesh is None:
+        as_small_as_in_a_run_(model)
     return InnerLoop(
-        build(config.model, device, ranks=ranks, bf16=computes_in_bf16(device), compiler=compiler),
+        model,
         batches,  # type: ignore[arg-type]
         config,
-        how=Computing(micro_batch=micro_batch, compiler=compiler),
+        how=Computing(micro_batch=micro_batch, bf16=bf16, compiler=compiler),
         ranks=ranks,
     )
+
+
+def as_small_as_in_a_run_(model: Llama) -> None:
+    """Give the embedding values as they are at the start of a run (`model.initial`).
+
+    With torch's own, fifty times as large, logits differ by more than 100. Their exponentials are
+    subnormal then, of which a CPU computes a tenth as many per second.
+    """
+    torch.nn.init.normal_(model.embedding.weight, std=0.02)
 
 
 class Timing(NamedTuple):
@@ -204,19 +218,51 @@ class Peer:
         length = self.config.data.sequence_length
         tokens_per_s = self.config.inner.batch_sequences * length / seconds
         flops_per_s = tokens_per_s * flops_per_token(self.config.model, sequence_length=length)
-        name = device_name(self.device)
-        peak = next((peak for words, peak in PEAKS.items() if words in name), None)
+        peak = peak_of(self.device, bf16=self.loop.bf16)
         return {
             "question": "step",
-            "device": name,
+            "device": device_name(self.device),
             "parameters": count_parameters(self.config.model).total,
             "sequence_length": length,
             "step_s": round(seconds, 4),
             "tokens_per_s": round(tokens_per_s, 1),
             "tflops_per_s": round(flops_per_s / 1e12, 3),
-            "mfu": None if peak is None else round(flops_per_s / peak, 4),
+            "mfu": round(flops_per_s / peak.flops, 4),
+            "peak_tflops_per_s": round(peak.flops / 1e12, 3),
+            "peak_measured": peak.measured,
             "peak_gb": peak_gb(self.device),
         }
+
+    def packed(self, num_steps: int) -> dict[str, Any]:
+        """Return seconds of a step for each kind of mask, and the losses of a sample by each."""
+        model, batches = self.loop.model, cast(Any, self.loop.batches)
+        batches.num_documents = 8
+        kinds = {"numbers": False, **({"blocks": True} if model.masks_in_blocks else {})}
+        found: dict[str, Any] = {"question": "packed"}
+        losses = []
+        for name, model.masks_in_blocks in kinds.items():
+            for _ in range(WARM_UP_STEPS):
+                self.one_step()
+            found[f"step_s_{name}"] = round(median(self.one_step() for _ in range(num_steps)), 4)
+            losses.append(self.loss_of_a_sample())
+        found["loss_difference"] = max(losses) - min(losses)
+        batches.num_documents = 1
+        return found
+
+    def loss_of_a_sample(self) -> float:
+        batch = self.loop.batches.batch(0, 1)
+        tokens_BT, targets_BT, documents_BT = (
+            torch.from_numpy(rows_BT).to(self.device) for rows_BT in batch
+        )
+        with torch.no_grad(), autocast(self.device, bf16=self.loop.bf16):
+            _, cross_entropy = language_model_loss(
+                self.loop.model.hidden(tokens_BT, documents_BT),
+                self.loop.model.head_weight,
+                targets_BT,
+                num_targets=targets_BT.numel(),
+                z_loss=0.0,
+            )
+        return cross_entropy.item()
 
     def exchange(self) -> Iterator[dict[str, Any]]:
         timings = [self.snapshot(lambda: 0.0) for _ in range(self.pairs)]

@@ -6,21 +6,27 @@
     compiled        the same with `compile = true`, if --compiled
     bare            a loop without a framework over our model and our loss, on tensors made before
     transformers    a plain loop over LlamaForCausalLM with the same shapes, and its own loss
+    hf_trainer      the Trainer of transformers, over the same model
 
-All have random tokens of one document each, fp32, the same threads and a fused AdamW. They take
-their steps in turns, so that a machine that is busy is busy for all; a ratio is the median of those
-of each turn, above 1 where we are faster. `of_peak` is what our step reaches of the operations that
-plain matrix products of the model's shapes do per second, in the same turns: the physical limit.
+All have random tokens of one document each, the same threads, a fused AdamW, weights in fp32, and
+matrix products in `--dtype`: bf16 is by autocast everywhere. They take their steps in turns, so
+that a machine that is busy is busy for all; a ratio is the median of those of each turn, above 1
+where we are faster. `of_peak` is what our step reaches of the operations that plain matrix products
+of the model's shapes and dtype do per second, in the same turns: the physical limit.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import torch
-from gpu import inner_loop, run_config
+from gpu import as_small_as_in_a_run_, inner_loop, run_config
 from torch import Tensor
 
 from atoll.clock import monotonic_s
@@ -30,9 +36,12 @@ from atoll.model.hf_config import describe
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
 from atoll.train.compiled import Compiler
+from atoll.train.device import computes_in_bf16
+from atoll.train.inner import autocast
 from atoll.train.loss import language_model_loss
 
 CPU = torch.device("cpu")
+GIVE_UP_S = 300  # with a Trainer whose thread has died, say
 Step = Callable[[], float]
 """Takes a step and returns its loss, as every loop reads it."""
 
@@ -46,16 +55,23 @@ def main() -> None:
         sequence_length=arguments.sequence_length,
         batch=arguments.batch,
     )
-    steps: dict[str, Step] = {
-        "atoll": atoll(config),
-        **({"compiled": atoll(config, "inductor")} if arguments.compiled else {}),
-        "bare": bare(config),
-        "transformers": transformers(config),
-    }
-    seconds = in_turns(steps | {"products": products(config)}, num_turns=arguments.steps)
+    bf16 = arguments.dtype == "bf16"
+    if arguments.dtype == "auto":
+        bf16 = computes_in_bf16(CPU, width=config.model.width)
+    with hf_trainer(config, bf16=bf16, num_steps=arguments.steps + 1) as their_step:
+        steps: dict[str, Step] = {
+            "atoll": atoll(config, bf16=bf16),
+            **({"compiled": atoll(config, "inductor", bf16=bf16)} if arguments.compiled else {}),
+            "bare": bare(config, bf16=bf16),
+            "transformers": transformers(config, bf16=bf16),
+            "hf_trainer": their_step,
+        }
+        limit = {"products": products(config, bf16=bf16)}
+        seconds = in_turns(steps | limit, num_turns=arguments.steps)
     first_s = {name: each.pop(0) for name, each in seconds.items()}
     result = summary(config, seconds) | {
         "model": arguments.model,
+        "dtype": "bf16" if bf16 else "fp32",
         "threads": torch.get_num_threads(),
         "first_step_s": {name: round(first_s[name], 1) for name in steps},
     }
@@ -72,14 +88,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4, help="samples of an inner step")
     parser.add_argument("--steps", type=int, default=8, help="turns that count; one more warms up")
+    parser.add_argument(
+        "--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: as peers choose"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
     parser.add_argument("--compiled", action="store_true", help="with compiled layers as well")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     return parser.parse_args()
 
 
-def atoll(config: RunConfig, compiler: Compiler = "none") -> Step:
-    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler)
+def atoll(config: RunConfig, compiler: Compiler = "none", *, bf16: bool) -> Step:
+    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler, bf16=bf16)
     size = config.inner.batch_sequences
 
     def step() -> float:
@@ -90,24 +109,38 @@ def atoll(config: RunConfig, compiler: Compiler = "none") -> Step:
     return step
 
 
-def bare(config: RunConfig) -> Step:
+def bare(config: RunConfig, *, bf16: bool) -> Step:
     model = Llama(config.model)
+    as_small_as_in_a_run_(model)
     tokens_BT, targets_BT = random_tokens(config)
 
     def loss() -> Tensor:
-        objective, _ = language_model_loss(
-            model.hidden(tokens_BT),
-            model.head_weight,
-            targets_BT,
-            num_targets=targets_BT.numel(),
-            z_loss=0.0,
-        )
+        with autocast(CPU, bf16=bf16):
+            objective, _ = language_model_loss(
+                model.hidden(tokens_BT),
+                model.head_weight,
+                targets_BT,
+                num_targets=targets_BT.numel(),
+                z_loss=0.0,
+            )
         return objective
 
     return plain_loop(model, config, loss)
 
 
-def transformers(config: RunConfig) -> Step:
+def transformers(config: RunConfig, *, bf16: bool) -> Step:
+    model = their_model(config)
+    tokens_BT, _ = random_tokens(config)
+
+    def loss() -> Tensor:
+        with autocast(CPU, bf16=bf16):
+            objective: Tensor = model(input_ids=tokens_BT, labels=tokens_BT).loss
+        return objective
+
+    return plain_loop(model, config, loss)
+
+
+def their_model(config: RunConfig) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     theirs = LlamaConfig(
@@ -115,9 +148,67 @@ def transformers(config: RunConfig) -> Step:
         max_position_embeddings=config.data.sequence_length,
         use_cache=False,
     )
-    model = LlamaForCausalLM(theirs).float()
-    tokens_BT, _ = random_tokens(config)
-    return plain_loop(model, config, lambda: model(input_ids=tokens_BT, labels=tokens_BT).loss)
+    return LlamaForCausalLM(theirs).float()
+
+
+@contextmanager
+def hf_trainer(config: RunConfig, *, bf16: bool, num_steps: int) -> Iterator[Step]:
+    """Yield what lets a Trainer take its next step. Its loop has a thread, and waits between two.
+
+    So it cannot be handed a loop of ours. What it does between two steps is in its next one.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    turns: SimpleQueue[None] = SimpleQueue()
+    losses: SimpleQueue[float] = SimpleQueue()
+
+    class InTurns(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            turns.get()
+
+        def on_log(self, *_: Any, **given: Any) -> None:
+            if "loss" in given["logs"]:  # else it is the summary at the end
+                losses.put(given["logs"]["loss"])
+                turns.get()
+
+    batch, inner = config.inner.batch_sequences, config.inner
+    tokens_BT = torch.cat([random_tokens(config)[0] for _ in range(num_steps)])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=their_model(config),
+            args=TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=batch,
+                max_steps=num_steps,
+                learning_rate=inner.lr,
+                lr_scheduler_type="constant",
+                weight_decay=inner.weight_decay,
+                adam_beta1=inner.beta1,
+                adam_beta2=inner.beta2,
+                adam_epsilon=inner.eps,
+                max_grad_norm=inner.clip_norm,
+                optim="adamw_torch_fused",
+                bf16=bf16,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=[{"input_ids": row_T, "labels": row_T} for row_T in tokens_BT],
+            callbacks=[InTurns()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        thread = Thread(target=trainer.train, daemon=True)
+        thread.start()
+
+        def step() -> float:
+            turns.put(None)
+            return losses.get(timeout=GIVE_UP_S)
+
+        yield step
+        turns.put(None)
+        thread.join()
 
 
 def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Tensor]) -> Step:
@@ -142,13 +233,14 @@ def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Ten
     return step
 
 
-def products(config: RunConfig) -> Step:
+def products(config: RunConfig, *, bf16: bool) -> Step:
     """Return the matrix products of a forward and a backward pass, with nothing between them."""
     num_tokens = config.inner.batch_sequences * config.data.sequence_length
-    weights = [p.detach() for p in Llama(config.model).parameters() if p.ndim == 2]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    weights = [p.detach().to(dtype) for p in Llama(config.model).parameters() if p.ndim == 2]
     if not config.model.tied_embeddings:
         weights = weights[1:]  # the embedding is a lookup
-    inputs = {size: torch.randn(num_tokens, size) for w in weights for size in w.shape}
+    inputs = {size: torch.randn(num_tokens, size, dtype=dtype) for w in weights for size in w.shape}
 
     def step() -> float:
         for weight in weights:
@@ -202,6 +294,7 @@ def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any
             if name != "products"
         },
         "ratio_transformers": ratio("atoll", "transformers"),
+        "ratio_hf_trainer": ratio("atoll", "hf_trainer"),
         "ratio_bare_loop": ratio("atoll", "bare"),
         **({"ratio_compiled": ratio("compiled", "atoll")} if "compiled" in seconds else {}),
         "gflops_per_s_atoll": round(flops / median(seconds["atoll"]) / 1e9, 1),

@@ -45,6 +45,10 @@ def test_a_machine_without_a_toolchain_says_what_it_lacks():
 
 def test_what_is_rare_is_not_compiled_for():
     model = build(ODD.model, CPU, ranks=ALONE, bf16=False, compiler="inductor")
-    with uncompiled("inductor"):
+    assert not model.masks_in_blocks, "there is no backward pass for it on a CPU"
+    model.masks_in_blocks = True
+    with uncompiled(model, "inductor"):
+        assert not model.masks_in_blocks, "as written, it would form all scores at once"
         model(torch.zeros((1, 5), dtype=torch.int64))
+    assert model.masks_in_blocks
     assert not counters["stats"]

@@ -15,7 +15,10 @@ def test_answers_each_question_on_a_cpu():
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     questions = [line["question"] for line in lines]
-    one_each = ["step", "snapshot", "beside", "merge", "merge", "merge", "step", "reference"]
-    assert questions == one_each
+    exchange = ["snapshot", "beside", "merge", "merge", "merge"]
+    assert questions == ["step", "packed", *exchange, "step", "reference"]
+    assert lines[0]["peak_measured"]
+    assert lines[0]["mfu"] > 0
+    assert lines[1]["step_s_numbers"] > 0
     assert lines[-2]["sharded"]
     assert lines[-1]["loss_difference"] == lines[-1]["gradient_error"] == 0

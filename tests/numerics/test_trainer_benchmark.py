@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SMALL = ("--model", "tiny", "--sequence-length", "16", "--batch", "2", "--steps", "1", "--json")
+SMALL = ("--model", "tiny", "--sequence-length", "16", "--batch", "2", "--steps", "1")
 
 
 @pytest.fixture
@@ -17,10 +17,11 @@ def trainer(monkeypatch):
 
 
 def test_prints_the_ratios(trainer, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["trainer.py", *SMALL])
+    monkeypatch.setattr("sys.argv", ["trainer.py", *SMALL, "--json", "--dtype", "bf16"])
     trainer.main()
     found = json.loads(capsys.readouterr().out)
     assert found["ratio_transformers"] > 0
     assert found["ratio_bare_loop"] > 0
     assert found["of_peak"] > 0
-    assert (found["model"], found["turns"]) == ("tiny", 1)
+    assert found["ratio_hf_trainer"] > 0
+    assert (found["model"], found["turns"], found["dtype"]) == ("tiny", 1, "bf16")

@@ -22,7 +22,7 @@ from atoll.config import PeerConfig, RunConfig, SourceConfig
 from atoll.data.batches import Batch, Batches
 from atoll.errors import AtollError, ConfigError
 from atoll.forecast.memory import AGENT_PROCESS_BYTES, CUDA_BYTES
-from atoll.model.accounting import FP32_BYTES
+from atoll.model.accounting import FP32_BYTES, flops_per_token
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training, largest_micro_batch, trainer_bytes
@@ -30,9 +30,11 @@ from atoll.model.presets import PRESETS
 from atoll.model.shapes import num_parameters
 from atoll.net.enrol import Greeting
 from atoll.peer.home import KEEP_ROUNDS
-from atoll.train.device import computes_in_bf16, device_name, pick_device
+from atoll.train.device import WIDTH_FOR_BF16, computes_in_bf16, device_name, pick_device
 from atoll.train.fit import USABLE
 from atoll.train.inner import Computing, InnerLoop
+from atoll.train.loss import CHUNK_LOGITS
+from atoll.train.peak import peak_of
 from atoll.units import format_bytes, format_count, format_seconds
 
 SPEED_S: Final = 3.0  # that the steps of the measurement take, at least
@@ -70,13 +72,14 @@ def of_device(peer: PeerConfig) -> tuple[Finding, torch.device | None]:
         return Finding(what="device", level="bad", found=str(error), advice=error.hint), None
     name = device_name(device)
     if device.type != "cpu":
-        kind = "bf16" if computes_in_bf16(device) else "fp32"
+        kind = "bf16" if computes_in_bf16(device, width=WIDTH_FOR_BF16) else "fp32"
         return Finding(what="device", level="good", found=f"{name}, computes in {kind}"), device
     if peer.device != "cpu" and shutil.which("nvidia-smi"):
         advice = "install the CUDA build of torch: see https://pytorch.org/get-started"
         found = "CPU: there is an NVIDIA driver, but this torch cannot use it"
         return Finding(what="device", level="note", found=found, advice=advice), device
-    found = f"{name}, {torch.get_num_threads()} threads"
+    kind = "bf16" if computes_in_bf16(device, width=WIDTH_FOR_BF16) else "fp32"
+    found = f"{name}, {torch.get_num_threads()} threads, computes all but small models in {kind}"
     advice = "enough for small models; a GPU is ten to a thousand times as fast"
     return Finding(what="device", level="note", found=found, advice=advice), device
 
@@ -120,7 +123,11 @@ def presets() -> dict[str, RunConfig]:
 
 def fit_of(name: str, config: RunConfig, device: torch.device, *, room_bytes: int) -> Fit:
     """Return how the run fits beside its agent, where both use the same memory."""
-    bf16 = computes_in_bf16(device)
+    how = Training(
+        1,
+        computes_in_bf16(device, width=config.model.width),
+        chunk_logits=CHUNK_LOGITS[device.type],
+    )
     num_values = layout_of(config).num_values
     beside = CUDA_BYTES
     if device.type != "cuda":
@@ -130,8 +137,8 @@ def fit_of(name: str, config: RunConfig, device: torch.device, *, room_bytes: in
     return Fit(
         name=name,
         parameters=num_parameters(config.model),
-        micro_batch=largest_micro_batch(config, Training(1, bf16), most=most, room_bytes=room),
-        device_bytes=trainer_bytes(config, Training(1, bf16)).total + beside,
+        micro_batch=largest_micro_batch(config, how, most=most, room_bytes=room),
+        device_bytes=trainer_bytes(config, how).total + beside,
         disk_bytes=DISK_BYTES * num_values,
     )
 
@@ -202,7 +209,16 @@ def of_speed(config: RunConfig, device: torch.device, *, micro_batch: int) -> Fi
         seconds = monotonic_s() - began_at
     rate, step_s = num_tokens / seconds, seconds / steps
     found = f"{format_count(rate)} tokens/s, {format_seconds(step_s)} for an inner step"
-    return Finding(what="speed", level="good", found=f"{found} of {config.name}")
+    found = f"{found} of {config.name}, {_utilisation(loop, rate)}"
+    return Finding(what="speed", level="good", found=found)
+
+
+def _utilisation(loop: InnerLoop, tokens_per_s: float) -> str:
+    peak = peak_of(loop.device, bf16=loop.bf16)
+    length = loop.config.data.sequence_length
+    flops = tokens_per_s * flops_per_token(loop.config.model, sequence_length=length)
+    how = "measured" if peak.measured else "data sheet"
+    return f"{flops / peak.flops:.0%} of a peak of {peak.flops / 1e12:.2g} Tflop/s ({how})"
 
 
 # --- the host ------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from atoll.forecast.fleet import GroupConfig, micro_batch_of
 from atoll.model.accounting import FP32_BYTES
 from atoll.model.layout import layout_of
 from atoll.model.memory import (
+    CPU_CHUNK_LOGITS,
+    GPU_CHUNK_LOGITS,
     TrainerBytes,
     Training,
     largest,
@@ -109,7 +111,10 @@ def peer_memory(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> Pee
 def training_of(group: GroupConfig, micro_batch: int) -> Training:
     """Return how a peer of the group trains."""
     bf16 = group.hardware.computes_in_bf16
-    return Training(micro_batch, bf16, group.devices, group.recomputes, group.machines)
+    chunk = GPU_CHUNK_LOGITS if bf16 else CPU_CHUNK_LOGITS
+    return Training(
+        micro_batch, bf16, group.devices, group.recomputes, group.machines, chunk_logits=chunk
+    )
 
 
 def _with(config: RunConfig, group: GroupConfig, agent: AgentBytes, micro_batch: int) -> PeerMemory:

@@ -57,6 +57,7 @@ class Training(NamedTuple):
     devices: int = 1  # of a machine
     recomputes: bool = False
     machines: int = 1
+    chunk_logits: int = GPU_CHUNK_LOGITS
 
 
 def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
@@ -106,7 +107,7 @@ def what_would_fit(config: RunConfig, how: Training, *, room_bytes: int) -> str:
     """
     for devices in (how.devices, *(n for n in (2, 4, 8) if n > how.devices)):
         for recomputes in (how.recomputes, True):
-            changed = Training(1, how.bf16, devices, recomputes, how.machines)
+            changed = how._replace(micro_batch=1, devices=devices, recomputes=recomputes)
             if trainer_bytes(config, changed).total <= room_bytes:
                 return ", ".join(
                     [
@@ -134,14 +135,14 @@ def activation_bytes_per_token(config: RunConfig, *, bf16: bool) -> tuple[int, i
     In a layer, fp32: what enters each norm and what it normalises (4 D), and what leaves it (2 D);
     queries and what attention gives (2 D); keys and values (2 G); the feed-forward's gate, its
     SiLU, the other branch, and their product (4 F); a number for each head and norm. In bf16 the
-    norms stay in fp32, and each of the five matrices behind them keeps a cast of its own of what
-    left them (5 D). Outside: the last norm, and the gradient of the hidden state (3 D).
+    norms stay in fp32, but for the casts of what left them (2 D). Outside: the last norm, and the
+    gradient of the hidden state (3 D).
     """
     model = config.model
     width, kv_width = model.width, model.num_kv_heads * model.head_width
     norms, numbers = 4 * width, model.num_heads + 2
     if bf16:
-        products = 7 * width + 2 * kv_width + 4 * model.ffn_width
+        products = 4 * width + 2 * kv_width + 4 * model.ffn_width
         layer = FP32_BYTES * (norms + numbers) + BF16_BYTES * products
     else:
         products = 4 * width + 2 * kv_width + 4 * model.ffn_width
@@ -157,7 +158,7 @@ def loss_bytes(config: RunConfig, how: Training) -> int:
     """
     model = config.model
     num_logits = how.micro_batch * config.data.sequence_length * model.vocab_size
-    num_logits = min(num_logits, GPU_CHUNK_LOGITS if how.bf16 else CPU_CHUNK_LOGITS)
+    num_logits = min(num_logits, how.chunk_logits)
     narrow = BF16_BYTES if how.bf16 else 0
     head = model.vocab_size * model.width * (2 * FP32_BYTES + narrow)
     return head + num_logits * (FP32_BYTES + 2 * narrow)

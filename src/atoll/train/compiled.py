@@ -19,22 +19,31 @@ Compiler: TypeAlias = Literal["none", "aot_eager", "inductor"]
 runs them one by one: it needs no toolchain, and tests take it."""
 
 
-def compile_(model: Llama, compiler: Compiler) -> None:
-    """Let each layer be compiled when it is first called; before the model is sharded."""
+def compile_(model: Llama, compiler: Compiler, *, device: torch.device) -> None:
+    """Let each layer be compiled when it is first called; before the model is sharded.
+
+    For CUDA, packed documents are then masked in blocks. Elsewhere, flex attention has no code of
+    its own for backward passes.
+    """
     if compiler == "none":
         return
     for layer in model.layers:
         layer.compile(backend=compiler)
+    model.masks_in_blocks = compiler == "inductor" and device.type == "cuda"
 
 
 @contextmanager
-def uncompiled(compiler: Compiler) -> Iterator[None]:
+def uncompiled(model: Llama, compiler: Compiler) -> Iterator[None]:
     """Let layers run as they are written: for shapes that are too rare to compile for."""
     if compiler == "none":  # and the seconds that it takes to import what compiles are saved
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    in_blocks, model.masks_in_blocks = model.masks_in_blocks, False  # else all scores would exist
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.masks_in_blocks = in_blocks
 
 
 def require_compiler(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from atoll.data.batches import Batches
 from atoll.data.cloze import Question
 from atoll.model.llama import Llama
+from atoll.train.device import computes_in_bf16
 from atoll.train.inner import autocast, cut
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.parallel import ALONE, Ranks
@@ -53,9 +54,12 @@ def validation_loss(
 ) -> float:
     """Return the mean cross-entropy, in nats per token, over the first validation samples.
 
-    Over several ranks each has its share of a batch, and all have to ask.
+    Over several ranks each has its share of a batch, and all have to ask. `bf16` None: as the
+    device is made for.
     """
     device = model.embedding.weight.device
+    if bf16 is None:
+        bf16 = computes_in_bf16(device, width=model.config.width)
     total, num_targets = torch.zeros((), device=device), 0
     for start in range(0, num_samples, batch_sequences):
         batch = batches.validation(start, min(start + batch_sequences, num_samples))
@@ -119,7 +123,7 @@ def _likelihoods_of_batch(model: Llama, passages: Sequence[Passage]) -> Iterator
     rows = [torch.tensor([*context, *continuation]) for context, continuation in passages]
     # Padding comes last, where no token of a passage looks.
     tokens_BS = pad_sequence([row[:-1] for row in rows], batch_first=True).to(device)
-    with autocast(device):
+    with autocast(device, bf16=computes_in_bf16(device, width=model.config.width)):
         hidden_BSD = model.hidden(tokens_BS)
         for passage, row, hidden_SD in zip(passages, rows, hidden_BSD, strict=True):
             # The token before a continuation foretells its first one.

@@ -103,11 +103,14 @@ class InnerLoop:
         self.config = config
         self.ranks = ranks
         self.how = how or Computing()
+        wanted = self.how.bf16
+        width = config.model.width
+        self.bf16 = computes_in_bf16(self.device, width=width) if wanted is None else wanted
         self.micro_batch = self.how.micro_batch or config.inner.batch_sequences
         self.optimizer = make_optimizer(model, config.inner)
         self.steps_since_fresh = 0  # how many the state of the optimizer has seen
-        wanted = self.how.reads_ahead
-        self._reads_ahead = self.device.type != "cpu" if wanted is None else wanted
+        ahead = self.how.reads_ahead
+        self._reads_ahead = self.device.type != "cpu" if ahead is None else ahead
         self._ahead = Ahead(
             partial(
                 share_of_step,
@@ -161,7 +164,7 @@ class InnerLoop:
         return result
 
     def _forward(self, piece: Piece, *, num_targets: int) -> tuple[Tensor, Tensor]:
-        with autocast(self.device, bf16=self.how.bf16, ranks=self.ranks):
+        with autocast(self.device, bf16=self.bf16, ranks=self.ranks):
             return language_model_loss(
                 self.model.hidden(piece.tokens_BT, piece.documents_BT),
                 self.model.head_weight,
@@ -171,16 +174,13 @@ class InnerLoop:
             )
 
 
-def autocast(
-    device: torch.device, *, bf16: bool | None = None, ranks: Ranks = ALONE
-) -> torch.autocast:
+def autocast(device: torch.device, *, bf16: bool, ranks: Ranks = ALONE) -> torch.autocast:
     """Return the context for a forward pass, with matrix products in bf16 or not.
 
-    None: in bf16 where the device is made for it. The layers of a model that is sharded over ranks
-    bring their own casts (see `parallel`), whatever is asked for here.
+    The layers of a model that is sharded over ranks bring their own casts (see `parallel`),
+    whatever is asked for here.
     """
-    enabled = computes_in_bf16(device) if bf16 is None else bf16
-    enabled = enabled and ranks.mesh is None
+    enabled = bf16 and ranks.mesh is None
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

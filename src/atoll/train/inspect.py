@@ -51,7 +51,7 @@ def inspect_state(
         if params_N is not None:
             load_flat_(loop.model, params_N, layout)
         spread_(loop.model, layout, ranks=loop.ranks)
-        with uncompiled(loop.how.compiler):
+        with uncompiled(loop.model, loop.how.compiler):
             loss = _validation_loss(loop, dataset)
             text = (
                 "" if loop.ranks.mesh else sample_text(loop.model, loop.config, dataset.tokenizer)
@@ -123,7 +123,7 @@ def _validation_loss(loop: InnerLoop, dataset: Dataset) -> float:
         loop.batches,
         batch_sequences=loop.micro_batch * loop.ranks.num_ranks,
         num_samples=min(loop.config.evaluation.samples, dataset.num_validation_samples),
-        bf16=loop.how.bf16,
+        bf16=loop.bf16,
         ranks=loop.ranks,
     )
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 IGNORED = -100  # a target that is none; the data's word for it, and torch's
 # 32 MB of them on a CPU, 512 MB on a GPU: fewer keep the device less busy, more gain nothing.
-CHUNK_LOGITS: Final = {"cpu": 2**23, "cuda": 2**27}
-_ELSEWHERE: Final = 2**25
+CHUNK_LOGITS: Final = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
 
 
 def language_model_loss(
@@ -121,7 +120,7 @@ def _dtype_of_products(hidden_ND: Tensor) -> torch.dtype:
 
 def _chunks(num_tokens: int, *, vocab_size: int, device: torch.device) -> list[slice]:
     """Return chunks of near equal length, with so many logits as suit the device."""
-    most = max(1, CHUNK_LOGITS.get(device.type, _ELSEWHERE) // vocab_size)
+    most = max(1, CHUNK_LOGITS[device.type] // vocab_size)
     num_chunks = -(-num_tokens // most)
     size = -(-num_tokens // max(1, num_chunks))
     return [slice(start, start + size) for start in range(0, num_tokens, size or 1)]

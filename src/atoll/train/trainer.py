@@ -51,6 +51,7 @@ from atoll.train.exchanged import spread_
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.inspect import inspect_state
+from atoll.train.loss import CHUNK_LOGITS
 from atoll.train.parallel import ALONE, Ranks, join, shard_
 from atoll.train.ranks import Followers
 from atoll.train.recompute import recompute_
@@ -136,10 +137,18 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     if seat is not None:
         address = "" if setup.site is None else setup.site.address
         ranks = join(seat, device, address=address, listening=followers.listening)
-    num_machines = 1 if seat is None else seat.num_machines
-    bf16 = computes_in_bf16(device) if peer.precision == "auto" else peer.precision == "bf16"
+    bf16 = peer.precision == "bf16"
+    if peer.precision == "auto":
+        bf16 = computes_in_bf16(device, width=config.model.width)
     bf16 = bool(ranks.least(int(bf16)))
-    how = Training(peer.micro_batch, bf16, len(devices), peer.recompute == "layers", num_machines)
+    how = Training(
+        peer.micro_batch,
+        bf16,
+        len(devices),
+        recomputes=peer.recompute == "layers",
+        machines=1 if seat is None else seat.num_machines,
+        chunk_logits=CHUNK_LOGITS[device.type],
+    )
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
     micro_batch = config.inner.batch_sequences
     if seat is None or seat.device == 0:  # for all of its machine, whose devices are alike
@@ -157,8 +166,8 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     )
     recompute_(loop.model, peer.recompute)
     name = name_of(devices)
-    if num_machines > 1:
-        name = f"{num_machines} machines with {name}"
+    if how.machines > 1:
+        name = f"{how.machines} machines with {name}"
     return Made(loop, Started(device=name, threads=threads), chosen)
 
 
@@ -188,11 +197,11 @@ def build(
     """Return the model on its device, or this rank's part of it; it has no weights worth having."""
     if ranks.mesh is None:
         model = Llama(config).to(device)
-        compile_(model, compiler)
+        compile_(model, compiler, device=device)
         return model
     with torch.device("meta"):
         model = Llama(config)
-    compile_(model, compiler)
+    compile_(model, compiler, device=device)
     shard_(model, ranks, bf16=bf16)
     return model.to_empty(device=device)
 

@@ -10,6 +10,7 @@ from atoll.model.llama import (
     KvCache,
     Llama,
     causal_mask,
+    document_blocks,
     document_mask,
     rotary_at,
     rotary_frequencies,
@@ -54,6 +55,28 @@ def test_packed_documents_are_as_if_alone(model):
     documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
     alone = [model(part) for part in packed.split(lengths, dim=1)]
     assert close(model(packed, documents), torch.cat(alone, dim=1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_mask_in_blocks_is_that_in_numbers(model):
+    """Within 1e-5; torch has the forward pass alone for CPUs."""
+    ends_at = torch.tensor([[70, 71, 250, 300], [1, 130, 257, 300]])
+    documents = torch.searchsorted(ends_at, torch.arange(300).repeat(2, 1), right=True)
+    expected = model(tokens(2, 300), documents)
+    model.masks_in_blocks = True
+    try:
+        found, plain = model(tokens(2, 300), documents), model(tokens(2, 300))
+    finally:
+        model.masks_in_blocks = False
+    assert close(found, expected)
+    assert torch.equal(plain, model(tokens(2, 300))), "one document needs no blocks"
+    assert not torch.equal(found, plain)
+
+
+def test_blocks_in_which_nobody_sees_anything_are_left_out():
+    documents = torch.arange(512).div(128, rounding_mode="floor")[None]
+    kept = document_blocks(documents).to_dense()[0, 0]
+    assert torch.equal(kept, torch.eye(4, dtype=kept.dtype))
 
 
 def test_one_document_is_plain_causal_attention(model):

@@ -21,7 +21,13 @@ CPU = torch.device("cpu")
 def test_the_cpu_is_always_there():
     assert pick_device("cpu") == CPU
     assert device_name(CPU) == "CPU"
-    assert not computes_in_bf16(CPU)
+
+
+@pytest.mark.parametrize("able", [{}, {"avx512_bf16": False}, {"amx_bf16": True}], ids=str)
+def test_a_cpu_computes_wide_models_in_bf16_if_it_has_instructions_for_it(able, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    found = [computes_in_bf16(CPU, width=width) for width in (128, 384)]
+    assert found == [False, any(able.values())]
 
 
 def test_auto_prefers_an_accelerator():

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from atoll.config import RunConfig
 from atoll.errors import ConfigError
-from atoll.model.memory import Training, largest_micro_batch, trainer_bytes
+from atoll.model.memory import CPU_CHUNK_LOGITS, Training, largest_micro_batch, trainer_bytes
 from atoll.train.fit import (
     USABLE,
     MicroBatchFile,
@@ -15,7 +15,7 @@ from atoll.train.fit import (
     left_in,
 )
 
-ALL = Training(micro_batch=0, bf16=False)
+ALL = Training(micro_batch=0, bf16=False, chunk_logits=CPU_CHUNK_LOGITS)
 
 
 def needed(config: RunConfig, micro_batch: int, how: Training = ALL) -> int:

@@ -1,0 +1,61 @@
+"""What a device can do at most: the yardstick of utilisation (MFU).
+
+By the makers' data sheets where the device is known; elsewhere, the fastest of some plain matrix
+products. These reach 60 to 90 % of a data sheet's figure, so that an MFU by them looks better.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+
+from atoll.clock import monotonic_s
+from atoll.model.devices import DEVICES
+from atoll.train.device import device_name
+
+MEASURE_S: Final = 0.3
+SIDE: Final = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of the matrices: more is no faster
+# Dense bf16 products by the first words that are in a device's name. DEVICES, which runs are
+# planned with, has no PCIe card; its figure is from NVIDIA's data sheet.
+SHEETS: Final = {
+    "H200": DEVICES["H200"].peak_flops,
+    "H100 PCIe": 756e12,
+    "H100": DEVICES["H100"].peak_flops,
+    "A100": DEVICES["A100-80"].peak_flops,
+    "L40S": DEVICES["L40S"].peak_flops,
+    "RTX 5090": DEVICES["RTX 5090"].peak_flops,
+    "RTX 4090": DEVICES["RTX 4090"].peak_flops,
+    "RTX 3090": DEVICES["RTX 3090"].peak_flops,
+}
+
+
+class Peak(NamedTuple):
+    flops: float  # per second
+    measured: bool  # rather than by a data sheet
+
+
+def peak_of(device: torch.device, *, bf16: bool) -> Peak:
+    """Return what the device does at most in products of this kind; to measure takes a moment."""
+    name = device_name(device)
+    known = next((flops for words, flops in SHEETS.items() if words in name), None)
+    if bf16 and known is not None:
+        return Peak(known, measured=False)
+    return Peak(measured_peak(device, bf16=bf16), measured=True)
+
+
+def measured_peak(device: torch.device, *, bf16: bool) -> float:
+    """Return the operations per second of the fastest of the products within `MEASURE_S`."""
+    side = SIDE[device.type]
+    a_NN = torch.ones(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    last = a_NN @ a_NN  # prepares what the others use
+    fastest_s, began_at = float("inf"), monotonic_s()
+    while fastest_s == float("inf") or monotonic_s() - began_at < MEASURE_S:
+        _wait_for(last)
+        product_at = monotonic_s()
+        last = a_NN @ a_NN
+        _wait_for(last)
+        fastest_s = min(fastest_s, monotonic_s() - product_at)
+    return 2.0 * side**3 / fastest_s
+
+
+def _wait_for(product_NN: torch.Tensor) -> None:
+    product_NN[0, 0].item()
