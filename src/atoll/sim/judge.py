@@ -202,7 +202,9 @@ def _model(outcome: Outcome) -> Iterator[str]:
     if fleet.setting.model != "tally" or (sync.codec, sync.update_codec) != ("fp64", "fp64"):
         return
     layout = layout_of(fleet.config)
-    done = next(name for name, seat in fleet.members.items() if seat.is_done)
+    done = next((name for name, seat in fleet.members.items() if seat.is_done), None)
+    if done is None:
+        return  # all may have missed the end: else somebody has ended with a reason, or not at all
     last, run = RoundId(sync.rounds), run_digest(fleet.config)
     state, _ = read_saved(fleet.home(done) / "states", last, run=run)
     initial_N = initial_of(layout, seed=fleet.config.seed)
