@@ -21,6 +21,7 @@ def test_machines_with_ranks_one_rank_and_bf16_hold_one_state_and_any_may_die(cl
         mode="overlap",
         fragments=2,
         rounds=12,
+        min_peers=3,  # so that none begins while one of them rests
         quorum=1.0,
         grace_floor_s=100.0,  # whoever starts again is waited for
     )

@@ -47,7 +47,13 @@ def config_of(*, rounds: int, min_peers: int, pace: Literal["steps", "time"]) ->
         model=MODEL,
         data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),)),
         inner=InnerConfig(lr=1e-3, batch_sequences=2),
-        sync=SyncConfig(rounds=rounds, inner_steps=INNER_STEPS, min_peers=min_peers, pace=pace),
+        sync=SyncConfig(
+            rounds=rounds,
+            inner_steps=INNER_STEPS,
+            min_peers=min_peers,
+            pace=pace,
+            region_size=0,  # each of these peers knows one reducer of a slice
+        ),
     )
 
 
