@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -104,8 +105,13 @@ def _app(*, called: str) -> typer.Typer:
     )(_options)
     for name, summary in COMMANDS.items():
         function = _load(name) if name == called else _not_called
-        app.command(name, short_help=summary)(function)
+        app.command(name, short_help=summary, help=_in_paragraphs(function.__doc__))(function)
     return app
+
+
+def _in_paragraphs(text: str | None) -> str:
+    """Return a docstring with a line for each paragraph, for a terminal of any width."""
+    return "\n\n".join(" ".join(each.split()) for each in cleandoc(text or "").split("\n\n"))
 
 
 def _load(name: str) -> Callable[..., Any]:

@@ -34,6 +34,12 @@ def test_a_command_is_the_function_of_its_name(name):
     assert name in {function.name for function in functions}
 
 
+def test_lines_of_a_help_end_where_the_terminal_does(atoll, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = atoll("chat", "--help").out.splitlines()
+    assert any("it downloads the model, and whatever is committed" in line for line in lines)
+
+
 def test_the_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom atoll.cli.main import main\nsys.argv = ['atoll', '--help']\n"
