@@ -47,6 +47,7 @@ from atoll.train.evaluate import validation_loss
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks" / "churn.jsonl"
 
 PEERS, H, ROUNDS = 8, 10, 36  # of the run without churn; the others commit as many tokens
+LONG_H = 40  # of the runs whose rounds are as long as warming up, instead of a quarter of it
 BATCH = 4  # sequences of an inner step of one peer
 INNER_LR = 4e-3
 VOCABULARY = 1024  # with the shapes below a model of 0.16 M parameters
@@ -70,11 +71,11 @@ RECENT = 8  # rounds that a rule looks back
 # --- who is there, and what becomes of their work ------------------------------------------------
 
 
-def steady(_: int) -> Iterator[Parts]:
-    return repeat(dict.fromkeys(range(PEERS), Part(H)))
+def steady(_: int, num_steps: int = H) -> Iterator[Parts]:
+    return repeat(dict.fromkeys(range(PEERS), Part(num_steps)))
 
 
-def churning(seed: int) -> Iterator[Parts]:
+def churning(seed: int, num_steps: int = H) -> Iterator[Parts]:
     """Half of those that are hit are late: the round closes when half of their steps are done, and
     the others follow in the next one. The other half die, and new peers come for the next round.
     """
@@ -85,26 +86,28 @@ def churning(seed: int) -> Iterator[Parts]:
         for peer in peers:
             fate: Fate = "in" if random.random() >= HIT else random.choice(HITS)
             if peer in behind:
-                parts[peer] = Part(H - H // 2, "lost" if fate == "lost" else "in")
+                rest = num_steps - num_steps // 2
+                parts[peer] = Part(rest, "lost" if fate == "lost" else "in")
             else:
-                parts[peer] = Part(H // 2 if fate == "late" else H, fate)
+                parts[peer] = Part(num_steps // 2 if fate == "late" else num_steps, fate)
         yield parts
         behind = {peer for peer, part in parts.items() if part.fate == "late"}
         peers = [next(names) if parts[peer].fate == "lost" else peer for peer in peers]
 
 
-def by_steps(_: int) -> Iterator[Parts]:
+def by_steps(_: int, num_steps: int = H) -> Iterator[Parts]:
     """H steps each. A round lasts as long as the fast take, and half as long again for the grace
     time; but for each fourth one, in which the slow have delivered before the fast.
     """
-    fast = dict.fromkeys(FAST, Part(H))
-    ahead = dict.fromkeys(SLOW, Part(3, "late"))
-    last = dict.fromkeys(SLOW, Part(H - 3 * 3))
+    fast = dict.fromkeys(FAST, Part(num_steps))
+    ahead = dict.fromkeys(SLOW, Part(num_steps * 3 // 10, "late"))
+    last = dict.fromkeys(SLOW, Part(num_steps - 3 * (num_steps * 3 // 10)))
     return cycle([{**fast, **ahead}] * 3 + [{**fast, **last}])
 
 
-def by_time(_: int) -> Iterator[Parts]:
-    return repeat({**dict.fromkeys(FAST, Part(H)), **dict.fromkeys(SLOW, Part(H // 5))})
+def by_time(_: int, num_steps: int = H) -> Iterator[Parts]:
+    slow = dict.fromkeys(SLOW, Part(num_steps // 5))
+    return repeat({**dict.fromkeys(FAST, Part(num_steps)), **slow})
 
 
 def with_steps(script: Iterable[Parts], num_steps: int) -> list[Parts]:
@@ -189,13 +192,21 @@ RULES: dict[str, Rule] = {
 class Churn:
     """Peers as a script has them, for as many tokens as without churn."""
 
-    script: Callable[[int], Iterator[Parts]]
+    script: Callable[[int, int], Iterator[Parts]]
     donates_moments: bool = False
     rule: str = "as configured"
+    inner_steps: int = H
 
     def measure(self, seed: int) -> Iterator[tuple[str, dict[str, object]]]:
-        rounds = with_steps(self.script(seed), ROUNDS * PEERS * H)
-        config = run_config(rounds=len(rounds), outer=SHORT, seed=seed, cools_down=True)
+        script = self.script(seed, self.inner_steps)
+        rounds = with_steps(script, ROUNDS * PEERS * self.inner_steps)
+        config = run_config(
+            rounds=len(rounds),
+            inner_steps=self.inner_steps,
+            outer=SHORT,
+            seed=seed,
+            cools_down=True,
+        )
         dataset = dataset_of(config)
         fleet = Fleet(config, dataset, rule=RULES[self.rule], donates_moments=self.donates_moments)
         meter = Meter(config, dataset)
@@ -216,7 +227,9 @@ class Loss:
     outer: OuterConfig
 
     def measure(self, seed: int) -> Iterator[tuple[str, dict[str, object]]]:
-        config = run_config(rounds=BEFORE + AFTER, outer=self.outer, seed=seed, cools_down=False)
+        config = run_config(
+            rounds=BEFORE + AFTER, inner_steps=H, outer=self.outer, seed=seed, cools_down=False
+        )
         dataset = dataset_of(config)
         trunk = Fleet(config, dataset)
         for _ in range(BEFORE):
@@ -237,6 +250,11 @@ CASES: dict[str, Churn | Loss] = {
     "30 % churn, moments of a donor": Churn(script=churning, donates_moments=True),
     "30 % churn, moments of a donor, lr by number": Churn(
         script=churning, donates_moments=True, rule="lr by number"
+    ),
+    "steady, H = 40": Churn(script=steady, inner_steps=LONG_H),
+    "30 % churn, H = 40": Churn(script=churning, inner_steps=LONG_H),
+    "30 % churn, H = 40, moments of a donor, lr by number": Churn(
+        script=churning, inner_steps=LONG_H, donates_moments=True, rule="lr by number"
     ),
     "by steps": Churn(script=by_steps),
     "by time": Churn(script=by_time),
@@ -268,7 +286,9 @@ class Meter:
         return {"rounds": fleet.state.round, "tokens": self._tokens, "losses": self._losses}
 
 
-def run_config(*, rounds: int, outer: OuterConfig, seed: int, cools_down: bool) -> RunConfig:
+def run_config(
+    *, rounds: int, inner_steps: int, outer: OuterConfig, seed: int, cools_down: bool
+) -> RunConfig:
     """Return the demo with a smaller model."""
     demo, replace = load_run_config(DEMO), msgspec.structs.replace
     config = replace(
@@ -288,9 +308,11 @@ def run_config(*, rounds: int, outer: OuterConfig, seed: int, cools_down: bool) 
             lr=INNER_LR,
             batch_sequences=BATCH,
             warmup_steps=WARMUP_STEPS,
-            cooldown_steps=rounds * H // 5 if cools_down else 0,
+            cooldown_steps=rounds * inner_steps // 5 if cools_down else 0,
         ),
-        sync=replace(demo.sync, rounds=rounds, inner_steps=H, codec="int8", update_codec="int8"),
+        sync=replace(
+            demo.sync, rounds=rounds, inner_steps=inner_steps, codec="int8", update_codec="int8"
+        ),
         outer=outer,
         seed=seed,
     )

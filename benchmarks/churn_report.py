@@ -6,6 +6,7 @@ A difference is taken between runs of one seed, which have the same first weight
 """
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,7 +17,7 @@ from losses_report import spread
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-REFERENCE = "steady"
+STEADY, LONG = "steady", "steady, H = 40"
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 PLOTTED = ("10 to 1", "10 to 1, momentum 0.9")
 
@@ -28,6 +29,10 @@ class Line(msgspec.Struct, frozen=True):
     rounds: int
     tokens: list[int]
     losses: list[float]
+
+    @property
+    def millions(self) -> list[float]:
+        return [tokens / 1e6 for tokens in self.tokens]
 
     @property
     def percents(self) -> list[float]:
@@ -58,21 +63,28 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
 
 def runs_table(lines: Sequence[Line]) -> Iterator[str]:
     """Yield the table of whole runs, each against the one in which everybody is always there."""
-    reference = {line.seed: line.losses[-1] for line in lines if line.case == REFERENCE}
-    yield f"| case | seeds | rounds | loss | above {REFERENCE} |"
+    at_end = {(line.case, line.seed): line.losses[-1] for line in lines}
+    yield f"| case | seeds | rounds | loss | above {STEADY} |"
     yield "|---|---|---|---|---|"
     for (case, _), group in grouped(lines).items():
         if " to " in case:
             continue
-        above = [100 * (line.losses[-1] / reference[line.seed] - 1) for line in group]
+        steady = steady_of(case)
+        above = [100 * (line.losses[-1] / at_end[steady, line.seed] - 1) for line in group]
         cells = [
             case,
             len(group),
             spread([line.rounds for line in group], ".0f"),
             spread([line.losses[-1] for line in group], ".3f"),
-            "" if case == REFERENCE else spread(above, "+.2f", unit=" %"),
+            "" if case == steady else spread(above, "+.2f", unit=" %"),
         ]
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def steady_of(case: str) -> str:
+    """Return the case without churn that has rounds as long."""
+    length = re.search(r", H = \d+", case)
+    return STEADY + (length[0] if length else "")
 
 
 def losses_table(lines: Sequence[Line]) -> Iterator[str]:
@@ -90,13 +102,14 @@ def losses_table(lines: Sequence[Line]) -> Iterator[str]:
 def plot(lines: Sequence[Line], path: Path) -> None:
     """Write the curves of whole runs, and those of the rules after 9 of 10 peers are lost."""
     matplotlib.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, *others = figure.subplots(1, 3)
-    for (case, _), group in grouped(lines).items():
-        if " to " not in case:
-            draw(left, case, group)
-    left.set(xlabel="tokens that are committed", ylabel="validation loss, nats per token")
-    left.legend()
+    figure = Figure(figsize=(17, 4.6), layout="constrained")
+    short, long, *others = figure.subplots(1, 4)
+    for axes, steady in ((short, STEADY), (long, LONG)):
+        for (case, _), group in grouped(lines).items():
+            if " to " not in case and steady_of(case) == steady:
+                draw(axes, case, group)
+        axes.set(xlabel="million tokens committed", ylabel="validation loss, nats per token")
+        axes.legend(fontsize=7, loc="upper right")
     for axes, case in zip(others, PLOTTED, strict=True):
         for (its_case, rule), group in grouped(lines).items():
             if its_case == case:
@@ -114,9 +127,9 @@ def plot(lines: Sequence[Line], path: Path) -> None:
 def draw(axes: Axes, name: str, group: Sequence[Line]) -> None:
     """Draw each seed's curve in one colour."""
     (first, *rest) = group
-    (drawn,) = axes.plot(first.tokens, first.losses, label=name)
+    (drawn,) = axes.plot(first.millions, first.losses, label=name)
     for line in rest:
-        axes.plot(line.tokens, line.losses, color=drawn.get_color())
+        axes.plot(line.millions, line.losses, color=drawn.get_color())
 
 
 if __name__ == "__main__":
