@@ -11,6 +11,7 @@ import typer
 from atoll import system
 from atoll.cli.options import (
     CacheOption,
+    DevicesOption,
     GpuMemoryOption,
     NiceOption,
     PeerDeviceOption,
@@ -32,7 +33,7 @@ def assist(
         ),
     ],
     device: PeerDeviceOption = None,
-    devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
+    devices: DevicesOption = None,
     threads: ThreadsOption = None,
     nice: NiceOption = None,
     gpu_memory: GpuMemoryOption = None,

@@ -8,6 +8,7 @@ import typer
 
 from atoll.cli.options import (
     CacheOption,
+    DevicesOption,
     GpuMemoryOption,
     NiceOption,
     PeerDeviceOption,
@@ -75,7 +76,7 @@ def join(
     name: NameOption = None,
     place: PlaceOption = None,
     device: PeerDeviceOption = None,
-    devices: Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")] = None,
+    devices: DevicesOption = None,
     machines: MachinesOption = None,
     site: SiteOption = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,

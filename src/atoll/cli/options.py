@@ -14,11 +14,11 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PeerDeviceOption = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="auto")
 ]
+DevicesOption = Annotated[int | None, typer.Option(help="How many.", show_default="all GPUs")]
 GpuMemoryOption = Annotated[
     str | None,
     typer.Option(help="Of each GPU at most: 50%, 8GB.", show_default="all that is free"),
 ]
-
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads for training.", show_default="torch decides")
 ]

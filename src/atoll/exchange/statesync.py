@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from atoll.data import manifest as dataset_manifest
+from atoll.data.lock import alone_with
 from atoll.data.shards import Dataset, adopt
 from atoll.durable import disk_errors, publish, remove
 from atoll.errors import BusyError, PeerError, RunError
@@ -31,7 +30,6 @@ from atoll.outer.state import PeerState
 from atoll.units import MIB, format_bytes
 
 MAX_MANIFEST_BYTES = 64 * MIB  # names 4 TB of chunks
-LOCK_S = 0.5  # between looks whether another process is done with fetching
 PER_SOURCE = 2  # requests at once: the next blob is on its way while one is asked for
 AT_ONCE = 16  # requests in all, and so blobs in memory; further sources are asked when one fails
 BUSY_S = 2.0  # before sources that are busy are asked again
@@ -163,18 +161,10 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
     """
     await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
     # Peers on one machine share the cache: one of them fetches, the others wait and find it.
-    lock = FileLock(cache / f"{digest}.lock")
-    while True:
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-            break
-        await asyncio.sleep(LOCK_S)
-    try:
+    async with alone_with(digest, cache=cache):
         if (cache / digest).is_dir():
             return await asyncio.to_thread(Dataset.open, cache / digest)
         return await _fetch_dataset(digest, sources=sources, links=links, cache=cache)
-    finally:
-        lock.release()
 
 
 async def fetch_tokenizer(dataset: Digest, *, sources: Sources, links: Links) -> bytes:

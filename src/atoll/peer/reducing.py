@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from atoll.errors import BadBlobError, ConnectionLost, PeerError
-from atoll.exchange.gather import Wanted, gather_from
+from atoll.exchange.gather import Wanted
 from atoll.exchange.reduce import Reducer, SumName
 from atoll.exchange.tasks import group, running
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
+from atoll.peer.gathering import gather_all
 from atoll.peer.member import Member
-
-RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
 
 Source: TypeAlias = tuple[int | None, PeerId]  # a group (None: of the updates), and its reducer
 Order: TypeAlias = tuple[wire.Address, tuple[int, ...]]  # where to fetch, and which slices
@@ -154,24 +152,20 @@ class Reducing:
             sizes=reducer.sizes,
             group=from_group,
         )
-        while todo := [k for k in slices if not reducer.has_fetched(name(k))]:
-            if address.peer == member.peer_id:
-                for index in todo:
-                    if (found := await reducer.sum(name(index))) is not None:
-                        reducer.take_in(name(index), *found)
-                return
-            try:
-                async with member.links.to(address) as connection:
-                    await gather_from(
-                        connection,
-                        todo,
-                        wanted=wanted,
-                        blobs=member.blobs if from_group is None else None,
-                        links=member.links,
-                        gathered=note,
-                    )
-            except PeerError as error:
-                if isinstance(error, ConnectionLost | BadBlobError):
-                    member.complain(jobs.round, address.peer)
-            if not all(reducer.has_fetched(name(k)) for k in todo):
-                await asyncio.sleep(RETRY_S)
+
+        def missing() -> list[int]:
+            return [k for k in slices if not reducer.has_fetched(name(k))]
+
+        if address.peer == member.peer_id:
+            for index in missing():
+                if (found := await reducer.sum(name(index))) is not None:
+                    reducer.take_in(name(index), *found)
+            return
+        await gather_all(
+            missing,
+            address,
+            wanted=wanted,
+            blobs=member.blobs if from_group is None else None,
+            gathered=note,
+            member=member,
+        )

@@ -17,19 +17,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TypeAlias
 
-from atoll.errors import BadBlobError, BadUpdateError, ConnectionLost, PeerError
+from atoll.errors import BadUpdateError, ConnectionLost, PeerError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_to_self
-from atoll.exchange.gather import Wanted, gather_from
+from atoll.exchange.gather import Wanted
 from atoll.exchange.links import fetch_from_any
 from atoll.exchange.plan import send_order
 from atoll.exchange.tasks import group, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Heard, SliceUpdate
+from atoll.peer.gathering import RETRY_S, gather_all
 from atoll.peer.member import Member, StateDiffers
 
-RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
 PARALLEL_FETCHES = 4
 Place: TypeAlias = tuple[int, int, PeerId]
 TRIES = 10  # to fetch a blob that members should have: they may just be starting
@@ -241,22 +241,14 @@ async def _gather_run(
         digests[index] = digest
         member.traffic.updates_received += len(payload)
 
-    while todo := [k for k in run if k not in digests]:
-        try:
-            async with member.links.to(reducer) as connection:
-                await gather_from(
-                    connection,
-                    todo,
-                    wanted=wanted,
-                    blobs=member.blobs,
-                    links=member.links,
-                    gathered=note,
-                )
-        except PeerError as error:
-            if isinstance(error, ConnectionLost | BadBlobError):
-                member.complain(wanted.round, reducer.peer)
-        if any(k not in digests for k in run):
-            await asyncio.sleep(RETRY_S)
+    await gather_all(
+        lambda: [k for k in run if k not in digests],
+        reducer,
+        wanted=wanted,
+        blobs=member.blobs,
+        gathered=note,
+        member=member,
+    )
 
 
 async def fetch_updates(commit: Heard, member: Member) -> None:

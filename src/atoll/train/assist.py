@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
 from atoll import __version__
 from atoll.config import PeerConfig
+from atoll.data.lock import alone_with
 from atoll.data.manifest import blobs_needed
 from atoll.data.shards import adopt
 from atoll.durable import disk_errors
@@ -47,7 +47,6 @@ from atoll.train.site import (
 
 RETRY_S: Final = 1.0
 DIAL_S: Final = 10.0
-LOCK_S: Final = 0.5
 Say: TypeAlias = Callable[[str], None]
 Find: TypeAlias = Callable[[], SiteKey | None]  # None: there is none yet
 
@@ -183,18 +182,10 @@ class FirstMachine:
         with disk_errors(cache):
             await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
         # Machines may have one file system: one of them writes, the others wait and find it.
-        lock = FileLock(folder.with_suffix(".lock"))
-        while True:
-            with suppress(Timeout):
-                lock.acquire(timeout=0)
-                break
-            await asyncio.sleep(LOCK_S)
-        try:
+        async with alone_with(digest_of(manifest), cache=cache):
             if not await asyncio.to_thread(folder.is_dir):
                 self._say("copying the dataset from the first machine")
                 await self._copy(manifest, folder.with_suffix(".partial"), cache)
-        finally:
-            lock.release()
         return folder
 
     async def _copy(self, manifest: bytes, partial: Path, cache: Path) -> None:

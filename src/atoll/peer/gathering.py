@@ -1,0 +1,40 @@
+"""Fetching what one reducer forms, for as long as that takes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from atoll.errors import BadBlobError, ConnectionLost, PeerError
+from atoll.exchange.blobs import BlobStore
+from atoll.exchange.gather import Gathered, Wanted, gather_from
+from atoll.net import wire
+from atoll.peer.member import Member
+
+RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
+
+
+async def gather_all(
+    missing: Callable[[], Sequence[int]],
+    reducer: wire.Address,
+    *,
+    wanted: Wanted,
+    blobs: BlobStore | None,
+    gathered: Gathered,
+    member: Member,
+) -> None:
+    """Fetch the slices that are missing until none is; tell the host of a reducer out of reach."""
+    while todo := missing():
+        try:
+            async with member.links.to(reducer) as connection:
+                await gather_from(
+                    connection,
+                    todo,
+                    wanted=wanted,
+                    blobs=blobs,
+                    links=member.links,
+                    gathered=gathered,
+                )
+        except PeerError as error:
+            if isinstance(error, ConnectionLost | BadBlobError):
+                member.complain(wanted.round, reducer.peer)
+        if missing():
+            await asyncio.sleep(RETRY_S)
