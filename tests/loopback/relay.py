@@ -2,13 +2,14 @@
 
     peer x --dials--> 127.0.0.2:port of y  (relay)  --dials--> 127.0.0.1:port of y
 
-Every peer advertises the address of its relay, and dials the host through one, so all that it says
-and hears passes here, but for what it fetches from the host's built-in member. Who has dialled is
-found by its socket in /proc. A connection has two ends, and what goes from one to the other takes
+Every member advertises the address of its relay, the host's built-in one, too, and peers dial the
+host through one, so all that they say and hear passes here. Who has dialled is found by its socket
+in /proc. A connection has two ends, and what goes from one to the other takes
 the up of the one's line and the down of the other's. Words with the host have no weight: they pass
 a line that is slow or held, and only a cut one stops them.
 
     with Lines() as lines:
+        cluster.start_host(*lines.add_host())
         invite, *options = lines.add("carl", cluster.invite)
         carl = cluster.join_by(invite, "carl", *options)
         lines.own("carl", carl.pid)
@@ -33,7 +34,7 @@ HERE, REAL = "127.0.0.2", "127.0.0.1"
 CHUNK_BYTES = 4096
 POLL_S = 0.01
 TRICKLE_S = 0.2  # between two pieces on a slow line
-HOST = "host"  # whoever is no peer: its line is perfect
+HOST = "host"  # whoever is no peer, and its built-in member: its line is perfect
 
 
 @dataclass
@@ -99,6 +100,12 @@ class Lines:
     def __getitem__(self, name: str) -> Line:
         return self._lines[name]
 
+    def add_host(self) -> tuple[str, ...]:
+        """Return what `atoll host` needs so that its built-in member is behind a relay."""
+        port = free_port()
+        self._serve(port, towards=port, to=HOST)
+        return ("--reducer-port", str(port), "--advertise", HERE)
+
     def add(self, name: str, invite: str) -> tuple[str, ...]:
         """Return what `atoll join` needs so that the peer is behind a line; begins with the invite.
 
@@ -109,7 +116,7 @@ class Lines:
         self._serve(port, towards=port, to=name)
         host = Invite.parse(invite)
         door = free_port()
-        self._serve(door, towards=host.port, to=HOST)
+        self._serve(door, towards=host.port, to=HOST, has_weight=False)
         behind = Invite(host=HERE, port=door, authority=host.authority, token=host.token)
         return (behind.format(), "--port", str(port), "--advertise", HERE)
 
@@ -117,10 +124,12 @@ class Lines:
         """Note that the connections of this process are those of the peer."""
         self._pids[name] = pid
 
-    def _serve(self, port: int, *, towards: int, to: str) -> None:
+    def _serve(self, port: int, *, towards: int, to: str, has_weight: bool = True) -> None:
         async def begin() -> None:
             server = await asyncio.start_server(
-                lambda reader, writer: self._join(reader, writer, towards=towards, to=to),
+                lambda reader, writer: self._join(
+                    reader, writer, towards=towards, to=to, has_weight=has_weight
+                ),
                 HERE,
                 port,
             )
@@ -129,7 +138,13 @@ class Lines:
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
 
     async def _join(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, towards: int, to: str
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        towards: int,
+        to: str,
+        has_weight: bool,
     ) -> None:
         """Let one connection pass, until either side ends it."""
         by = await asyncio.to_thread(self._who, writer.get_extra_info("peername")[1])
@@ -141,7 +156,6 @@ class Lines:
         ends = writer, back
         try:
             with suppress(OSError):
-                has_weight = to != HOST
                 await asyncio.gather(
                     self._pump(reader, back, (by, to), has_weight=has_weight),
                     self._pump(there, writer, (to, by), has_weight=has_weight),

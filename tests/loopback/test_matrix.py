@@ -225,7 +225,7 @@ def join(cluster: Cluster, lines: Lines, name: str, options: tuple[str, ...]) ->
 def started(cluster: Cluster, lines: Lines, config: RunConfig) -> Scene:
     """Return a run with three peers, once all are in a round that is committed."""
     cluster.write_run(config)
-    host = cluster.start_host()
+    host = cluster.start_host(*lines.add_host())
     peers, options = {}, {}
     for name in ("anna", "ben", "carl"):
         own = cluster.peers / f"{name}.toml"

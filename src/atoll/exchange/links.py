@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
@@ -24,6 +25,7 @@ DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 KEPT_ROUNDS = 3  # that a connection may go without a use
+SHUNNED_ROUNDS = 3  # for which who failed us is asked after all others
 ASK_EVERY_S = 1 / 32  # what the others have: twice in a bin of the rate. The answer costs a while
 
 
@@ -44,11 +46,15 @@ class Links:
         self._asked_at = 0.0
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
         self._used_in: dict[PeerId, int] = {}  # the last round with a use, as we count them
+        self._failed_in: dict[PeerId, int] = {}  # the last round in which it failed us
         self._num_rounds = 0
 
     def end_round(self) -> None:
         """Learn from what a round has moved how fast the line is."""
         self._num_rounds += 1
+        self._failed_in = {
+            peer: at for peer, at in self._failed_in.items() if self.has_failed(peer)
+        }
         self.down.end_round()
         if (rate := self.up.end_round()) is not None:
             best = self.up.estimate or rate
@@ -121,6 +127,14 @@ class Links:
         for connection in connections:
             await connection.close()
 
+    def note_failed(self, peer: PeerId) -> None:
+        """Note that the member cannot be reached, is frozen, or has a line that is none."""
+        self._failed_in[peer] = self._num_rounds
+
+    def has_failed(self, peer: PeerId) -> bool:
+        """Return whether the member has failed us of late: it may well cost us its time again."""
+        return self._failed_in.get(peer, -inf) > self._num_rounds - SHUNNED_ROUNDS
+
     async def close(self) -> None:
         for connections in self._idle.values():
             for connection in connections:
@@ -153,19 +167,16 @@ async def fetch_from_any(
     digest: Digest,
     *,
     at_most: int,
-    failed: set[PeerId] | None = None,
 ) -> bytearray | None:
     """Return the blob from the first source that has it, or None if none does.
 
-    Sources that have `failed` are not asked; who fails now is added.
+    Who has failed us of late is asked last: it cost us its time once.
 
     Raises:
         BusyError: none of them has it to give, but one may in a while.
     """
     busy: BusyError | None = None
-    for source in sources:
-        if failed is not None and source.peer in failed:
-            continue
+    for source in sorted(sources, key=lambda source: links.has_failed(source.peer)):
         try:
             async with links.to(source) as connection:
                 payload = await fetch(connection, digest, at_most=at_most)
@@ -173,8 +184,7 @@ async def fetch_from_any(
             busy = error
             continue
         except PeerError:
-            if failed is not None:
-                failed.add(source.peer)
+            links.note_failed(source.peer)
             continue  # the next one may have it
         if payload is not None:
             return payload

@@ -14,7 +14,7 @@ from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.evaluation import evaluate
 from atoll.host.open_round import Phase, Round
 from atoll.host.orders import announced, closed_message, moved, plan_report, plans_for
-from atoll.host.places import division, reducers, replaced
+from atoll.host.places import division, let_sit_out, reducers, replaced
 from atoll.host.relief import relieve as relieve_reducers
 from atoll.host.state import (
     Run,
@@ -299,7 +299,9 @@ def _replace(
     run: Run, rnd: Round, lost: frozenset[PeerId], reason: str, *, now: float
 ) -> list[Effect]:
     """Give the slices of these reducers to others; to nobody, if there is none for now."""
-    rnd.excluded |= {peer for peer in lost if run.membership.is_connected(peer)}
+    no_good = {peer for peer in lost if run.membership.is_connected(peer)}
+    let_sit_out(run, no_good - rnd.excluded)
+    rnd.excluded |= no_good
     assignment = replaced(run, rnd, lost)
     if assignment == rnd.assignment:
         return []
@@ -331,6 +333,8 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
     run.note_exchange(exchange_s)
     before, run.committed = run.committed, rnd.id
     del run.open_rounds[rnd.id]
+    for reducer in set(rnd.assignment):
+        run.sitting_out.pop(reducer, None)
     tokens = sum(entry.num_tokens for entry in entries)
     report = events.RoundCommitted(
         round=rnd.id,

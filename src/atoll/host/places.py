@@ -7,19 +7,40 @@ from atoll.exchange.plan import Link
 from atoll.exchange.regions import Division, Volumes
 from atoll.exchange.tree import Tree
 from atoll.host.open_round import NOBODY, Round
-from atoll.host.state import Run, is_ready, present
+from atoll.host.state import Run, SitsOut, is_ready, present
 from atoll.ids import PeerId, RoundId
+
+MOST_ROUNDS_OUT = 64  # without work as a reducer, before it is tried again
 
 
 def reducers(run: Run, round_id: RoundId, *, without: Collection[PeerId] = ()) -> list[PeerId]:
     """Return who reduces: those that the operator has chosen, or the peers that others can reach.
 
-    With none of these it is the built-in member.
+    With none of these it is the built-in member. Who sits out is taken only if nobody else is left.
     """
     can_reduce = present(run, round_id).can_reduce - frozenset(without)
-    if chosen := can_reduce & run.chosen_reducers:
+    fit = {peer for peer in can_reduce if not _sits_out(run, peer, round_id)} or can_reduce
+    if chosen := fit & run.chosen_reducers:
         return sorted(chosen)
-    return sorted(can_reduce - {run.built_in}) or sorted(can_reduce)
+    return sorted(fit - {run.built_in}) or sorted(fit)
+
+
+def let_sit_out(run: Run, relieved: Collection[PeerId]) -> None:
+    """Spare who had to be relieved the next round; twice as many each time in a row.
+
+    Rates of lines belong to members, not to pairs of them: they may say that a line is good which
+    is not, towards those who count.
+    """
+    for peer in relieved:
+        before = run.sitting_out.get(peer)
+        num_rounds = 1 if before is None else min(2 * before.num_rounds, MOST_ROUNDS_OUT)
+        newest = max(run.open_rounds, default=run.committed)
+        run.sitting_out[peer] = SitsOut(until=RoundId(newest + num_rounds), num_rounds=num_rounds)
+
+
+def _sits_out(run: Run, peer: PeerId, round_id: RoundId) -> bool:
+    pause = run.sitting_out.get(peer)
+    return pause is not None and round_id <= pause.until
 
 
 def division(run: Run, round_id: RoundId, chosen: Sequence[PeerId]) -> Division:

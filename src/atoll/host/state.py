@@ -43,6 +43,14 @@ class Asking:
     asked: set[PeerId] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class SitsOut:
+    """How long a member that had to be relieved as a reducer is spared that work."""
+
+    until: RoundId
+    num_rounds: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     config: RunConfig
@@ -69,6 +77,7 @@ class Run:
     num_planned: int = 0
     is_paused: bool = False  # by the operator
     chosen_reducers: frozenset[PeerId] = frozenset()  # by the operator; empty: all that can
+    sitting_out: dict[PeerId, SitsOut] = field(default_factory=dict)  # reducers that were relieved
     waits_s: tuple[float, ...] = ()  # for the middle contributor of each of the last rounds
     exchanges_s: tuple[float, ...] = ()  # how long those of the last rounds took
     started_at: float = 0.0

@@ -263,17 +263,13 @@ async def fetch_updates(commit: Heard, member: Member) -> None:
         if await asyncio.to_thread(member.blobs.get, update.digest) is None
     ]
 
-    failed: set[PeerId] = set()  # a frozen member costs us its time once
-
     async def drain() -> None:
         while todo:
             index, update = todo.pop()
             near = _passes_on(commit.round, index, member)
-            payload = None
-            if near is not None and near.peer not in failed:
-                payload = await _fetch_near(near, update, failed, member)
+            payload = None if near is None else await _fetch_near(near, update, member)
             if payload is None:
-                payload = await _fetch_anywhere(update, failed, member)
+                payload = await _fetch_anywhere(update, member)
             await asyncio.to_thread(member.blobs.put, update.digest, payload)
             member.traffic.updates_received += len(payload)
 
@@ -290,33 +286,30 @@ def _passes_on(round_id: RoundId, index: int, member: Member) -> wire.Address | 
 
 
 async def _fetch_near(
-    reducer: wire.Address, update: SliceUpdate, failed: set[PeerId], member: Member
+    reducer: wire.Address, update: SliceUpdate, member: Member
 ) -> bytearray | None:
     """Return the update from whom we were to have it from; None: it fails, or takes too long.
 
     It may well have to fetch it from another one itself, and so is ahead of all others soon.
     """
     for _ in range(TRIES):
+        if member.links.has_failed(reducer.peer):
+            break
         payload = await fetch_from_any(
-            member.links, [reducer], update.digest, at_most=update.num_bytes, failed=failed
+            member.links, [reducer], update.digest, at_most=update.num_bytes
         )
-        if payload is not None or reducer.peer in failed:
+        if payload is not None:
             return payload
         await asyncio.sleep(RETRY_S)
     return None
 
 
-async def _fetch_anywhere(update: SliceUpdate, failed: set[PeerId], member: Member) -> bytearray:
+async def _fetch_anywhere(update: SliceUpdate, member: Member) -> bytearray:
     for _ in range(TRIES):
         payload = await fetch_from_any(
-            member.links,
-            member.sources(),
-            update.digest,
-            at_most=update.num_bytes,
-            failed=failed,
+            member.links, member.sources(), update.digest, at_most=update.num_bytes
         )
         if payload is not None:
             return payload
-        failed.clear()
         await asyncio.sleep(RETRY_S)
     raise PeerError(f"no member has the update {update.digest[:12]} any more")

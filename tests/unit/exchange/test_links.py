@@ -12,6 +12,7 @@ from atoll.exchange.links import (
     ANSWER_S,
     ASK_EVERY_S,
     KEPT_ROUNDS,
+    SHUNNED_ROUNDS,
     SLOWEST_BYTES_PER_S,
     Links,
     patience,
@@ -135,6 +136,7 @@ class Members:
             wire.Address(peer=peer, host="h", port=port) for peer, port in ((B, 1), (C, 2))
         ]
         self.has = {B: True, C: True}
+        self.asked = []
 
     async def listen(self):
         for address in self.addresses:
@@ -146,6 +148,7 @@ class Members:
         async def serve(connection):
             while True:
                 await connection.receive()
+                self.asked.append(peer)
                 if self.has[peer]:
                     await connection.send(BLOB, PAYLOAD)
                 else:
@@ -261,6 +264,33 @@ def test_the_blob_comes_from_the_first_source_that_has_it(fault):
         members.has[B] = False
         assert await fetch_from_any(members.links, members.addresses) is None
         assert await fetch_from_any(members.links, []) is None
+
+    run(main())
+
+
+def test_a_source_that_failed_is_asked_last_for_some_rounds():
+    async def main():
+        members = await Members(Network()).listen()
+        members.network.unreachable.add(1)
+        assert await fetch_from_any(members.links, members.addresses) == PAYLOAD
+        members.network.unreachable.clear()
+
+        for _ in range(SHUNNED_ROUNDS):
+            assert await fetch_from_any(members.links, members.addresses) == PAYLOAD
+            members.links.end_round()
+        assert B not in members.asked
+        assert await fetch_from_any(members.links, members.addresses) == PAYLOAD
+        assert members.asked[-1] == B
+
+    run(main())
+
+
+def test_a_source_that_failed_is_asked_if_no_other_has_the_blob():
+    async def main():
+        members = await Members(Network()).listen()
+        members.links.note_failed(B)
+        members.has[C] = False
+        assert await fetch_from_any(members.links, members.addresses) == PAYLOAD
 
     run(main())
 

@@ -493,6 +493,40 @@ def test_a_reducer_that_nobody_can_reach_is_replaced(scene):
     assert scene.run.round.assignment == (BUILT_IN, BUILT_IN)
 
 
+def test_who_had_to_be_relieved_sits_out_for_longer_each_time_until_it_does_its_work():
+    scene = Scene.of(replace(SYNC, rounds=20))
+    scene.join(BUILT_IN, A, B)
+    reduced_by_b = []
+    for round_id in range(1, 13):
+        if B in scene.run.round.assignment:
+            reduced_by_b.append(round_id)
+            if round_id != 6:  # B's line is out of order, but for once
+                for peer in (A, B):
+                    scene.claims(peer)
+                    scene.says(peer, wire.Unreachable(round=RoundId(round_id), reducer=B))
+                assert scene.run.round.assignment == (A, A)
+        scene.delivers(A, B)
+        scene.commits(A, B, BUILT_IN)
+        for peer in (BUILT_IN, A, B):
+            scene.at_state(peer, round_id)
+    # Relieved in 1, 3, then in 7, 9, 12: it sits out 1, 2, then 1, 2, ... rounds.
+    assert reduced_by_b == [1, 3, 6, 7, 9, 12]
+
+
+def test_a_reducer_that_sits_out_is_better_than_none(scene):
+    for peer in (A, B):
+        scene.claims(peer)
+        scene.says(peer, wire.Unreachable(round=RoundId(1), reducer=B))
+    scene.delivers(A, B)
+    scene.commits(A, B, BUILT_IN)
+    scene.lost(BUILT_IN)
+    scene.at_state(B, 1)
+    scene.lost(A)
+    scene.passes(60)  # until nobody waits for A
+    assert scene.run.round.id == 2
+    assert scene.run.round.assignment == (B, B)
+
+
 def test_a_round_whose_contributors_are_all_lost_collects_again(scene):
     scene.delivers(A, B)
     scene.lost(A)
