@@ -1,19 +1,25 @@
 """What training and the exchange cost on an accelerator: one line of JSON for each question.
 
-    python benchmarks/gpu.py --models 1b --sequence-length 8192 --batch 1
+    python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --models tiny --sequence-length 64 --batch 2 --steps 4
 
+By itself it takes the model of 1 B parameters and as many layers of that of 8 B as fit, compiled.
+
     step        seconds of an inner step, tokens per second, utilisation of the device (MFU),
-                memory; with --sharded a second time, by FSDP2 with a single rank
+                memory at its peak and as predicted (model.memory); with --sharded a second time, by
+                FSDP2 with a single rank, and with --fp8 a third, with products in 8 bits
+    breakdown   what such a step spends its time on, by torch's profiler
     packed      the same with eight documents in a sample, masked by numbers, and in blocks where
                 layers are compiled for CUDA; and how far apart the two losses are
     snapshot    seconds that training stands still for one, and until it is in shared memory
     beside      a step while a snapshot is copied, over a step without: pairs, one after the other
     merge       seconds between two steps, for each way to merge
-    reference   largest difference of loss and gradient from those of a CPU in fp32, small model
+    reference   largest difference of loss and gradient from those of a CPU in fp32, small model;
+                with --fp8 also of products in 8 bits (on a CPU these are emulated)
 
 MFU counts 6 N + 12 L D T operations for a token (`model.accounting`) against the peak of the device
-in dense bf16 products; of a device that is in no table, it is measured (`train.peak`).
+in dense bf16 products, also for those in 8 bits; of a device that is in no table, it is measured
+(`train.peak`).
 """
 
 import argparse
@@ -28,6 +34,7 @@ from typing import Any, NamedTuple, cast, get_args
 import msgspec
 import numpy as np
 import torch
+from breakdown import breakdown
 from numpy.typing import NDArray
 
 from atoll.clock import monotonic_s
@@ -38,13 +45,16 @@ from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import Layout, layout_of
 from atoll.model.llama import Llama
+from atoll.model.memory import Training, largest, trainer_bytes
 from atoll.model.presets import PRESETS
+from atoll.model.shapes import gains_by_fp8, parameter_specs
 from atoll.train.channel import Merge, Seat, Snapshot
 from atoll.train.compiled import Compiler
-from atoll.train.device import computes_in_bf16, device_name, pick_device
+from atoll.train.device import Precision, computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.fit import USABLE, free_memory
 from atoll.train.inner import Computing, InnerLoop, autocast
-from atoll.train.loss import language_model_loss
+from atoll.train.loss import CHUNK_LOGITS, language_model_loss
 from atoll.train.parallel import ALONE, Ranks, join
 from atoll.train.peak import peak_of
 from atoll.train.shared import SharedVectors
@@ -57,37 +67,84 @@ def main() -> None:
     arguments = parse()
     device = pick_device(arguments.device)
     for name in arguments.models:
-        model = msgspec.structs.replace(
-            PRESETS[name], num_layers=arguments.layers or PRESETS[name].num_layers
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            peer = Peer(model, device, Path(folder), arguments=arguments)
-            steps = arguments.steps
-            for line in (peer.step(steps), peer.packed(steps), *peer.exchange(), *peer.merges()):
-                show({"model": name, "layers": model.num_layers, **line})
-            if arguments.sharded:
-                del peer  # and what it holds on the device
-                forget_peak(device)
-                peer = Peer(model, device, Path(folder), arguments=arguments, sharded=True)
-                line = peer.step(arguments.steps)
-                show({"model": name, "layers": model.num_layers, "sharded": True, **line})
+        for line in questions(cut_to_fit(PRESETS[name], device, arguments), device, arguments):
+            show({"model": name, **line})
     show(reference(device))
+    if arguments.fp8:
+        show(reference(device, precision="fp8"))
+
+
+def questions(
+    model: ModelConfig, device: torch.device, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield the answers for a model: all of them for it as it is, then steps in other ways."""
+    ways = [Way()]
+    if arguments.sharded:
+        ways.append(Way(sharded=True))
+    if arguments.fp8 and any(gains_by_fp8(spec) for spec in parameter_specs(model)):
+        ways.append(Way(precision="fp8"))
+    for way in ways:
+        with tempfile.TemporaryDirectory() as folder:
+            peer = Peer(model, device, Path(folder), arguments=arguments, way=way)
+            lines = [peer.step(arguments.steps), peer.breakdown()]
+            if way == Way():
+                lines += [peer.packed(arguments.steps), *peer.exchange(), *peer.merges()]
+            about = {
+                "layers": model.num_layers,
+                "sharded": way.sharded,
+                "precision": peer.precision,
+            }
+            yield from ({**about, **line} for line in lines)
+            del peer  # and what it holds on the device
+            forget_peak(device)
+
+
+def cut_to_fit(
+    model: ModelConfig, device: torch.device, arguments: argparse.Namespace
+) -> ModelConfig:
+    """Return the model with as many layers as are asked for, or as fit on the device."""
+
+    def with_layers(num_layers: int) -> ModelConfig:
+        return msgspec.structs.replace(model, num_layers=num_layers)
+
+    def fits(num_layers: int) -> bool:
+        config = run_config(
+            with_layers(num_layers),
+            sequence_length=arguments.sequence_length,
+            batch=arguments.batch,
+        )
+        bf16 = computes_in_bf16(device, width=model.width)
+        how = training(device, micro_batch=arguments.micro_batch, bf16=bf16)
+        return trainer_bytes(config, how).total <= USABLE * (room_bytes or float("inf"))
+
+    if arguments.layers:
+        return with_layers(arguments.layers)
+    room_bytes = free_memory(device)
+    return with_layers(largest(model.num_layers, fits=fits))
+
+
+def training(device: torch.device, *, micro_batch: int, bf16: bool, fp8: bool = False) -> Training:
+    return Training(micro_batch, bf16, chunk_logits=CHUNK_LOGITS[device.type], fp8=fp8)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--models", nargs="+", choices=list(PRESETS), default=["1b"])
-    parser.add_argument("--layers", type=int, default=0, help="cut the model to so many; 0: whole")
+    parser.add_argument("--models", nargs="+", choices=list(PRESETS), default=["1b", "8b"])
+    parser.add_argument("--layers", type=int, default=0, help="cut to so many; 0: to what fits")
     parser.add_argument("--sequence-length", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=2, help="samples of an inner step")
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
+    for way, what in (("sharded", "by FSDP2 with a single rank"), ("fp8", "with products in fp8")):
+        parser.add_argument(
+            f"--{way}",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help=f"a step {what} as well",
+        )
     parser.add_argument(
-        "--sharded", action="store_true", help="a step by FSDP2 as well, with a single rank"
-    )
-    parser.add_argument(
-        "--compiler", default="none", choices=get_args(Compiler), help="of the layers"
+        "--compiler", default="inductor", choices=get_args(Compiler), help="of the layers"
     )
     parser.add_argument("--pairs", type=int, default=8, help="snapshots and merges of a kind")
     return parser.parse_args()
@@ -131,22 +188,22 @@ def inner_loop(
     micro_batch: int,
     ranks: Ranks = ALONE,
     compiler: Compiler = "none",
-    bf16: bool | None = None,
+    precision: Precision | None = None,
 ) -> InnerLoop:
-    """Return a loop over random tokens; bf16 None: as the device is made for."""
-    if bf16 is None:
-        bf16 = computes_in_bf16(device, width=config.model.width)
+    """Return a loop over random tokens; precision None: as the device is made for."""
+    if precision is None:
+        precision = "bf16" if computes_in_bf16(device, width=config.model.width) else "fp32"
     batches = RandomBatches(
         vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
     )
-    model = build(config.model, device, ranks=ranks, bf16=bf16, compiler=compiler)
+    model = build(config.model, device, ranks=ranks, precision=precision, compiler=compiler)
     if ranks.mesh is None:
         as_small_as_in_a_run_(model)
     return InnerLoop(
         model,
         batches,  # type: ignore[arg-type]
         config,
-        how=Computing(micro_batch=micro_batch, bf16=bf16, compiler=compiler),
+        how=Computing(micro_batch=micro_batch, bf16=precision != "fp32", compiler=compiler),
         ranks=ranks,
     )
 
@@ -158,6 +215,13 @@ def as_small_as_in_a_run_(model: Llama) -> None:
     subnormal then, of which a CPU computes a tenth as many per second.
     """
     torch.nn.init.normal_(model.embedding.weight, std=0.02)
+
+
+class Way(NamedTuple):
+    """How steps are taken."""
+
+    precision: Precision | None = None  # as the device is made for
+    sharded: bool = False  # by FSDP2, with a single rank
 
 
 class Timing(NamedTuple):
@@ -176,7 +240,7 @@ class Peer:
         folder: Path,
         *,
         arguments: argparse.Namespace,
-        sharded: bool = False,
+        way: Way,
     ) -> None:
         self.config = run_config(
             model, sequence_length=arguments.sequence_length, batch=arguments.batch
@@ -185,7 +249,7 @@ class Peer:
         self.layout: Layout = layout_of(self.config)
         self.vectors = SharedVectors.create(folder / "vectors", self.layout.num_values)
         ranks = ALONE
-        if sharded:
+        if way.sharded:
             ranks = join(Seat(rank=0, num_ranks=1, store=str(folder / "store")), device)
         self.loop = inner_loop(
             self.config,
@@ -193,8 +257,10 @@ class Peer:
             micro_batch=arguments.micro_batch,
             ranks=ranks,
             compiler=arguments.compiler,
+            precision=way.precision,
         )
-        if sharded:  # there is anything in it so far
+        self.precision = way.precision or ("bf16" if self.loop.bf16 else "fp32")
+        if way.sharded:  # there is anything in it so far
             fill_initial_(self.vectors.global_N, self.layout, seed=0)
             load_flat_(self.loop.model, self.vectors.global_N, self.layout)
         self.pairs = arguments.pairs
@@ -219,6 +285,12 @@ class Peer:
         tokens_per_s = self.config.inner.batch_sequences * length / seconds
         flops_per_s = tokens_per_s * flops_per_token(self.config.model, sequence_length=length)
         peak = peak_of(self.device, bf16=self.loop.bf16)
+        how = training(
+            self.device,
+            micro_batch=self.loop.micro_batch,
+            bf16=self.loop.bf16,
+            fp8=self.precision == "fp8",
+        )
         return {
             "question": "step",
             "device": device_name(self.device),
@@ -231,7 +303,11 @@ class Peer:
             "peak_tflops_per_s": round(peak.flops / 1e12, 3),
             "peak_measured": peak.measured,
             "peak_gb": peak_gb(self.device),
+            "predicted_gb": round(trainer_bytes(self.config, how).total / 1e9, 2),
         }
+
+    def breakdown(self) -> dict[str, Any]:
+        return {"question": "breakdown", **breakdown(self.one_step, self.device)}
 
     def packed(self, num_steps: int) -> dict[str, Any]:
         """Return seconds of a step for each kind of mask, and the losses of a sample by each."""
@@ -318,16 +394,20 @@ class Peer:
             yield {"question": "merge", "how": how, "seconds": round(median(seconds), 4)}
 
 
-def reference(device: torch.device) -> dict[str, Any]:
-    """Return how far the first loss and gradient are from those of a CPU in fp32."""
-    config = run_config(PRESETS["tiny"], sequence_length=128, batch=4)
+def reference(device: torch.device, *, precision: Precision | None = None) -> dict[str, Any]:
+    """Return how far the first loss and gradient are from those of a CPU in fp32.
+
+    The model has some matrices that are large enough for products in 8 bits.
+    """
+    model = msgspec.structs.replace(PRESETS["tiny"], ffn_width=2048)
+    config = run_config(model, sequence_length=128, batch=4)
     layout = layout_of(config)
     values_N: NDArray[np.float32] = (
         np.random.default_rng(0).normal(0, 0.02, layout.num_values).astype(np.float32)
     )
     losses, gradients = [], []
-    for where in (torch.device("cpu"), device):
-        loop = inner_loop(config, where, micro_batch=4)
+    for where, how in ((torch.device("cpu"), None), (device, precision)):
+        loop = inner_loop(config, where, micro_batch=4, precision=how)
         load_flat_(loop.model, values_N, layout)
         losses.append(loop.step([(0, 4)], step=0).loss)
         gradients.append(
@@ -336,6 +416,7 @@ def reference(device: torch.device) -> dict[str, Any]:
     error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
     return {
         "question": "reference",
+        "precision": precision or "auto",
         "loss_difference": abs(losses[1] - losses[0]),
         "gradient_error": float(error),
     }

@@ -36,7 +36,7 @@ from atoll.model.hf_config import describe
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
 from atoll.train.compiled import Compiler
-from atoll.train.device import computes_in_bf16
+from atoll.train.device import Precision, computes_in_bf16
 from atoll.train.inner import autocast
 from atoll.train.loss import language_model_loss
 
@@ -98,7 +98,8 @@ def parse() -> argparse.Namespace:
 
 
 def atoll(config: RunConfig, compiler: Compiler = "none", *, bf16: bool) -> Step:
-    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler, bf16=bf16)
+    precision: Precision = "bf16" if bf16 else "fp32"
+    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler, precision=precision)
     size = config.inner.batch_sequences
 
     def step() -> float:

@@ -281,8 +281,11 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         NotNegative, about("samples at once on each device; 0: as many as fit")
     ] = 0
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        about("of matrix products; auto: bf16 where the device is made for it"),
+        Literal["auto", "fp32", "bf16", "fp8"],
+        about(
+            "of matrix products; auto: bf16 where the device is made for it; fp8: for large ones, "
+            "on GPUs from Ada and Hopper on, with compile"
+        ),
     ] = "auto"
     recompute: Annotated[
         Recompute,

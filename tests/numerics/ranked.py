@@ -22,6 +22,7 @@ from atoll.model.flat import load_flat_, store_flat_, views
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import layout_of
 from atoll.train.channel import Seat
+from atoll.train.device import Precision
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.optim import copy_moments, give_moments_
 from atoll.train.parallel import ALONE, Ranks, join, mesh_of, whole
@@ -38,12 +39,15 @@ ODD = changed(
     inner=changed(CONFIG.inner, batch_sequences=7),
     sync=changed(CONFIG.sync, fragments=2, inner_steps=4),
 )
+# Two matrices of a layer gain by products in 8 bits; all sides are multiples of 16, as these need.
+FP8 = changed(ODD, model=changed(ODD.model, width=64, num_heads=4, num_kv_heads=2, ffn_width=1040))
 MUON = changed(ODD, inner=changed(ODD.inner, optimizer="muon"))
 
 
 class Case(NamedTuple):
     config: RunConfig = ODD
     how: Computing = Computing()
+    precision: Precision = "fp32"
     recompute: Recompute = "nothing"
     num_steps: int = 1
 
@@ -56,7 +60,9 @@ CASES = {
     "layers": Case(how=Computing(micro_batch=2), recompute="layers"),
     "compiled": Case(how=Computing(compiler="aot_eager"), recompute="layers"),
     "muon": Case(config=MUON, num_steps=2),
-    "bf16": Case(how=Computing(bf16=True)),
+    "bf16": Case(precision="bf16", how=Computing(bf16=True)),
+    "fp8": Case(FP8, Computing(micro_batch=2, bf16=True), "fp8", recompute="selective"),
+    "fp8's model in bf16": Case(FP8, Computing(bf16=True), "bf16"),
     "four steps": Case(num_steps=4),
 }
 
@@ -87,8 +93,8 @@ def answer(case: Case, dataset: Dataset, ranks: Ranks) -> Answer:
     config, layout = case.config, layout_of(case.config)
     weights_N = np.zeros(layout.num_values, np.float32)
     fill_initial_(weights_N, layout, seed=config.seed)
-    bf16, compiler = bool(case.how.bf16), case.how.compiler
-    model = build(config.model, CPU, ranks=ranks, bf16=bf16, compiler=compiler)
+    compiler = case.how.compiler
+    model = build(config.model, CPU, ranks=ranks, precision=case.precision, compiler=compiler)
     recompute_(model, case.recompute)
     if ranks.is_copy:
         weights_N[:] = np.nan

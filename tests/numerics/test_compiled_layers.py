@@ -44,7 +44,7 @@ def test_a_machine_without_a_toolchain_says_what_it_lacks():
 
 
 def test_what_is_rare_is_not_compiled_for():
-    model = build(ODD.model, CPU, ranks=ALONE, bf16=False, compiler="inductor")
+    model = build(ODD.model, CPU, ranks=ALONE, precision="fp32", compiler="inductor")
     assert not model.masks_in_blocks, "there is no backward pass for it on a CPU"
     model.masks_in_blocks = True
     with uncompiled(model, "inductor"):

@@ -10,15 +10,21 @@ SMALL = ("--models", "tiny", "--layers", "1", "--sequence-length", "16", "--step
 
 
 def test_answers_each_question_on_a_cpu():
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--pairs", "1", "--sharded", *SMALL]
+    plain = ("--device", "cpu", "--compiler", "none", "--pairs", "1")
+    command = [sys.executable, str(SCRIPT), *plain, *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     questions = [line["question"] for line in lines]
     exchange = ["snapshot", "beside", "merge", "merge", "merge"]
-    assert questions == ["step", "packed", *exchange, "step", "reference"]
+    step = ["step", "breakdown"]
+    assert questions == [*step, "packed", *exchange, *step, "reference", "reference"]
     assert lines[0]["peak_measured"]
     assert lines[0]["mfu"] > 0
-    assert lines[1]["step_s_numbers"] > 0
-    assert lines[-2]["sharded"]
-    assert lines[-1]["loss_difference"] == lines[-1]["gradient_error"] == 0
+    assert lines[0]["predicted_gb"] > 0
+    assert 0 < lines[1]["products"] < 1
+    assert lines[2]["step_s_numbers"] > 0
+    assert [line.get("sharded") for line in lines[-4:]] == [True, True, None, None]
+    plain, in_fp8 = lines[-2:]
+    assert plain["loss_difference"] == plain["gradient_error"] == 0
+    assert 1e-3 < in_fp8["gradient_error"] < 0.1

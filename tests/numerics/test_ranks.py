@@ -100,6 +100,15 @@ def test_bf16_rounds_products_and_nothing_else(alone, together):
         assert found.losses == pytest.approx(alone["plain"].losses, rel=1e-3)
 
 
+def test_fp8_rounds_large_products_and_nothing_else(alone, together):
+    """Emulated here; recomputed, by one rank or two: near what bf16 makes of it."""
+    in_bf16 = alone["fp8's model in bf16"]
+    for found in (alone["fp8"], together["fp8"]):
+        assert 1e-3 < error(found.gradient_N, in_bf16.gradient_N) < 0.1
+        assert found.losses == pytest.approx(in_bf16.losses, rel=1e-2)
+        assert found.weights_N.shape == in_bf16.weights_N.shape
+
+
 def test_shares_are_equally_long_and_hold_each_row_once():
     rows_BT = np.arange(7)[:, None].repeat(3, axis=1)
     batch = Batch(rows_BT, rows_BT + 100, rows_BT * 0)

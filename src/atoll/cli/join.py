@@ -79,7 +79,7 @@ def join(
     devices: DevicesOption = None,
     machines: MachinesOption = None,
     site: SiteOption = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp8.")] = None,
     threads: ThreadsOption = None,
     nice: NiceOption = None,
     gpu_memory: GpuMemoryOption = None,

@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from atoll.config import RunConfig
 from atoll.model.accounting import FP32_BYTES, count_parameters
-from atoll.model.shapes import parameter_specs
+from atoll.model.shapes import gains_by_fp8, parameter_specs
 
 BF16_BYTES = 2
 # Logits that exist at once (train/loss.py, which has them by the device; a test compares).
@@ -58,6 +58,7 @@ class Training(NamedTuple):
     recomputes: bool = False
     machines: int = 1
     chunk_logits: int = GPU_CHUNK_LOGITS
+    fp8: bool = False  # the large products of the layers; what else is in bf16 says `bf16`
 
 
 def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
@@ -174,11 +175,17 @@ def mask_bytes(config: RunConfig, how: Training) -> int:
 
 
 def _cast_bytes(config: RunConfig, how: Training) -> int:
-    """Return what the layers' matrices take in bf16; over several devices, those of two layers."""
+    """Return what the layers' matrices take in bf16; over several devices, those of two layers.
+
+    Those in fp8 are cast for each product, and nothing is kept of that.
+    """
     if not how.bf16:
         return 0
     specs = parameter_specs(config.model)
-    num_values = sum(spec.num_values for spec in specs if spec.is_block_matrix)
+    cast = [spec for spec in specs if spec.is_block_matrix]
+    if how.fp8 and how.devices == 1:  # several gather them in bf16
+        cast = [spec for spec in cast if not gains_by_fp8(spec)]
+    num_values = sum(spec.num_values for spec in cast)
     if how.devices > 1:
         num_values = 2 * num_values // config.model.num_layers
     return BF16_BYTES * num_values

@@ -39,6 +39,15 @@ class ParameterSpec(NamedTuple):
         return math.prod(self.shape[1:])
 
 
+def gains_by_fp8(spec: ParameterSpec) -> bool:
+    """Return whether a product with this matrix is faster in 8 bits than in 16, casts included.
+
+    By torchao's measurements on H100, with a scale for each tensor (its `_auto_filter_for_recipe`):
+    one with up to 1024 rows of up to 4096 values is not, like the keys and values of an 8 B model.
+    """
+    return spec.is_block_matrix and (spec.num_rows > 1024 or spec.row_values > 4096)
+
+
 def parameter_specs(config: ModelConfig) -> tuple[ParameterSpec, ...]:
     """Return all parameters, in the order of the model."""
     vocab_shape = (config.vocab_size, config.width)

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import torch
 
 from atoll.config import PeerConfig
 from atoll.errors import ConfigError
 from atoll.units import GIB
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp8"]
+"""Of matrix products. With fp8, of the large ones in the layers; the others are in bf16."""
 
 WIDTH_FOR_BF16: Final = 256  # on a CPU: of two models measured, 384 wide gains 1.6, 128 nothing
 

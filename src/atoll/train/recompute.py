@@ -1,7 +1,8 @@
 """What a backward pass forms again instead of keeping it: memory for time.
 
     nothing       all that the layers compute is kept
-    selective     only what takes long is: matrix products and attention; the rest is formed again
+    selective     only what takes long is: matrix products and attention; the rest is formed again.
+                  With fp8 the largest values, too: a number each, found by reading all of a tensor
     layers        only what enters each layer is (arXiv 1604.06174): one more forward pass
 
 The values are the same, so is the gradient.
@@ -23,6 +24,8 @@ from atoll.model.llama import Llama
 
 _TAKES_LONG = {
     torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_mm.default,
+    torch.ops.aten.max.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

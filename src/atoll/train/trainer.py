@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from atoll.clock import monotonic_s
-from atoll.config import ModelConfig, RunConfig
+from atoll.config import ModelConfig, PeerConfig, RunConfig
 from atoll.data.batches import Batches
 from atoll.data.shards import Dataset
 from atoll.errors import AtollError, ConfigError, ConnectionLost, RunError
@@ -46,9 +46,17 @@ from atoll.train.channel import (
     read_address,
 )
 from atoll.train.compiled import Compiler, compile_, require_compiler
-from atoll.train.device import computes_in_bf16, limit_memory, name_of, pick_devices, set_threads
+from atoll.train.device import (
+    Precision,
+    computes_in_bf16,
+    limit_memory,
+    name_of,
+    pick_devices,
+    set_threads,
+)
 from atoll.train.exchanged import spread_
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
+from atoll.train.fp8 import fp8_, require_fp8
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.inspect import inspect_state
 from atoll.train.loss import CHUNK_LOGITS
@@ -137,10 +145,8 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     if seat is not None:
         address = "" if setup.site is None else setup.site.address
         ranks = join(seat, device, address=address, listening=followers.listening)
-    bf16 = peer.precision == "bf16"
-    if peer.precision == "auto":
-        bf16 = computes_in_bf16(device, width=config.model.width)
-    bf16 = bool(ranks.least(int(bf16)))
+    precision = choose_precision(config, peer, device, ranks=ranks)
+    bf16 = precision != "fp32"
     how = Training(
         peer.micro_batch,
         bf16,
@@ -148,6 +154,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
         recomputes=peer.recompute == "layers",
         machines=1 if seat is None else seat.num_machines,
         chunk_logits=CHUNK_LOGITS[device.type],
+        fp8=precision == "fp8",
     )
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
     micro_batch = config.inner.batch_sequences
@@ -156,7 +163,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
         micro_batch = choose(config, how, chosen, free_bytes=free_bytes)
     micro_batch = ranks.least(micro_batch)  # they step together
     loop = InnerLoop(
-        build(config.model, device, ranks=ranks, bf16=bf16, compiler=compiler),
+        build(config.model, device, ranks=ranks, precision=precision, compiler=compiler),
         Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
         config,
         how=Computing(
@@ -169,6 +176,23 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     if how.machines > 1:
         name = f"{how.machines} machines with {name}"
     return Made(loop, Started(device=name, threads=threads), chosen)
+
+
+def choose_precision(
+    config: RunConfig, peer: PeerConfig, device: torch.device, *, ranks: Ranks
+) -> Precision:
+    """Return how products are computed; by all ranks alike, as the least able of them can.
+
+    Raises:
+        ConfigError: it is to be fp8, and that cannot be.
+    """
+    if peer.precision == "fp8":
+        require_fp8(device, config.model, sequence_length=config.data.sequence_length)
+        return "fp8"
+    bf16 = peer.precision == "bf16"
+    if peer.precision == "auto":
+        bf16 = computes_in_bf16(device, width=config.model.width)
+    return "bf16" if ranks.least(int(bf16)) else "fp32"
 
 
 def choose(
@@ -191,18 +215,22 @@ def build(
     device: torch.device,
     *,
     ranks: Ranks,
-    bf16: bool,
+    precision: Precision,
     compiler: Compiler = "none",
 ) -> Llama:
-    """Return the model on its device, or this rank's part of it; it has no weights worth having."""
-    if ranks.mesh is None:
-        model = Llama(config).to(device)
-        compile_(model, compiler, device=device)
-        return model
-    with torch.device("meta"):
+    """Return the model on its device, or this rank's part of it; it has no weights worth having.
+
+    Where a device has no products in fp8, they are emulated, slowly; a trainer refuses that.
+    """
+    is_alone = ranks.mesh is None
+    with torch.device(device if is_alone else "meta"):
         model = Llama(config)
+    if precision == "fp8":
+        fp8_(model, emulated=device.type != "cuda")
     compile_(model, compiler, device=device)
-    shard_(model, ranks, bf16=bf16)
+    if is_alone:
+        return model
+    shard_(model, ranks, bf16=precision != "fp32")
     return model.to_empty(device=device)
 
 
