@@ -1,7 +1,10 @@
 """What random scripts have found in the code, cut down to what it takes, and played again."""
 
+from itertools import pairwise
+
 from tests.sim.cast import well
 
+from atoll.events import RoundCommitted
 from atoll.sim.faults import (
     AtTime,
     Crash,
@@ -150,6 +153,46 @@ def test_a_slow_hour_does_not_make_a_hung_trainer_last(tmp_path):
         ),
         tmp_path,
     )
+
+
+def test_what_is_claimed_while_the_roster_stands_counts_when_it_does_not(tmp_path):
+    """Ben and Anna die with work in the second round's roster, and train it again.
+
+    What they then claimed was not heard, since the roster had them. It was given up for what nobody
+    had any more, and so was the round after it, whose contributions nobody claimed a second time.
+    """
+    outcome = well(
+        Case(
+            setting=Setting(
+                seed=9135,
+                peers=(
+                    PeerSpec(name="anna", link="datacenter"),
+                    PeerSpec(name="ben", step_s=0.5),
+                    PeerSpec(name="carl", link="home-dsl", step_s=5.0),
+                ),
+                run=RunSpec(
+                    rounds=4,
+                    mode="overlap",
+                    fragments=2,
+                    in_flight=2,
+                    region_size=2,
+                    vocab_size=2048,
+                ),
+            ),
+            script=(
+                Crash(when=InRound(round=2, after_s=2.323), who="ben", back_s=3.0, power=False),
+                Crash(
+                    when=OnMessage("FetchUpdates", count=3, sender="carl"),
+                    who="anna",
+                    back_s=8.0,
+                    power=False,
+                ),
+            ),
+        ),
+        tmp_path,
+    )
+    times = [at for at, _, event in outcome.trace if isinstance(event, RoundCommitted)]
+    assert max(b - a for a, b in pairwise(times)) < 20, "ben's new claim says that his work is lost"
 
 
 def test_connections_without_a_use_are_closed_by_one_task_alone(tmp_path):

@@ -33,7 +33,7 @@ from atoll.net import records, wire
 def advance(run: Run, *, now: float) -> list[Effect]:
     """Do all that is due: agree on a state, free leases, open, close, reduce, commit."""
     effects = _agree(run)
-    effects += _free_departed(run)
+    effects += _free_departed(run, now=now)
     effects += _open(run, now=now)
     for rnd in list(run.open_rounds.values()):
         while rnd.id in run.open_rounds and (due := _act(run, rnd, now=now)):
@@ -90,20 +90,21 @@ def resync(run: Run, peer: PeerId, round_id: RoundId, state: Digest) -> list[Eff
     return [Report(differs), Send(peer, resync), SendCommits(peer, newest, run.committed)]
 
 
-def _free_departed(run: Run) -> list[Effect]:
+def _free_departed(run: Run, *, now: float) -> list[Effect]:
     """Put the leases of those who left or died back, unless an open round may still commit them."""
     freed: list[records.Record] = []
     for peer in sorted(run.departed):
         if any(_may_commit(rnd, peer) for rnd in run.open_rounds.values()):
             continue
         run.departed.discard(peer)
-        for rnd in run.open_rounds.values():
-            rounds.forget_claim(rnd, peer)
         ids = tuple(lease.id for lease in run.book.held_by(peer))
         if ids or any(run.fresh.get(peer, ())):
             run.book.release(peer, ids)
             run.fresh.pop(peer, None)
             freed.append(records.Released(peer=peer, leases=ids, reason="its holder is gone"))
+        for rnd in run.open_rounds.values():
+            rounds.forget_said(rnd, peer)
+            count_claim(run, rnd, peer, now=now)
     return [Append(tuple(freed))] if freed else []
 
 
@@ -199,7 +200,7 @@ def _lease(run: Run, rnd: Round, peer: PeerId) -> list[records.Leased]:
     per_round = rnd.work.setdefault(peer, samples_of_round(run, rnd, peer))
     ahead = sync.in_flight if sync.mode == "overlap" else 0
     num_rounds = min(1 + ahead, sync.rounds - run.committed)
-    num_rounds -= sum(peer in other.claims for other in run.open_rounds.values())
+    num_rounds -= sum(peer in other.said for other in run.open_rounds.values())
     lacking = num_rounds * per_round - num_unclaimed(run, peer)
     granted_now = []
     while lacking > 0:
@@ -237,9 +238,7 @@ def _act(run: Run, rnd: Round, *, now: float) -> list[Effect]:
             return _replace(run, rnd, lost, reason, now=now)
         case Reopen():
             rounds.reopen(rnd)
-            # What they close with depends on this one: they are planned anew when it goes on.
-            for later in [round_id for round_id in run.open_rounds if round_id > rnd.id]:
-                del run.open_rounds[later]
+            _count_anew(run, rnd, now=now)
             return [plan_report(rnd, decision.reason)]
         case Commit():
             return _commit(run, rnd, now=now)
@@ -268,21 +267,36 @@ def _close(
     if rnd.phase is Phase.COLLECT:
         run.note_wait(rounds.middle_wait_s(rnd))
     is_new = rounds.close(rnd, _roster(run, rnd, peers), now=now)
-    for later in run.open_rounds.values():
-        if later.id > rnd.id:
-            _follow(run, later)
+    _count_anew(run, rnd, now=now)
     missing = tuple(sorted(rnd.waited - set(peers) - present(run, rnd.id).resting))
     closed = events.RoundClosed(round=rnd.id, roster=peers, missing=missing, reason=reason)
     return [Report(closed), *(announced(run, rnd) if is_new else [])]
 
 
-def _follow(run: Run, rnd: Round) -> None:
-    """Let a round collect whose leases and weights depend on a roster before it, a new one now."""
-    if rnd.phase is Phase.REDUCE:
-        rounds.reopen(rnd)
-    for peer, claim in list(rnd.claims.items()):
-        if not leases_of(run, rnd.id, peer, claim):
-            rounds.forget_claim(rnd, peer)  # of a former life: the roster has all that is in it
+def _count_anew(run: Run, rnd: Round, *, now: float) -> None:
+    """Find out which claims count, after a change of the round's roster.
+
+    Rounds after it collect again: their leases and weights depend on that roster.
+    """
+    for other in run.open_rounds.values():
+        if other.id > rnd.id and other.phase is Phase.REDUCE:
+            rounds.reopen(other)
+        if other.id >= rnd.id:
+            for peer in {**other.claims, **other.said}:
+                count_claim(run, other, peer, now=now)
+
+
+def count_claim(run: Run, rnd: Round, peer: PeerId, *, now: float) -> None:
+    """Let the newest claim of a peer outside the roster count, if it brings work to the round.
+
+    It brings none if the rosters of the rounds before have all of it. As long as a peer with a new
+    connection has said nothing, what it claimed before counts: all of that may be at the reducers.
+    """
+    if peer in rnd.in_roster:
+        return
+    newest = rnd.said.get(peer) or rnd.claims.get(peer)
+    brings_work = newest is not None and bool(leases_of(run, rnd.id, peer, newest))
+    rounds.count_claim(rnd, peer, newest if brings_work else None, now=now)
 
 
 def _roster(run: Run, rnd: Round, peers: tuple[PeerId, ...]) -> tuple[Share, ...]:

@@ -5,7 +5,7 @@ The events tell what has happened; this is how far the open rounds are, which no
 
 from msgspec import Struct
 
-from atoll.host.open_round import NOBODY, Phase, Round
+from atoll.host.open_round import NOBODY, Phase, Round, num_arrived
 from atoll.host.state import Run
 from atoll.ids import PeerId, RoundId
 
@@ -97,7 +97,7 @@ def _open_round(run: Run, rnd: Round, *, now: float) -> OpenRound:
         Contributing(
             peer=peer,
             claimed=peer in rnd.claims,
-            arrived=len(rnd.delivered.get(peer, ())) / max(1, num_slices),
+            arrived=num_arrived(rnd, peer) / max(1, num_slices),
         )
         for peer in sorted(set(rnd.delivered) | set(rnd.claims))
     )

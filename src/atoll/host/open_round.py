@@ -36,8 +36,12 @@ class Round:
     regions: dict[PeerId, int] = field(default_factory=dict)  # of members; not in it: the root's
     invited: set[PeerId] = field(default_factory=set)
     work: dict[PeerId, int] = field(default_factory=dict)  # samples that each is to contribute
+    # What each peer says that it brings, on the connection that it has now. Of these, `claims` are
+    # what a roster can be made of; whoever is in the roster stays with what it claimed before.
+    said: dict[PeerId, wire.Contribution] = field(default_factory=dict)
     claims: dict[PeerId, wire.Contribution] = field(default_factory=dict)
-    delivered: dict[PeerId, dict[int, wire.Delivered]] = field(default_factory=dict)
+    # By contributor, slice and digest, the squared norm of what is at the reducer of that slice.
+    delivered: dict[PeerId, dict[tuple[int, Digest], float]] = field(default_factory=dict)
     completed_at: dict[PeerId, float] = field(default_factory=dict)
     norms: dict[PeerId, float] = field(default_factory=dict)  # of contributions that were whole
     roster: tuple[Share, ...] = ()  # in REDUCE: it is fixed
@@ -96,14 +100,26 @@ class Round:
 def is_complete(rnd: Round, peer: PeerId) -> bool:
     """Return whether every slice that the peer claims is at its reducer."""
     contribution = rnd.claims.get(peer)
-    if contribution is None:
-        return False
     arrived = rnd.delivered.get(peer, {})
-    if len(arrived) < len(contribution.digests):
+    if contribution is None or len(arrived) < len(contribution.digests):
         return False
-    return all(
-        k in arrived and arrived[k].digest == digest
-        for k, digest in enumerate(contribution.digests)
+    return all(slice_ in arrived for slice_ in enumerate(contribution.digests))
+
+
+def num_arrived(rnd: Round, peer: PeerId) -> int:
+    """Return how many slices of the peer are at their reducers, of whichever contribution."""
+    return len({k for k, _ in rnd.delivered.get(peer, ())})
+
+
+def is_lost(rnd: Round, peer: PeerId) -> bool:
+    """Return whether a slice of its claim is at no reducer, and nobody can bring it there any more.
+
+    That is, the peer itself brings another one by now: it trained again.
+    """
+    arrived, said = rnd.delivered.get(peer, {}), rnd.said.get(peer)
+    return said is not None and any(
+        said.digests[k] != digest and (k, digest) not in arrived
+        for k, digest in enumerate(rnd.claims[peer].digests)
     )
 
 

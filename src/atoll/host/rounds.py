@@ -9,8 +9,9 @@
 
 What happens on the way is noted by `claim`, `deliver`, `reduce` and `hold`; `decide` says what is
 due. A reducer that is lost is replaced at any point, and its slices are delivered again; a
-contributor that is lost with a slice still missing is left out by closing again. A round is never
-aborted: without contributors it stays open until some come.
+contributor that is lost with a slice still missing, or trained again and so brings another one, is
+left out by closing again. A round is never aborted: without contributors it stays open until some
+come.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from atoll.host.open_round import (
     Round,
     holders_of,
     is_complete,
+    is_lost,
     quorum_in,
     short_of_slices,
     waited_for,
@@ -46,16 +48,27 @@ from atoll.host.relief import shunned_reducers, suspects
 from atoll.ids import Digest, PeerId
 from atoll.net import wire
 
+# Of each slice of a contributor: in the roster, claimed since, and on its way before it is claimed.
+MAX_VERSIONS = 3
+
 
 def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
-    """Note what the peer says that it delivers; after the close nothing changes any more."""
-    in_roster = peer in rnd.in_roster
+    """Note what the peer says that it delivers; whether that counts, `count_claim` is told."""
     whole = len(contribution.digests) == rnd.num_slices and isfinite(contribution.mean_loss)
-    if peer in rnd.invited and whole and not in_roster:
-        if peer in rnd.claims and rnd.claims[peer].digests != contribution.digests:
-            forget_claim(rnd, peer)  # it trained again
-        rnd.claims[peer] = contribution
+    if peer in rnd.invited and whole:
+        rnd.said[peer] = contribution
         rnd.claimed_at.setdefault(peer, now)
+
+
+def count_claim(rnd: Round, peer: PeerId, claim: wire.Contribution | None, *, now: float) -> None:
+    """Let this claim of a peer outside the roster count, and no other; None: the peer has none."""
+    counted = rnd.claims.pop(peer, None)
+    if counted is not None and (claim is None or claim.digests != counted.digests):
+        rnd.completed_at.pop(peer, None)
+        if any(share.peer == peer for share in rnd.announced):
+            rnd.announced = ()  # it was expected
+    if claim is not None:
+        rnd.claims[peer] = claim
         _note_completion(rnd, peer, now=now)
 
 
@@ -67,16 +80,32 @@ def deliver(rnd: Round, reducer: PeerId, message: wire.Delivered, *, now: float)
     sane = isfinite(message.squared_norm) and message.squared_norm >= 0
     if not (own and sane and contributor in rnd.invited):
         return
-    in_roster = contributor in rnd.in_roster
-    if in_roster and rnd.claims[contributor].digests[message.slice] != message.digest:
-        return  # it trained again; the roster has what it delivered first
     arrived = rnd.delivered.setdefault(contributor, {})
-    if arrived.get(message.slice) != message and (in_roster or rnd.phase is Phase.COLLECT):
+    slice_ = message.slice, message.digest
+    if slice_ not in arrived and _is_needed(rnd, contributor, slice_):
         rnd.progress_at = now
     rnd.began_at.setdefault(contributor, now)
     rnd.collected_at.setdefault(place, {}).setdefault(contributor, now)
-    arrived[message.slice] = message
+    arrived[slice_] = message.squared_norm
+    _forget_versions(rnd, contributor)
     _note_completion(rnd, contributor, now=now)
+
+
+def _forget_versions(rnd: Round, contributor: PeerId) -> None:
+    """Keep what is claimed, and of the rest the newest: a reducer may say whatever it likes."""
+    arrived = rnd.delivered[contributor]
+    if len(arrived) > MAX_VERSIONS * rnd.num_slices:
+        claimed = [by.get(contributor) for by in (rnd.claims, rnd.said)]
+        kept = {slice_ for one in claimed if one for slice_ in enumerate(one.digests)}
+        del arrived[next(slice_ for slice_ in arrived if slice_ not in kept)]
+
+
+def _is_needed(rnd: Round, contributor: PeerId, slice_: tuple[int, Digest]) -> bool:
+    """Return whether the round waits for this slice; after the close for those of the roster."""
+    if rnd.phase is Phase.COLLECT:
+        return True
+    k, digest = slice_
+    return contributor in rnd.in_roster and rnd.claims[contributor].digests[k] == digest
 
 
 def reduce(rnd: Round, reducer: PeerId, message: wire.Reduced, *, now: float) -> None:
@@ -123,12 +152,9 @@ def complain(rnd: Round, peer: PeerId, reducer: PeerId) -> None:
         rnd.complaints.setdefault(reducer, set()).add(peer)
 
 
-def forget_claim(rnd: Round, peer: PeerId) -> None:
-    """Forget what a peer outside the roster said that it delivers, and what was expected of it."""
-    rnd.claims.pop(peer, None)
-    rnd.completed_at.pop(peer, None)
-    if any(share.peer == peer for share in rnd.announced):
-        rnd.announced = ()
+def forget_said(rnd: Round, peer: PeerId) -> None:
+    """Forget what the peer said that it delivers: if it still does, it will say so again."""
+    rnd.said.pop(peer, None)
 
 
 def announce(rnd: Round, roster: tuple[Share, ...], *, now: float) -> None:
@@ -186,8 +212,8 @@ def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple
     gone = {rnd.tree.group_and_slice(place) for place in moved}
     for peer, slices in rnd.delivered.items():
         group = rnd.group_of(peer)
-        for k in [k for k in slices if (group, k) in gone]:
-            del slices[k]
+        for slice_ in [slice_ for slice_ in slices if (group, slice_[0]) in gone]:
+            del slices[slice_]
     rnd.completed_at = {p: at for p, at in rnd.completed_at.items() if is_complete(rnd, p)}
     rnd.assignment = assignment
     rnd.version += 1
@@ -301,9 +327,13 @@ def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConf
         if kept_here or is_stuck:
             return Commit()
     short = short_of_slices(rnd)
-    is_over = is_stuck or _is_over_for_the_short(rnd, short, now=now, policy=policy)
-    given_up = short if is_over else short - present.connected
-    if given_up and (is_over or stalled_s > policy.grace_floor_s):
+    if is_stuck or _is_over_for_the_short(rnd, short, now=now, policy=policy):
+        given_up = short
+    else:
+        given_up = {peer for peer in short if is_lost(rnd, peer)}
+        if stalled_s > policy.grace_floor_s:
+            given_up |= short - present.connected
+    if given_up:
         kept = tuple(s.peer for s in rnd.roster if s.peer not in given_up)
         if not kept:
             return Reopen("every contributor was lost before its slices were reduced")
@@ -331,4 +361,6 @@ def _note_completion(rnd: Round, peer: PeerId, *, now: float) -> None:
         rnd.completed_at.pop(peer, None)
     elif peer not in rnd.completed_at:
         rnd.completed_at[peer] = now
-        rnd.norms[peer] = sqrt(sum(m.squared_norm for m in rnd.delivered[peer].values()))
+        arrived = rnd.delivered[peer]
+        slices = enumerate(rnd.claims[peer].digests)
+        rnd.norms[peer] = sqrt(sum(arrived[slice_] for slice_ in slices))

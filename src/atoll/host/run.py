@@ -17,11 +17,11 @@ from typing import TypeAlias
 from atoll import events
 from atoll.config import RunConfig, parse_canonical
 from atoll.host import evaluation, rounds
-from atoll.host.due import advance, invite, relieve, resync, take_traffic
+from atoll.host.due import advance, count_claim, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
 from atoll.host.open_round import Round
-from atoll.host.state import Run, base_for, is_able, leases_of, num_unclaimed, sources
+from atoll.host.state import Run, base_for, is_able, num_unclaimed, sources
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
@@ -119,6 +119,8 @@ def on_hello(run: Run, member: Member, hello: wire.Hello, *, now: float) -> list
         hint = "the host's journal was set back; ask its operator, or start with a new directory"
         return [Send(peer, wire.Refused(reason=reason, hint=hint)), Drop(peer, reason)]
     run.membership.enter(member, now=now)
+    for rnd in run.open_rounds.values():
+        rounds.forget_said(rnd, peer)  # it may be another process by now
     run.departed.discard(peer)
     run.unseen.discard(peer)
     base_round, base_state = base_for(run, hello)
@@ -221,9 +223,9 @@ def _supply(run: Run, peer: PeerId) -> list[Effect]:
     waiting = [
         rnd
         for rnd in run.open_rounds.values()
-        if peer in rnd.invited and peer not in rnd.claims and is_able(run, peer, rnd.id)
+        if peer in rnd.invited and peer not in rnd.said and is_able(run, peer, rnd.id)
     ]
-    has_claimed = any(peer in rnd.claims for rnd in run.open_rounds.values())
+    has_claimed = any(peer in rnd.said for rnd in run.open_rounds.values())
     return invite(run, waiting[0], [peer]) if waiting and has_claimed else []
 
 
@@ -235,8 +237,9 @@ def _claim(run: Run, rnd: Round, peer: PeerId, message: wire.Contribution, *, no
     held = {lease.id for lease in run.held_at(peer, INITIAL)}
     named = set(message.leases)
     is_sane = held >= named and len(named) == len(message.leases)
-    if is_sane and leases_of(run, rnd.id, peer, message):
+    if is_sane:
         rounds.claim(rnd, peer, message, now=now)
+        count_claim(run, rnd, peer, now=now)
 
 
 def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:

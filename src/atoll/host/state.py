@@ -303,7 +303,7 @@ def samples_of_round(run: Run, rnd: Round, peer: PeerId) -> int:
 
 def num_unclaimed(run: Run, peer: PeerId) -> int:
     """Return how many samples the peer leases that it has not offered to an open round."""
-    claims = [rnd.claims[peer] for rnd in run.open_rounds.values() if peer in rnd.claims]
+    claims = [rnd.said[peer] for rnd in run.open_rounds.values() if peer in rnd.said]
     claimed = {lease_id for claim in claims for lease_id in claim.leases}
     held = run.book.held_by(peer)
     return sum(lease.stop - lease.start for lease in held if lease.id not in claimed)

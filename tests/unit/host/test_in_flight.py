@@ -33,14 +33,15 @@ def scene_of(*peers, reachable=True, **changes) -> Scene:
     return scene
 
 
-def claims(scene, peer, round_id, *lease_ids) -> None:
+def claims(scene, peer, round_id, *lease_ids, digests=None) -> None:
     """Let the peer announce these leases for the round; or what it did before; or its next."""
     rounds = scene.run.open_rounds
     before = {id_: rnd.claims[peer].leases for id_, rnd in rounds.items() if peer in rnd.claims}
     named = {lease_id for ids in before.values() for lease_id in ids}
     free = [one.id for one in scene.run.book.held_by(peer) if one.id not in named]
     ids = lease_ids or before.get(round_id) or free[:1]
-    scene.says(peer, contribution(peer, round_id=round_id, lease_ids=ids))
+    claim = contribution(peer, round_id=round_id, lease_ids=ids)
+    scene.says(peer, claim if digests is None else replace(claim, digests=digests))
 
 
 def delivers(scene, round_id, *peers) -> None:
@@ -296,22 +297,53 @@ def test_leases_of_one_that_left_stay_while_any_open_round_may_commit_them():
 # --- faults --------------------------------------------------------------------------------------
 
 
-def test_a_round_that_collects_again_takes_those_after_it_back():
+def test_rounds_after_one_that_collects_again_do_so_with_what_was_claimed():
     """Nobody of the first roster is left; what the next one closes with depends on that."""
     scene = scene_of(A, B, C)
     claims(scene, B, 1)
     delivers(scene, 1, A, C)
     scene.passes(100)
-    assert [share.peer for share in scene.run.open_rounds[1].roster] == [A, C]
-    assert open_ids(scene) == [1, 2]
-    version = scene.run.open_rounds[2].version
+    delivers(scene, 2, A, B)
+    scene.passes(100)
+    assert [rnd.phase for rnd in scene.run.open_rounds.values()] == [Phase.REDUCE] * 2
     for peer in (A, C):  # one of them with a slice of all
         scene.says(peer, wire.Leaving(reason="it left"))
     scene.passes(10)
-    assert scene.run.open_rounds[1].phase is Phase.COLLECT
-    claims(scene, B, 1)
-    assert open_ids(scene) == [1, 2]
-    assert scene.run.open_rounds[2].version > version
+    first, second = scene.run.open_rounds.values()
+    assert [rnd.phase for rnd in (first, second)] == [Phase.COLLECT] * 2
+    assert set(second.claims) == {B}, "it does not say so again"
+    delivers(scene, 1, B)
+    delivers(scene, 2, B)
+    assert [rnd.phase for rnd in (first, second)] == [Phase.REDUCE] * 2
+
+
+def test_what_a_roster_has_of_a_former_life_counts_again_once_it_has_it_no_more():
+    scene = scene_of(A, B)
+    delivers(scene, 1, A, B)
+    (first,) = scene.run.open_rounds[1].claims[A].leases
+    scene.lost(A)
+    scene.join(A)
+    claims(scene, A, 2, first)  # all that it has done anew; the roster of round 1 has that, too
+    assert A not in scene.run.open_rounds[2].claims
+    one = scene.run.open_rounds[1]
+    claims(scene, A, 1, first, digests=("again", "and again"))
+    scene.lost(B)  # with what it had reduced
+    assert [share.peer for share in one.roster] == [B]
+    assert set(scene.run.open_rounds[2].claims) == {A}
+
+
+def test_a_peer_that_has_a_new_connection_says_anew_what_it_has_offered():
+    """A was killed when it had claimed all its work in both rounds; some of that is lost."""
+    scene = scene_of(A, B, rounds=2)
+    ids = [lease.id for lease in scene.run.book.held_by(A)]
+    claims(scene, A, 1, ids[0])
+    claims(scene, A, 2, *ids)
+    scene.lost(A)
+    scene.join(A)
+    assert scene.run.open_rounds[2].claims[A].leases == tuple(ids), "it may be there as a whole"
+    claims(scene, A, 1, *ids)  # it has trained further than before, so nothing is left for round 2
+    (plan,) = scene.sent(wire.Plan, to=A)
+    assert (plan.round, len(plan.leases)) == (2, len(ids) + 1)
 
 
 @pytest.mark.parametrize("num_committed", [0, 1])

@@ -22,7 +22,7 @@ from tests.unit.host.scene import (
 
 from atoll.host import relief, rounds
 from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Share, Wait
-from atoll.host.open_round import NOBODY, Phase, Round
+from atoll.host.open_round import NOBODY, Phase, Round, short_of_slices
 from atoll.ids import RoundId
 from atoll.net import wire
 
@@ -43,8 +43,20 @@ def opened(*waited, invited=(), at=0.0) -> Round:
     )
 
 
+def trained_again(peer) -> wire.Contribution:
+    """Return what the peer claims after it had to do its work once more."""
+    return replace(contribution(peer), digests=tuple(name("again", peer, k) for k in range(2)))
+
+
+def claims(rnd, peer, message=None, *, at):
+    """Let the peer say what it brings, of which no other round has anything."""
+    rounds.claim(rnd, peer, message or contribution(peer), now=at)
+    if peer in rnd.said and peer not in rnd.in_roster:
+        rounds.count_claim(rnd, peer, rnd.said[peer], now=at)
+
+
 def arrive(rnd, peer, *, at, norm=1.0):
-    rounds.claim(rnd, peer, contribution(peer), now=at)
+    claims(rnd, peer, at=at)
     rounds.deliver(rnd, C, delivered(peer, 0, norm=norm), now=at)
     rounds.deliver(rnd, D, delivered(peer, 1, norm=norm), now=at)
 
@@ -78,7 +90,7 @@ def expected(*contributors, at=1.0) -> Round:
     """Return a round that waits for these, who are all on their way."""
     rnd = opened(*contributors)
     for peer in contributors:
-        rounds.claim(rnd, peer, contribution(peer), now=at)
+        claims(rnd, peer, at=at)
     assert decide(rnd, at=at) == Expect(contributors)
     rounds.announce(rnd, roster_of(rnd, *contributors), now=at)
     return rnd
@@ -133,7 +145,7 @@ def test_who_lost_its_connection_gets_the_least_grace(at, closes):
     rnd = opened(A, B, D)
     rnd.assignment = (C, C)
     for peer, arrived_at in ((A, 10), (B, 20)):
-        rounds.claim(rnd, peer, contribution(peer), now=arrived_at)
+        claims(rnd, peer, at=arrived_at)
         for k in range(2):
             rounds.deliver(rnd, C, delivered(peer, k), now=arrived_at)
     decision = decide(rnd, at=at, connected=frozenset({A, B, C}), away=frozenset({D}))
@@ -176,7 +188,7 @@ def test_an_uninvited_latecomer_is_not_in_and_does_not_count():
 )
 def test_a_claim_that_makes_no_sense_is_not_noted(message):
     rnd = opened(A)
-    rounds.claim(rnd, A, message, now=1)
+    claims(rnd, A, message, at=1)
     assert not rnd.claims
 
 
@@ -195,7 +207,7 @@ def test_a_claim_that_makes_no_sense_is_not_noted(message):
 @pytest.mark.parametrize("phase", Phase)
 def test_a_reducer_speaks_only_for_its_own_slices_and_of_what_it_may(phase, reducer, message):
     rnd = opened(A)
-    rounds.claim(rnd, A, contribution(A), now=0)
+    claims(rnd, A, at=0)
     if phase is Phase.REDUCE:
         arrive(rnd, A, at=0)
         rounds.close(rnd, rounds.roster_of(rnd, (A,), num_tokens={A: 1}, policy=SYNC), now=0)
@@ -210,21 +222,39 @@ def test_a_contributor_is_complete_when_what_arrived_is_what_it_claims():
     rounds.deliver(rnd, C, delivered(A, 0), now=1)
     rounds.deliver(rnd, D, delivered(A, 1), now=2)
     assert not rnd.completed_at
-    rounds.claim(rnd, A, contribution(A), now=3)
+    claims(rnd, A, at=3)
     assert rnd.completed_at == {A: 3}
     rounds.deliver(rnd, D, delivered(A, 1), now=4)  # said again, after the host was away
     assert rnd.completed_at == {A: 3}
     rounds.deliver(rnd, D, delivered(A, 1, digest=name("another")), now=5)
+    assert rnd.completed_at == {A: 3}, "the reducer has both"
+    claims(rnd, A, replace(contribution(A), digests=(name("other"), name("another"))), at=6)
     assert not rnd.completed_at
+    rounds.deliver(rnd, C, delivered(A, 0, digest=name("other")), now=7)
+    assert rnd.completed_at == {A: 7}
 
 
 def test_after_the_close_nothing_changes_what_the_roster_delivered():
     rnd = closed(A, B, at=1)
-    rounds.claim(rnd, A, replace(contribution(A), digests=(name(0), name(1))), now=2)
-    rounds.deliver(rnd, C, delivered(A, 0, digest=name(0)), now=2)
+    claims(rnd, A, trained_again(A), at=2)
+    rounds.deliver(rnd, C, delivered(A, 0, digest=trained_again(A).digests[0]), now=2)
     assert rnd.claims[A] == contribution(A)
-    assert rnd.delivered[A][0] == delivered(A, 0)
-    assert set(rnd.completed_at) == {A, B}
+    assert rnd.completed_at == {A: 1, B: 1}
+    assert rnd.progress_at == 1, "the round does not wait for it"
+
+
+def test_a_reducer_that_names_ever_more_slices_does_not_fill_the_hosts_memory():
+    rnd = closed(A, at=1)
+    claims(rnd, A, trained_again(A), at=2)
+    for version in range(100):
+        rounds.deliver(rnd, C, delivered(A, 0, digest=name(version)), now=2)
+    for k, reducer in enumerate((C, D)):
+        rounds.deliver(rnd, reducer, delivered(A, k, digest=trained_again(A).digests[k]), now=3)
+    assert len(rnd.delivered[A]) == 3 * 2
+    assert rnd.completed_at == {A: 1}
+    rounds.reopen(rnd)
+    rounds.count_claim(rnd, A, rnd.said[A], now=4)
+    assert rnd.completed_at == {A: 4}
 
 
 def test_one_that_is_not_in_the_roster_may_still_deliver_after_the_close():
@@ -354,11 +384,11 @@ def test_a_moved_slice_starts_again_and_the_others_stay():
     rounds.reduce(rnd, D, reduced(1, version=2), now=1)
     assert rounds.reassign(rnd, (C, E), now=4) == (1,)
     assert set(rnd.reduced) == {0}
-    assert set(rnd.delivered[A]) == {0}
+    assert {k for k, _ in rnd.delivered[A]} == {0}
     assert not rnd.completed_at
     assert (rnd.version, rnd.progress_at) == (2, 4)
     rounds.deliver(rnd, D, delivered(A, 1), now=5)  # it is not D's any more
-    assert set(rnd.delivered[A]) == {0}
+    assert {k for k, _ in rnd.delivered[A]} == {0}
     rounds.deliver(rnd, E, delivered(A, 1), now=6)
     assert rnd.completed_at == {A: 6}
 
@@ -397,6 +427,119 @@ def test_closing_again_voids_what_was_formed_and_reopening_the_roster():
     assert set(rnd.claims) == {A, B}
 
 
+# --- contributors that train again ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("digests", "expected"),
+    [
+        (trained_again(B).digests, Close((A,), "1 contributors were lost before the reduction")),
+        ((name("other"), contribution(B).digests[1]), WAITING),  # what is missing, it still brings
+    ],
+)
+def test_who_brings_another_slice_than_the_one_that_is_missing_is_left_out_at_once(
+    digests, expected
+):
+    rnd = closed(A, B, at=1)
+    claims(rnd, B, replace(contribution(B), digests=digests), at=2)
+    assert decide(rnd, at=2) == WAITING, "all that the roster names is at its reducers"
+    rounds.reassign(rnd, (C, E), now=3)
+    rounds.deliver(rnd, E, delivered(A, 1), now=3)
+    assert decide(rnd, at=3) == expected
+
+
+def test_a_round_that_collects_again_takes_what_was_claimed_and_delivered_meanwhile():
+    rnd = closed(A, B, at=1)
+    claims(rnd, B, trained_again(B), at=2)
+    for k, reducer in enumerate((C, D)):
+        rounds.deliver(rnd, reducer, delivered(B, k, digest=trained_again(B).digests[k]), now=3)
+    rounds.reopen(rnd)
+    rounds.count_claim(rnd, B, rnd.said[B], now=4)
+    assert rnd.claims == {A: contribution(A), B: trained_again(B)}
+    assert rnd.completed_at == {A: 1, B: 4}
+
+
+class Playing:
+    """A round of A and B, who say once what they bring, and again when they have trained again."""
+
+    def __init__(self):
+        self.rnd, self.at, self.lives = opened(A, B), 0.0, {A: 0, B: 0}
+        for peer in (A, B):
+            self.says(peer)
+
+    def brings(self, peer):
+        return tuple(name(peer, self.lives[peer], k) for k in range(2))
+
+    def says(self, peer):
+        claims(self.rnd, peer, replace(contribution(peer), digests=self.brings(peer)), at=self.at)
+
+    def train(self, peer):
+        """Let the peer lose what it brings, and have another one."""
+        self.lives[peer] += 1
+        self.says(peer)
+
+    def bring(self, peers, num_slices=2):
+        for peer, k in product(peers, range(num_slices)):
+            message = delivered(peer, k, digest=self.brings(peer)[k])
+            rounds.deliver(self.rnd, self.rnd.assignment[k], message, now=self.at)
+
+    def move(self, assignment):
+        """Let the slices be reduced by others, to whom nothing was brought yet."""
+        rounds.reassign(self.rnd, assignment, now=self.at)
+
+    def wait(self, seconds):
+        self.at += seconds
+
+    def form(self):
+        """Let all be formed, and held, that can be."""
+        version = self.rnd.roster_version
+        if self.rnd.announced and not short_of_slices(self.rnd):
+            for k, reducer in enumerate(self.rnd.assignment):
+                rounds.reduce(self.rnd, reducer, reduced(k, version=version), now=self.at)
+            for peer in (A, B, E):
+                rounds.hold(self.rnd, peer, held(version=version), now=self.at)
+
+    def act(self) -> bool:
+        """Do what is due, as the host does; return whether it is the commit."""
+        rnd, due = self.rnd, decide(self.rnd, at=self.at)
+        match due:
+            case Expect(peers=peers):
+                rounds.announce(rnd, roster_of(rnd, *peers), now=self.at)
+            case Close(peers=peers):
+                rounds.close(rnd, roster_of(rnd, *peers), now=self.at)
+            case Reopen():
+                rounds.reopen(rnd)
+            case Replace(reducers=lost):
+                other = next(peer for peer in (C, D, E) if peer not in lost)
+                self.move(tuple(other if r in lost else r for r in rnd.assignment))
+        for peer in {A, B} - set(rnd.in_roster):
+            rounds.count_claim(rnd, peer, rnd.said[peer], now=self.at)
+        return due == Commit()
+
+
+steps = st.one_of(
+    st.tuples(st.just("train"), st.sampled_from((A, B))),
+    st.tuples(st.just("bring"), st.sampled_from([(A,), (B,), (A, B)]), st.sampled_from((1, 2))),
+    st.tuples(st.just("move"), st.sampled_from(list(product((C, D, E), repeat=2)))),
+    st.tuples(st.just("wait"), st.sampled_from((0.0, 1.0, 8.0, 60.0))),
+)
+
+
+@given(st.lists(steps, max_size=20))
+def test_whoever_trains_again_whenever_the_round_ends_with_what_can_be_had(script):
+    """At once when all that is still there has arrived: nobody's patience has to run out."""
+    playing = Playing()
+    for kind, *what in script:
+        getattr(playing, kind)(*what)
+        playing.act()
+    for _ in range(20):
+        playing.bring((A, B))
+        playing.form()
+        if playing.act():
+            return
+    raise AssertionError(f"nothing ends it: {playing.rnd}")
+
+
 # --- updates before the close ---------------------------------------------------------------------
 
 
@@ -404,7 +547,7 @@ def test_updates_are_formed_once_all_are_on_their_way():
     rnd = opened(A, B)
     arrive(rnd, A, at=1)
     assert isinstance(decide(rnd, at=2), Wait)
-    rounds.claim(rnd, B, contribution(B), now=2)
+    claims(rnd, B, at=2)
     assert decide(rnd, at=2) == Expect((A, B))
     rounds.announce(rnd, roster_of(rnd, A, B), now=2)
     assert isinstance(decide(rnd, at=2), Wait)
@@ -443,8 +586,7 @@ def test_without_one_who_was_expected_the_updates_are_formed_again():
 
 def test_who_trained_again_is_expected_with_what_it_brings_now():
     rnd = expected(A, B)
-    anew = replace(contribution(B), digests=(name("other"), name("slices")))
-    rounds.claim(rnd, B, anew, now=2)
+    claims(rnd, B, trained_again(B), at=2)
     assert rnd.announced == ()
     assert decide(rnd, at=2) == Expect((A, B))
 
@@ -565,7 +707,7 @@ def collecting(*, usual_s=None):
     rnd = opened(A, B, C)
     rnd.usual_s = usual_s
     for peer in (A, B, C):
-        rounds.claim(rnd, peer, contribution(peer), now=10)
+        claims(rnd, peer, at=10)
         rounds.deliver(rnd, C, delivered(peer, 0), now=12)
     rounds.deliver(rnd, D, delivered(A, 1), now=13)
     return rnd
@@ -583,7 +725,7 @@ def test_a_late_contributor_is_no_fault_of_the_reducers():
     rnd = opened(A, B, C)
     for peer in (A, B):
         arrive(rnd, peer, at=12)
-    rounds.claim(rnd, C, contribution(C), now=12)
+    claims(rnd, C, at=12)
     rounds.deliver(rnd, C, delivered(C, 0), now=13)
     assert isinstance(relieve(rnd, at=19.9), Wait)
     assert decide(rnd, at=20.0) == Close((A, B), "the grace time is over, 1 missing")
@@ -594,7 +736,7 @@ def test_reducers_that_lack_each_others_contribution_are_both_replaced():
     rnd = opened(A, C, D)
     rnd.usual_s = 1.0
     for peer in (A, C, D):
-        rounds.claim(rnd, peer, contribution(peer), now=10)
+        claims(rnd, peer, at=10)
     for reducer, peer, k in [(C, A, 0), (C, C, 0), (D, A, 1), (D, D, 1)]:
         rounds.deliver(rnd, reducer, delivered(peer, k), now=11)
     assert decide(rnd, at=1e6) == Expect((A, C, D))  # and no quorum
@@ -621,7 +763,7 @@ def test_after_a_move_the_new_reducer_has_its_own_time():
 def test_slices_that_a_live_reducer_has_stay_there_when_another_is_replaced():
     rnd = collecting()
     assert rounds.reassign(rnd, (C, E), now=20) == (1,)
-    assert all(set(slices) == {0} for slices in rnd.delivered.values())
+    assert all({k for k, _ in slices} == {0} for slices in rnd.delivered.values())
     for peer in (A, B, C):
         rounds.deliver(rnd, E, delivered(peer, 1), now=21)
     assert decide(rnd, at=21) == Close((A, B, C), "all delivered")
