@@ -2,13 +2,13 @@
 
     fetch          Fetch -> Blob + bytes | Missing
 
-A connection serves one request at a time, and is kept for the next one to the same member; not for
-ever, since in a large run we have to do with others after a while.
+A connection serves one request at a time, and is kept for the next one to the same member, until a
+plan comes that has nothing for us to do with it: in a large run the others would have far too many.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
 
@@ -24,7 +24,6 @@ from atoll.traffic import Traffic
 DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
-KEPT_ROUNDS = 3  # that a connection may go without a use
 SHUNNED_ROUNDS = 3  # for which who failed us is asked after all others
 ASK_EVERY_S = 1 / 32  # what the others have: twice in a bin of the rate. The answer costs a while
 
@@ -45,7 +44,7 @@ class Links:
         self._confirmed_s = 0.0  # when they were, in busy time
         self._asked_at = 0.0
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
-        self._used_in: dict[PeerId, int] = {}  # the last round with a use, as we count them
+        self._closing: set[asyncio.Task[None]] = set()
         self._failed_in: dict[PeerId, int] = {}  # the last round in which it failed us
         self._num_rounds = 0
 
@@ -95,8 +94,6 @@ class Links:
         Raises:
             PeerError: the member cannot be reached.
         """
-        self._used_in[address.peer] = self._num_rounds
-        await self._close_unused()
         connection = await self._kept(address.peer) or await self.transport.dial(
             address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
@@ -117,15 +114,13 @@ class Links:
             await connection.close()
         return None
 
-    async def _close_unused(self) -> None:
-        """Close the connections to those with whom we had nothing to do for some rounds."""
-        last = self._num_rounds - KEPT_ROUNDS
-        unused = [peer for peer, used_in in self._used_in.items() if used_in < last]
-        connections = [one for peer in unused for one in self._idle.pop(peer, ())]
-        for peer in unused:  # all are forgotten before another task may look
-            del self._used_in[peer]
-        for connection in connections:
-            await connection.close()
+    def keep_only(self, peers: Collection[PeerId]) -> None:
+        """Close the connections that are in no use now, but for those to these members."""
+        for peer in [peer for peer in self._idle if peer not in peers]:
+            for connection in self._idle.pop(peer):
+                closing = asyncio.create_task(connection.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     def note_failed(self, peer: PeerId) -> None:
         """Note that the member cannot be reached, is frozen, or has a line that is none."""
@@ -136,10 +131,8 @@ class Links:
         return self._failed_in.get(peer, -inf) > self._num_rounds - SHUNNED_ROUNDS
 
     async def close(self) -> None:
-        for connections in self._idle.values():
-            for connection in connections:
-                await connection.close()
-        self._idle.clear()
+        self.keep_only(())
+        await asyncio.gather(*self._closing)
 
 
 async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> bytearray | None:

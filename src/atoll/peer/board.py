@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from atoll.exchange.tasks import running
-from atoll.ids import Digest, RoundId
+from atoll.ids import Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Heard
 
@@ -39,6 +39,10 @@ class Board:
             for round_id in [r for r in said if r <= through]:
                 del said[round_id]
         self.notify()
+
+    def reducers(self) -> set[PeerId]:
+        """Return whom the plans of open rounds name."""
+        return {r.reducer.peer for plan in self.plans.values() for r in plan.reductions}
 
     async def wait_for(self, look: Callable[[], T | None]) -> T:
         """Return the first thing other than None that `look` finds, now or after a change."""

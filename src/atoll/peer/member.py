@@ -102,6 +102,7 @@ class Member:
                 own = [r for r in message.reductions if r.reducer.peer == self.peer_id]
                 sizes = self.slice_sizes(message.round)
                 self.reducers.follow(message, own=[*own, *message.also], sizes=sizes)
+                self.links.keep_only(self.board.reducers())
             case wire.Commit():
                 self._settle(self.home.keep_commit(message))
 

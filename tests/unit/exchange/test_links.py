@@ -11,7 +11,6 @@ from atoll.exchange import links as blobs
 from atoll.exchange.links import (
     ANSWER_S,
     ASK_EVERY_S,
-    KEPT_ROUNDS,
     SHUNNED_ROUNDS,
     SLOWEST_BYTES_PER_S,
     Links,
@@ -179,30 +178,26 @@ def test_a_connection_is_kept_for_the_next_request_unless_it_failed():
     run(main())
 
 
-def test_connections_that_have_no_use_for_some_rounds_are_closed():
+def test_only_connections_that_a_plan_has_a_use_for_are_kept():
     async def main():
         members = await Members(Network()).listen()
         links, (to_b, to_c) = members.links, members.addresses
-        members.has[D] = True
-        to_d = wire.Address(peer=D, host="h", port=3)
-        await members.network.transport(D).listen(members.serve(D), host="h", port=3)
-        async with links.to(to_b), links.to(to_c) as with_c, links.to(to_d) as with_d:
-            pass
-
-        async def use():
-            async with links.to(to_b) as connection:
-                assert await fetch(connection) == PAYLOAD
-
-        for _ in range(KEPT_ROUNDS + 1):
-            assert with_c.is_open
-            assert with_d.is_open
-            links.end_round()
-            await asyncio.gather(use(), use())  # whoever comes first closes them
-        assert not with_c.is_open
-        assert not with_d.is_open
-        async with links.to(to_c) as anew:
+        async with links.to(to_c) as with_c:
+            async with links.to(to_b) as with_b, links.to(to_b) as also_with_b:
+                pass
+            links.keep_only({C})
+            await asyncio.sleep(0)
+            assert not with_b.is_open
+            assert not also_with_b.is_open
+            assert await fetch(with_c) == PAYLOAD
+            links.keep_only(())
+            assert await fetch(with_c) == PAYLOAD, "it is in use"
+        async with links.to(to_c) as again, links.to(to_b) as anew:
+            assert again is with_c
             assert await fetch(anew) == PAYLOAD
         await links.close()
+        assert not again.is_open
+        assert not anew.is_open
 
     run(main())
 
