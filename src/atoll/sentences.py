@@ -52,8 +52,7 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
                 f"loss {event.loss:.3f}, {event.tokens_per_s:.0f} tokens/s"
             )
         case events.StateSynced():
-            size = format_bytes(event.num_bytes)
-            return f"fetched state {event.round}: {size} in {format_seconds(event.seconds)}"
+            return fetched_state(event)
         case events.MomentsFetched(num_bytes=num_bytes, seconds=seconds):
             size, time = format_bytes(num_bytes), format_seconds(seconds)
             return f"fetched the moments of another peer: {size} in {time}"
@@ -69,6 +68,14 @@ def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
             return event.reason
         case _:
             return None
+
+
+def fetched_state(event: events.StateSynced) -> str:
+    """Return what a peer has fetched, and of how much that was the rest."""
+    size, time = format_bytes(event.num_bytes), format_seconds(event.seconds)
+    if event.kept_bytes:
+        size += f", the rest of {format_bytes(event.num_bytes + event.kept_bytes)},"
+    return f"fetched state {event.round}: {size} in {time}"
 
 
 def _committed(event: events.RoundCommitted) -> str:

@@ -34,6 +34,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         state=D2,
         trained=(LeaseId(1), LeaseId(2)),
         place="São Tomé",
+        arriving=wire.Arriving(round=RoundId(5), state=D1, num_bytes=2**40),
     ),
     wire.AtState(round=ROUND, state=D1, device="CPU", samples_per_s=12.5),
     wire.Contribution(

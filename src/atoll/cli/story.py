@@ -10,8 +10,8 @@ from atoll import events
 from atoll.config import RunConfig
 from atoll.events import Stamped
 from atoll.ids import INITIAL, PeerId, RoundId
-from atoll.sentences import one_line
-from atoll.units import format_bytes, format_count, format_seconds
+from atoll.sentences import fetched_state, one_line
+from atoll.units import format_count
 
 MIN_PROGRESS: Final = 0.04  # for a guess at when it will be over
 
@@ -184,9 +184,8 @@ class Story:
                 actor.num_received += traffic.received
             case events.PhaseTimed(phase="outer_step", round=round_id) if round_id < self.committed:
                 self.say(f"{name} catches up: round {round_id}", at=at)
-            case events.StateSynced(round=round_id, num_bytes=num_bytes, seconds=seconds):
-                size, time = format_bytes(num_bytes), format_seconds(seconds)
-                self.say(f"{name} fetched state {round_id}: {size} in {time}", at=at)
+            case events.StateSynced() as fetched:
+                self.say(f"{name} {fetched_state(fetched)}", at=at)
             case events.TrainerDied(reason=reason):
                 actor.tokens_per_s = 0.0
                 actor.lacks_trainer = True

@@ -60,12 +60,13 @@ async def fetch_state(
     """Make `state` and the store hold the state of this digest; return what that took.
 
     Raises:
-        PeerError: no source has it any more; ask the host for a newer one. `state` is as it was,
-            and what has arrived is kept for the next attempt.
+        PeerError: some of it is not to be had now. `state` is as it was. What has arrived is kept,
+            and told to the host as `arriving`, unless this attempt has brought nothing at all.
         RunError: there is no room for it; the same holds.
     """
     manifest = await _fetch_manifest(digest, sources=sources, links=links)
     if manifest is None:
+        store.give_up()
         raise PeerError(f"none of {len(sources)} members has the state {digest[:12]}")
     receiver = await asyncio.to_thread(
         store.begin_receive, manifest, expect=digest, run=run, num_values=state.num_values
@@ -75,11 +76,15 @@ async def fetch_state(
     async def put(index: int, payload: bytearray) -> None:
         await asyncio.to_thread(receiver.put, missing[index], payload)
 
+    wanted = [(chunks[k], receiver.manifest.chunk_bytes) for k in missing]
+    transfer = _Transfer(wanted, sources, links=links, store=put)
     try:
-        wanted = [(chunks[k], receiver.manifest.chunk_bytes) for k in missing]
-        transfer = _Transfer(wanted, sources, links=links, store=put)
         await transfer.run()
         await asyncio.to_thread(receiver.finish_, state)
+    except PeerError:
+        if not transfer.num_bytes:
+            store.give_up()  # the host may know of one that can be had
+        raise
     finally:
         receiver.close()
     return Fetched(

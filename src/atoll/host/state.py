@@ -257,13 +257,33 @@ def _present(run: Run, round_id: RoundId) -> Present:
 
 
 def base_for(run: Run, hello: wire.Hello) -> tuple[RoundId, Digest]:
-    """Return the state that the peer starts to catch up from: its own if that is any good."""
+    """Return the state that the peer starts to catch up from: its own if that is any good.
+
+    Else one of which it has a part already, if that saves more than it costs; else the newest.
+    """
     agreed = run.agreed.get(hello.round)
-    near = run.committed - hello.round <= REPLAY_ROUNDS * len(run.slice_bytes)
-    if not run.agreed or (near and agreed in (None, hello.state)):
+    if not run.agreed or (_is_near(run, hello.round) and agreed in (None, hello.state)):
         return hello.round, hello.state
-    newest = run.newest_base
+    newest, arriving = run.newest_base, hello.arriving
+    if (
+        arriving is not None
+        and run.agreed.get(arriving.round) == arriving.state
+        and _is_near(run, arriving.round)
+        and _update_bytes(run, since=arriving.round, upto=newest) < arriving.num_bytes
+    ):
+        return arriving.round, arriving.state
     return newest, run.agreed[newest]
+
+
+def _is_near(run: Run, round_id: RoundId) -> bool:
+    """Return whether members keep the updates of all rounds since this one."""
+    return run.committed - round_id <= REPLAY_ROUNDS * len(run.slice_bytes)
+
+
+def _update_bytes(run: Run, *, since: RoundId, upto: RoundId) -> int:
+    """Return the bytes of the updates from one state to another."""
+    rounds = range(since + 1, upto + 1)
+    return sum(sum(run.slice_bytes[run.fragment_of(RoundId(r))]) for r in rounds)
 
 
 def sources(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from atoll.ids import Digest, LeaseId, PeerId
+from atoll.ids import Digest, LeaseId, PeerId, RoundId
 
 MAX_BLOB_BYTES: Final = 2**31
 
@@ -21,6 +21,14 @@ class Address(Struct, frozen=True, kw_only=True):
     peer: PeerId
     host: Text
     port: U16
+
+
+class Arriving(Struct, frozen=True, kw_only=True):
+    """A state of which a part is on the member's disk already."""
+
+    round: Annotated[RoundId, Meta(ge=0)]
+    state: Digest
+    num_bytes: U63  # of it that are there
 
 
 class Counted(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from atoll.net.parts import (
     U32 as U32,
     U63 as U63,
     Address as Address,
+    Arriving as Arriving,
     BlobBytes as BlobBytes,
     Counted as Counted,
     HostAddress as HostAddress,
@@ -104,6 +105,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
 
     `round` and `state` say which committed state the peer holds (0 and the initial one: none yet);
     `trained` names the leases whose work is in its local weights and was not committed yet.
+    `arriving` is a state that it was fetching when it was stopped, or still is.
     """
 
     protocol: int
@@ -119,6 +121,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     led: Commit | None = None  # the record of the newest leader that the peer has followed
     rests: bool = False  # as `Resting` says
     place: Annotated[str, Meta(max_length=60)] = ""  # where its owner says that it is
+    arriving: Arriving | None = None
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
@@ -246,7 +249,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag_field="t", tag="welcome"):
     """The host's answer to Hello, followed by the commits after `base_round`.
 
     `base_round` is the peer's own round, or, if it is too far behind or its state is not the agreed
-    one, an agreed round whose state (`base_state`) it must fetch first. `held` are the leases that
+    one, an agreed round whose state (`base_state`) it must fetch first: the one that is `arriving`,
+    if the rest of it and the updates since are less than a newer one. `held` are the leases that
     it holds after the commit of that round: those commits settle some of them.
     """
 

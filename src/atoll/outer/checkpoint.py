@@ -4,6 +4,7 @@
     000012/manifest.json
 
     incoming/state.safetensors   a state of which chunks are still to come
+    incoming/manifest.json       which one
 
 The header carries the digest of the manifest, so no damage to either file goes unseen. A chunk that
 arrived in `incoming` is told by its digest, so it needs no record: whoever is killed in the middle
@@ -20,6 +21,7 @@ from itertools import count
 from math import inf
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,6 +33,7 @@ from atoll.durable import (
     publish,
     remove,
     write_synced,
+    write_whole,
 )
 from atoll.errors import BadBlobError, DamagedError, RunError
 from atoll.ids import Buffer, Digest, RoundId, digest_of
@@ -45,6 +48,14 @@ MANIFEST_FILE = "manifest.json"
 INCOMING = "incoming"
 
 
+class Arriving(NamedTuple):
+    """A state of which about so many bytes have arrived."""
+
+    round: RoundId
+    digest: Digest
+    num_bytes: int
+
+
 class StateStore:
     """A directory with one folder per state, of one process. `locate` may run beside `save`."""
 
@@ -55,6 +66,10 @@ class StateStore:
         self._used_at: dict[RoundId, float] = {}
         self._numbers = count()  # of temporary folders
         open_directory(directory)
+        self._incoming: StateManifest | None = None
+        with suppress(OSError, BadBlobError):  # if it is damaged, the state is fetched anew
+            content = (directory / INCOMING / MANIFEST_FILE).read_bytes()
+            self._incoming = parse_manifest(content)
         for round in self.rounds():
             with suppress(DamagedError):  # nothing of it is served; `load_` is where it matters
                 self._index(self._manifest(round))
@@ -72,7 +87,8 @@ class StateStore:
         """
         assert (manifest.round, manifest.num_values) == (state.round, state.num_values)
         with disk_errors(self._directory):
-            remove(self._directory / INCOMING)  # who has a state of its own needs no other
+            self._incoming = None  # who has a state of its own needs no other
+            remove(self._directory / INCOMING)
             if manifest.digest not in self._locations.get(manifest.round, ()):
                 self._write(state, manifest)
             self._prune(now)
@@ -107,6 +123,20 @@ class StateStore:
                 return locations[digest]
         return None
 
+    def arriving(self) -> Arriving | None:
+        """Return the state that is worth to be gone on with, if it can still be had."""
+        if self._incoming is None:
+            return None
+        try:
+            num_bytes = _bytes_on_disk((self._directory / INCOMING / STATE_FILE).stat())
+        except OSError:
+            return None
+        return Arriving(self._incoming.round, self._incoming.digest, num_bytes)
+
+    def give_up(self) -> None:
+        """Note that what has arrived is of a state that is not to be had any more."""
+        self._incoming = None
+
     def begin_receive(
         self, manifest_bytes: Buffer, *, expect: Digest, run: Digest, num_values: int
     ) -> "StateReceiver":
@@ -124,7 +154,9 @@ class StateStore:
         if (manifest.run, manifest.num_values) != (run, num_values):
             raise BadBlobError("the manifest of a state is one of another run")
         with disk_errors(self._directory):
-            return StateReceiver(self, manifest, self._directory / INCOMING)
+            receiver = StateReceiver(self, manifest, self._directory / INCOMING)
+        self._incoming = manifest
+        return receiver
 
     def _write(self, state: PeerState, manifest: StateManifest) -> None:
         folder = self._temporary_folder()
@@ -206,9 +238,12 @@ class StateReceiver:
         try:
             # Each chunk has its place: what stays of another state is where it is needed.
             self._missing = {k for k in range(len(manifest.chunks)) if not self._has(k)}
+            if len(self._missing) == len(manifest.chunks):
+                self._file.truncate(0)  # so that what is on the disk is what is of use
             _make_room(self._file.fileno(), folder, self._data_start + manifest.state_bytes)
             self._file.truncate(self._data_start + manifest.state_bytes)
             self._write(0, header)
+            write_whole(folder / MANIFEST_FILE, manifest.encoded())
         except BaseException:
             self.close()
             raise
@@ -241,6 +276,7 @@ class StateReceiver:
         with disk_errors(self._folder):
             os.fsync(self._file.fileno())
             self._store._publish(self._folder, self.manifest)
+        self._store.give_up()  # nothing is arriving any more
         self.close()
         self._store.load_(state, round=self.manifest.round, run=self.manifest.run)
 
@@ -273,8 +309,7 @@ def _digest_of_zeros(num_bytes: int) -> Digest:
 
 def _make_room(descriptor: int, folder: Path, num_bytes: int) -> None:
     """Raise RunError if the file, of which only parts may be on the disk, cannot grow to this."""
-    status = os.fstat(descriptor)
-    on_disk = 512 * getattr(status, "st_blocks", status.st_size // 512)  # not on every system
+    on_disk = _bytes_on_disk(os.fstat(descriptor))
     lacking, free = num_bytes - on_disk, shutil.disk_usage(folder).free
     if free < lacking:
         raise RunError(
@@ -282,6 +317,11 @@ def _make_room(descriptor: int, folder: Path, num_bytes: int) -> None:
             f"are free in {folder}",
             hint="make room there, and start again: what has arrived is kept",
         )
+
+
+def _bytes_on_disk(status: os.stat_result) -> int:
+    """Return how much of a file is there; parts that nobody has written take no place."""
+    return 512 * getattr(status, "st_blocks", status.st_size // 512)  # not on every system
 
 
 def _read_(state: PeerState, manifest: StateManifest, path: Path) -> bool:

@@ -308,6 +308,7 @@ class Agent:
             run=self._home.run,
             name=self._peer.name,
             place=self._peer.place,
+            arriving=self._home.arriving(),
             trains=local is not None,
             listen_host=self._peer.advertise_host,
             listen_port=self._port,

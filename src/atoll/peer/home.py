@@ -96,6 +96,13 @@ class Home:
             with disk_errors(self.directory):
                 self.initial.discard(INITIAL)
 
+    def arriving(self) -> wire.Arriving | None:
+        """Return of which state a part is here, if one was being fetched and is to be had."""
+        found = self.states.arriving()
+        if found is None:
+            return None
+        return wire.Arriving(round=found.round, state=found.digest, num_bytes=found.num_bytes)
+
     def commits(self) -> dict[RoundId, records.Heard]:
         """Return the commits whose updates are kept.
 

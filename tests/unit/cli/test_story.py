@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -116,12 +117,13 @@ def test_a_peer_that_goes_and_comes_back(story: Story):
     hear(story, committed(1), committed(2), joined(BEN))
     hear(story, phase("outer_step", round=1), phase("outer_step", round=2), by="ben")
     fetched = events.StateSynced(round=RoundId(2), how="fetched", num_bytes=2_000_000, seconds=0.3)
-    hear(story, fetched, by="ben")
+    hear(story, fetched, msgspec.structs.replace(fetched, kept_bytes=6_000_000), by="ben")
     assert [text for text in told(story) if "ben" in text] == [
         "ben is gone: its connection ended",
         "ben is back, it trains on CPU",
         "ben catches up: round 1",
         "ben fetched state 2: 2.0 MB in 0.3 s",
+        "ben fetched state 2: 2.0 MB, the rest of 8.0 MB, in 0.3 s",
     ]
 
 

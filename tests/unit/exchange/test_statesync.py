@@ -202,6 +202,31 @@ def test_a_joiner_that_is_killed_fetches_later_what_is_missing(tmp_path, committ
     run(main())
 
 
+def test_a_state_is_gone_on_with_for_as_long_as_each_attempt_brings_something(tmp_path, committed):
+    """First its line fails in the middle, then nobody has what is still missing."""
+
+    async def main():
+        joiner = Joiner.at(tmp_path / "joiner")
+        sources, manifest = await with_state(tmp_path, committed, dies_after={B: 3})
+        with pytest.raises(PeerError, match="1 of 3 blobs"):
+            await joiner.fetch(sources, manifest.digest, B)
+        assert joiner.store.arriving().digest == manifest.digest
+        await sources.close()
+
+        sources, _ = await with_state(tmp_path, committed, lacking=range(3))
+        with pytest.raises(PeerError, match="1 of 1 blobs"):
+            await joiner.fetch(sources, manifest.digest)
+        assert joiner.store.arriving() is None, "the host may know of one that can be had"
+        await sources.close()
+
+        sources, _ = await with_state(tmp_path, committed)
+        fetched = await joiner.fetch(sources, manifest.digest)
+        assert fetched.kept_bytes == 2 * CHUNK_BYTES, "it is there nevertheless"
+        await sources.close()
+
+    run(main())
+
+
 def test_of_many_joiners_some_wait_and_all_are_served(tmp_path, committed):
     """One member has the state; it serves few at a time."""
 

@@ -131,7 +131,12 @@ def held(*, version: int, round_id: int = 1, num_slices: int = NUM_SLICES) -> wi
 
 
 def hello(
-    peer: PeerId, *, round_id: int = 0, state_digest: Digest | None = None, trained: tuple = ()
+    peer: PeerId,
+    *,
+    round_id: int = 0,
+    state_digest: Digest | None = None,
+    trained: tuple = (),
+    arriving: wire.Arriving | None = None,
 ) -> wire.Hello:
     return wire.Hello(
         protocol=wire.PROTOCOL,
@@ -144,6 +149,7 @@ def hello(
         round=RoundId(round_id),
         state=state_digest or state(round_id),
         trained=trained,
+        arriving=arriving,
     )
 
 

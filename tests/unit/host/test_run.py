@@ -9,6 +9,7 @@ from tests.unit.host.scene import (
     CONFIG,
     GENESIS,
     NUM_SLICES,
+    SLICE_BYTES,
     SYNC,
     A,
     B,
@@ -238,6 +239,35 @@ def test_a_peer_that_comes_back_starts_from_its_own_state_if_it_is_any_good(roun
     assert (welcome.committed, welcome.base_round) == (10, base)
     assert welcome.base_state == state(base)
     assert SendCommits(A, RoundId(base), RoundId(10)) in scene.effects
+
+
+@pytest.mark.parametrize(
+    ("round_id", "of", "updates_more", "base"),
+    [
+        (10, "all", 0, 10),
+        (9, "all", 1, 9),  # it saves more than the update since
+        (9, "all", 0, 10),  # it does not
+        (10 - REPLAY_ROUNDS, "all", 1, 10 - REPLAY_ROUNDS),
+        (9 - REPLAY_ROUNDS, "all", 100, 10),  # its updates may be gone
+        (9, "other", 100, 10),  # a state that was never agreed on
+        (11, "all", 100, 10),
+    ],
+)
+def test_who_was_fetching_a_state_goes_on_with_it_if_that_saves_more_than_it_costs(
+    round_id, of, updates_more, base
+):
+    scene = with_commits(10)
+    num_bytes = (10 - round_id) * sum(SLICE_BYTES) + updates_more
+    arriving = wire.Arriving(
+        round=RoundId(round_id), state=state(round_id, of=of), num_bytes=max(0, num_bytes)
+    )
+    scene.hello(A, state_digest=state(0, of="none"), arriving=arriving)
+    (welcome,) = scene.sent(wire.Welcome)
+    assert (welcome.base_round, welcome.base_state) == (base, state(base))
+    assert SendCommits(A, RoundId(base), RoundId(10)) in scene.effects
+    scene.hello(A, round_id=8, arriving=arriving)
+    (welcome,) = scene.sent(wire.Welcome)
+    assert welcome.base_round == 8, "it has a good state of its own"
 
 
 def test_the_newest_agreed_state_may_be_older_than_the_newest_commit():

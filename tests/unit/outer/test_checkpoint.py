@@ -292,6 +292,59 @@ def test_of_a_newer_state_only_the_chunks_that_differ_are_missing(tmp_path):
     assert store.rounds() == (13,)
 
 
+def test_the_state_that_arrives_is_known_after_a_restart_until_it_is_there(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    manifest = manifest_of(state, run=RUN)
+    assert StateStore(tmp_path, keep=2).arriving() is None
+    receiver = begin(StateStore(tmp_path, keep=2), state, manifest)
+    receiver.put(0, chunk(state, manifest, 0))
+    receiver.close()
+    store = StateStore(tmp_path, keep=2)
+    arriving = store.arriving()
+    assert (arriving.round, arriving.digest) == (12, manifest.digest)
+    assert CHUNK_BYTES <= arriving.num_bytes < CHUNK_BYTES + 20_000, "and the header"
+    assert received(store, state, manifest) == [1]
+    assert store.arriving() is None
+    assert StateStore(tmp_path, keep=2).arriving() is None
+
+
+def test_of_a_state_that_is_given_up_nothing_is_told(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    store = StateStore(tmp_path, keep=2)
+    begin(store, state, manifest_of(state, run=RUN)).close()
+    assert store.arriving()
+    store.give_up()
+    assert store.arriving() is None
+
+
+def test_what_is_of_no_use_for_a_newer_state_takes_no_room_any_more(tmp_path):
+    state = state_of(12, TWO_CHUNKS)
+    store = StateStore(tmp_path, keep=2)
+    receiver = begin(store, state, manifest_of(state, run=RUN))
+    receiver.put(0, chunk(state, receiver.manifest, 0))
+    receiver.close()
+    newer = state_of(14, TWO_CHUNKS)
+    receiver = begin(store, newer, manifest_of(newer, run=RUN))
+    assert receiver.missing() == [0, 1]
+    assert store.arriving().round == 14
+    assert store.arriving().num_bytes < 20_000, "the header alone"
+    receiver.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", None])
+def test_a_damaged_note_of_what_arrives_is_as_none(tmp_path, damage):
+    state = state_of(12, TWO_CHUNKS)
+    manifest = manifest_of(state, run=RUN)
+    receiver = begin(StateStore(tmp_path, keep=2), state, manifest)
+    receiver.put(0, chunk(state, manifest, 0))
+    receiver.close()
+    note = tmp_path / "incoming" / "manifest.json"
+    note.write_bytes(note.read_bytes()[:-5] if damage is None else damage)
+    store = StateStore(tmp_path, keep=2)
+    assert store.arriving() is None
+    assert received(store, state, manifest) == [1], "what has arrived is told by its digest"
+
+
 def test_who_has_caught_up_without_it_drops_what_was_arriving(tmp_path):
     state = state_of(12, TWO_CHUNKS)
     manifest = manifest_of(state, run=RUN)
@@ -299,7 +352,9 @@ def test_who_has_caught_up_without_it_drops_what_was_arriving(tmp_path):
     receiver.put(0, chunk(state, manifest, 0))
     receiver.close()
     assert incoming(tmp_path).exists()
-    save(StateStore(tmp_path, keep=2), state_of(14))
+    store = StateStore(tmp_path, keep=2)
+    save(store, state_of(14))
+    assert store.arriving() is None
     assert [path.name for path in tmp_path.iterdir()] == ["000014"]
 
 
