@@ -31,7 +31,7 @@ SLOW = ("--max-download", "16")  # Mb/s: the state takes 17 seconds
 def wide(config: RunConfig) -> RunConfig:
     """A model whose state has eight chunks, and an update half a one."""
     model = msgspec.structs.replace(config.model, ffn_width=20_480)
-    short = with_sync(config, rounds=1000, inner_steps=1, update_codec="int4")
+    short = with_sync(config, rounds=1000, inner_steps=1, silent_s=30.0, update_codec="int4")
     wide = msgspec.structs.replace(short, model=model)
     assert (NUM_CHUNKS - 1) * CHUNK_BYTES < 8 * num_parameters(model) <= NUM_CHUNKS * CHUNK_BYTES
     return wide
