@@ -34,6 +34,7 @@ PER_SOURCE = 2  # requests at once: the next blob is on its way while one is ask
 AT_ONCE = 16  # requests in all, and so blobs in memory; further sources are asked when one fails
 BUSY_S = 2.0  # before sources that are busy are asked again
 BUSY_TRIES = 150  # in a row
+ARRIVING_INNER = "arriving"  # beside the file that it becomes
 INNER_BYTES_PER_S = 250_000  # moments that come slower are not worth the wait
 
 Store = Callable[[int, bytearray], Awaitable[None]]  # index of the wanted blob, and its bytes
@@ -108,28 +109,26 @@ async def fetch_inner(
     """Put the moments of a member that trains into this file; return whose they are.
 
     None: no source has any that pass the `check`, in time. All chunks come from one member: no
-    other has the same.
+    other has the same. What has arrived when we are killed stays for the next time.
 
     Raises:
         RunError: there is no room for them.
     """
-    beside = path.with_name(path.name + ".partial")
-    try:
-        for source in sources:
-            with suppress(PeerError, TimeoutError):  # another one may have them
-                async with asyncio.timeout(DIAL_S + at_most / INNER_BYTES_PER_S):
-                    await _fetch_inner_from(source, beside, links=links, at_most=at_most)
-                await asyncio.to_thread(check, beside)
-                with disk_errors(path.parent):
-                    await asyncio.to_thread(publish, beside, path)
-                return source.peer
-    finally:
-        await asyncio.to_thread(remove, beside)
+    arriving = path.with_name(ARRIVING_INNER)
+    for source in sources:
+        with suppress(PeerError, TimeoutError):  # another one may have them
+            async with asyncio.timeout(DIAL_S + at_most / INNER_BYTES_PER_S):
+                await _fetch_inner_from(source, arriving, links=links, at_most=at_most)
+            await asyncio.to_thread(check, arriving)
+            with disk_errors(path.parent):
+                await asyncio.to_thread(publish, arriving, path)
+            return source.peer
+    await asyncio.to_thread(remove, arriving)
     return None
 
 
 async def _fetch_inner_from(
-    source: wire.Address, beside: Path, *, links: Links, at_most: int
+    source: wire.Address, arriving: Path, *, links: Links, at_most: int
 ) -> None:
     async with links.to(source) as connection:
         await connection.send(wire.FetchInner())
@@ -143,18 +142,26 @@ async def _fetch_inner_from(
         raise PeerError(f"no inner optimizer: {answer.num_bytes} bytes in {len(answer.chunks)}")
 
     async def put(index: int, payload: bytearray) -> None:
-        with disk_errors(beside.parent):
-            file.seek(index * CHUNK_BYTES)
+        with disk_errors(arriving.parent):
+            file.seek(missing[index] * CHUNK_BYTES)
             file.write(payload)  # nothing comes in between: there is no await
 
-    with disk_errors(beside.parent):
-        file = await asyncio.to_thread(beside.open, "wb")
+    with disk_errors(arriving.parent):
+        missing = await asyncio.to_thread(_missing_of, answer, arriving)
+        file = await asyncio.to_thread(arriving.open, "r+b", buffering=0)
     with file:
-        wanted = [(digest, CHUNK_BYTES) for digest in answer.chunks]
+        wanted = [(answer.chunks[k], CHUNK_BYTES) for k in missing]
         await _Transfer(wanted, [source], links=links, store=put).run()
-        with disk_errors(beside.parent):
-            file.flush()
+        with disk_errors(arriving.parent):
             await asyncio.to_thread(os.fsync, file.fileno())
+
+
+def _missing_of(inner: wire.Inner, path: Path) -> list[int]:
+    """Return which chunks of it are not in the file, which has its length from now on."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(inner.num_bytes)
+        return [k for k, d in enumerate(inner.chunks) if digest_of(file.read(CHUNK_BYTES)) != d]
 
 
 async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache: Path) -> Dataset:

@@ -22,6 +22,7 @@ from atoll.durable import disk_errors, write_whole
 from atoll.errors import DamagedError, ProtocolError, RunError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.initial import INITIAL_FOLDER
+from atoll.exchange.statesync import ARRIVING_INNER
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.net.identity import Identity, public_key_of
@@ -207,7 +208,8 @@ class Home:
     def forget_inner_before(self, round_id: RoundId) -> None:
         oldest = self.inner_path(round_id)
         for path in oldest.parent.iterdir():
-            if path < oldest and path != self._lent_inner:
+            is_old = path < oldest and path != self._lent_inner
+            if is_old or path.name == ARRIVING_INNER:  # of another one: we have our own
                 path.unlink()
 
     def close(self) -> None:

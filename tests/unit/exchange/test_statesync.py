@@ -336,12 +336,18 @@ async def with_moments(tmp_path, moments):
         async def offer(content=content, digests=tuple(places)):
             return None if content is None else wire.Inner(num_bytes=len(content), chunks=digests)
 
+        asked = sources.asked[peer] = []
+
+        def noted(digest, asked=asked, places=places):
+            asked.append(digest)
+            return places.get(digest)
+
         unused, _ = reducers(tmp_path / f"blobs-{peer[:1]}")
         transport = sources.network.transport(peer)
         serving = BlobServer(
             reducers=unused,
             updates=lambda _: None,
-            states=[places.get],
+            states=[noted],
             links=Links(transport),
             inner=offer,
         )
@@ -385,6 +391,28 @@ def test_without_a_good_donor_there_is_nothing(tmp_path):
     async def main():
         sources = await with_moments(tmp_path, {B: None, C: LIE, D: LIE})
         assert await fetched_inner(tmp_path, sources) == (None, [])
+        await sources.close()
+
+    run(main())
+
+
+def test_of_moments_that_had_arrived_from_the_same_donor_only_the_rest_is_fetched(tmp_path):
+    """As after a kill in mid-transfer, with a chunk cut in two. Another donor has others."""
+
+    async def main():
+        arriving = tmp_path / "arriving"
+        arriving.write_bytes(MOMENTS[: CHUNK_BYTES + 100])
+        sources = await with_moments(tmp_path, {B: MOMENTS})
+        assert await fetched_inner(tmp_path, sources) == (B, ["inner"])
+        assert (tmp_path / "inner").read_bytes() == MOMENTS
+        assert sources.asked[B] == [digest_of(MOMENTS[CHUNK_BYTES:])]
+        assert not arriving.exists()
+        await sources.close()
+
+        arriving.write_bytes(LIE + b"of a file that was longer")
+        sources = await with_moments(tmp_path, {C: MOMENTS})
+        assert await fetched_inner(tmp_path, sources) == (C, ["inner"])
+        assert (tmp_path / "inner").read_bytes() == MOMENTS
         await sources.close()
 
     run(main())

@@ -127,5 +127,8 @@ def test_forgetting_drops_only_the_updates_that_no_kept_or_open_round_names(home
 def test_old_inner_optimizers_are_dropped(home):
     for round_id in (9, 10, 11):
         home.inner_path(RoundId(round_id)).write_bytes(b"x")
+    arriving = home.inner_path(RoundId(9)).with_name("arriving")
+    arriving.write_bytes(b"of another peer")
     home.forget_inner_before(RoundId(10))
+    assert not arriving.exists()
     assert [home.inner_path(RoundId(r)).exists() for r in (9, 10, 11)] == [False, True, True]
