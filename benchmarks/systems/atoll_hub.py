@@ -34,7 +34,7 @@ class Hub:
         self.round = RoundId(0)
         self.ready: set[PeerId] = set()
         self.contributions: dict[PeerId, tuple[Digest, ...]] = {}
-        self.num_delivered: dict[PeerId, int] = defaultdict(int)
+        self.delivered: dict[PeerId, set[int]] = defaultdict(set)
 
     async def serve(self, connection: Connection) -> None:
         assert connection.peer is not None
@@ -49,8 +49,8 @@ class Hub:
                     self.contributions[connection.peer] = digests
                     if len(self.contributions) == len(self.peers):
                         await self.announce_roster()
-                case wire.Delivered(contributor=contributor):
-                    self.num_delivered[contributor] += 1
+                case wire.Delivered(contributor=contributor, slice=index):
+                    self.delivered[contributor].add(index)  # it may be said again
                     await self.close_if_all_is_there()
                 case _:
                     pass
@@ -59,7 +59,7 @@ class Hub:
         self.round = RoundId(self.round + 1)
         self.ready.clear()
         self.contributions.clear()
-        self.num_delivered.clear()
+        self.delivered.clear()
         plan = wire.Plan(
             round=self.round,
             version=1,
@@ -79,7 +79,7 @@ class Hub:
 
     async def close_if_all_is_there(self) -> None:
         num_slices = len(self.assignment)
-        whole = [peer for peer, number in self.num_delivered.items() if number == num_slices]
+        whole = [peer for peer, slices in self.delivered.items() if len(slices) == num_slices]
         if len(whole) == len(self.peers):
             for connection in self.connections.values():
                 await connection.send(CLOSED)

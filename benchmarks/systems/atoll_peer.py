@@ -6,7 +6,7 @@ before it commits, and nobody here does.
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -143,14 +143,17 @@ class Member:
                 delivered=lambda *_: None,
             )
             return
-        async with self.links.to(run.reducer) as connection:
+
+        async def bring(connection: Connection, part: Sequence[int]) -> None:
             await deliver_to(
                 connection,
-                indices,
+                part,
                 contribution=contribution,
                 links=self.links,
                 delivered=lambda *_: None,
             )
+
+        await self.links.share_out(run.reducer, indices, bring)
 
     async def gather(
         self,
@@ -175,15 +178,18 @@ class Member:
             codec=self.codec,
             sizes=tuple(b - a for a, b in self.bounds),
         )
-        async with self.links.to(run.reducer) as connection:
+
+        async def fetch(connection: Connection, part: Sequence[int]) -> None:
             await gather_from(
                 connection,
-                range(run.start, run.stop),
+                part,
                 wanted=wanted,
                 blobs=self.blobs,
                 links=self.links,
                 gathered=lambda index, _, payload: decode(index, payload),
             )
+
+        await self.links.share_out(run.reducer, range(run.start, run.stop), fetch)
 
 
 class Atoll:

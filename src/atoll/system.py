@@ -256,6 +256,15 @@ def choose_congestion(connected: socket.socket, control: str) -> None:
     _set_if_known(connected, "TCP_CONGESTION", control.encode())
 
 
+def congestion_of(connected: socket.socket) -> str:
+    """Return the name of what controls the congestion of this socket; empty: it is not told."""
+    option: int | None = getattr(socket, "TCP_CONGESTION", None)
+    if option is None:
+        return ""
+    told = connected.getsockopt(socket.IPPROTO_TCP, option, 16)  # TCP_CA_NAME_MAX
+    return told.rstrip(b"\0").decode("ascii")
+
+
 def offered_congestion() -> tuple[str, ...]:
     """Return the ways of congestion control that this system offers; none known: no choice."""
     try:

@@ -56,6 +56,7 @@ class MemoryTransport:
         self._network = network
         self.peer = peer
         self.paced: float | None = None
+        self.backs_off = False
 
     @property
     def num_sent(self) -> int:

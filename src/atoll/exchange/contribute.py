@@ -8,7 +8,8 @@ over gets the same bytes.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,12 +73,13 @@ class EncodedContribution:
         self._slices: list[asyncio.Future[tuple[Digest, bytes]]] = [
             loop.create_future() for _ in slices
         ]
-        self._brought_to: set[PeerId | None] = set()
+        self._brought_to: dict[PeerId | None, set[int]] = defaultdict(set)
 
-    def is_new_to(self, reducer: PeerId | None) -> bool:
-        """Return whether nothing of it was ever brought there, and note that it is now."""
-        is_new = reducer not in self._brought_to
-        self._brought_to.add(reducer)
+    def is_new_to(self, reducer: PeerId | None, indices: Collection[int]) -> bool:
+        """Return whether none of these slices was ever brought there; they are, from now on."""
+        brought = self._brought_to[reducer]
+        is_new = brought.isdisjoint(indices)
+        brought.update(indices)
         return is_new
 
     async def encode(
@@ -155,7 +157,7 @@ async def deliver_to(
     async with patience(0):
         await connection.send(wire.Bring(round=contribution.round_id))
     async with running(hear()):
-        if not contribution.is_new_to(connection.peer):
+        if not contribution.is_new_to(connection.peer, indices):
             async with patience(0):
                 await answered.wait()
         with links.uplink.flow(connection):

@@ -4,17 +4,22 @@
 
 A connection serves one request at a time, and is kept for the next one to the same member, until a
 plan comes that has nothing for us to do with it: in a large run the others would have far too many.
+
+What goes far takes several connections at once: there, a flow of TCP takes many round trips to find
+the rate of the line, and loses half of it with each lost packet. Not so with BBR.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
+from typing import Any, TypeAlias
 
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.rates import LineRate
+from atoll.exchange.tasks import together
 from atoll.exchange.uplink import Uplink
 from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
@@ -25,7 +30,22 @@ DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 SHUNNED_ROUNDS = 3  # for which who failed us is asked after all others
+FAR_S = 0.06  # for a dial, which is two round trips and some arithmetic
+FAR_CONNECTIONS = 6  # to a member that is far
+FLOWS = 24  # to all members together, that is: more than these fill any line
 ASK_EVERY_S = 1 / 32  # what the others have: twice in a bin of the rate. The answer costs a while
+Use: TypeAlias = Callable[[Connection, Sequence[int]], Coroutine[Any, Any, None]]
+
+
+def num_connections(dial_s: float, *, num_members: int, backs_off: bool) -> int:
+    """Return how many connections to a member, dialled in that time, are to be used at once.
+
+    `num_members` is with how many we have to do now; `backs_off` says whether a lost packet makes a
+    flow of ours slower.
+    """
+    if dial_s < FAR_S or not backs_off:
+        return 1
+    return max(1, min(FAR_CONNECTIONS, FLOWS // num_members))
 
 
 class Links:
@@ -46,6 +66,7 @@ class Links:
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
         self._closing: set[asyncio.Task[None]] = set()
         self._failed_in: dict[PeerId, int] = {}  # the last round in which it failed us
+        self._dial_s: dict[PeerId, float] = {}  # the least that a dial took: how far they are
         self._num_rounds = 0
 
     def end_round(self) -> None:
@@ -94,15 +115,46 @@ class Links:
         Raises:
             PeerError: the member cannot be reached.
         """
-        connection = await self._kept(address.peer) or await self.transport.dial(
-            address.host, address.port, expect=address.peer, timeout_s=DIAL_S
-        )
+        connection = await self._kept(address.peer) or await self._dial(address)
         try:
             yield connection
         except BaseException:  # also a cancelled request leaves its answer in the pipe
             await connection.close()
             raise
         self._idle[address.peer].append(connection)
+
+    async def share_out(self, address: wire.Address, indices: Sequence[int], use: Use) -> None:
+        """Do what there is to do with a member over as many connections as its distance asks for.
+
+        Each has its part of the indices, one after the other in turns, so that all parts keep
+        their order. When one fails, all end.
+
+        Raises:
+            PeerError: the member cannot be reached, or what `use` raises.
+        """
+
+        async def on_one_more(part: Sequence[int]) -> None:
+            async with self.to(address) as connection:
+                await use(connection, part)
+
+        async with self.to(address) as first:
+            num = num_connections(
+                self._dial_s.get(address.peer, 0.0),
+                num_members=len({address.peer, *self._idle}),
+                backs_off=self.transport.backs_off,
+            )
+            parts = [indices[k::num] for k in range(min(num, len(indices)))]
+            await together(use(first, parts[0]), *(on_one_more(part) for part in parts[1:]))
+
+    async def _dial(self, address: wire.Address) -> Connection:
+        now = asyncio.get_running_loop().time
+        began_at = now()
+        connection = await self.transport.dial(
+            address.host, address.port, expect=address.peer, timeout_s=DIAL_S
+        )
+        took_s = now() - began_at
+        self._dial_s[address.peer] = min(took_s, self._dial_s.get(address.peer, took_s))
+        return connection
 
     async def _kept(self, peer: PeerId) -> Connection | None:
         """Return a kept connection to the member, if there is one that it has not ended."""
@@ -116,6 +168,7 @@ class Links:
 
     def keep_only(self, peers: Collection[PeerId]) -> None:
         """Close the connections that are in no use now, but for those to these members."""
+        self._dial_s = {peer: took_s for peer, took_s in self._dial_s.items() if peer in peers}
         for peer in [peer for peer in self._idle if peer not in peers]:
             for connection in self._idle.pop(peer):
                 closing = asyncio.create_task(connection.close())

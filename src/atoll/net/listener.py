@@ -32,7 +32,7 @@ class Limits:
     handshakes: int = 256  # at a time; further ones wait in the backlog of the system
     strangers: int = 64  # at a time
     stranger_s: float = 30.0  # for all that a stranger has to say
-    per_member: int = 32  # connections of one member at a time: a few for each open round
+    per_member: int = 64  # connections of one member at a time: a few for each open round
 
 
 class TcpListener:

@@ -73,8 +73,12 @@ class Transport(Protocol):
     """`num_sent`, `num_received`: bytes of messages and payloads, over all connections so far.
 
     `num_confirmed`: bytes that the others' systems have, TLS included, over all connections so far;
-    None: ours does not tell.
+    None: ours does not tell. `backs_off`: a lost packet makes a flow of ours slower, as with all
+    ways to control congestion but BBR.
     """
+
+    @property
+    def backs_off(self) -> bool: ...
 
     @property
     def num_confirmed(self) -> int | None: ...
@@ -124,6 +128,12 @@ class TcpTransport:
             pace=RateLimit(0.0),
         )
         self._streams: WeakSet[Stream] = WeakSet()
+        self._congestion = ""  # what controls it, as the newest dial has shown
+
+    @property
+    def backs_off(self) -> bool:
+        """Whether a lost packet makes a flow of ours slower."""
+        return self._congestion != "bbr"
 
     @property
     def num_sent(self) -> int:
@@ -155,6 +165,7 @@ class TcpTransport:
             async with asyncio.timeout(timeout_s):
                 connected = await _connected(host, port, timeout_s=timeout_s)
                 _tune(connected, self._limits)
+                self._congestion = system.congestion_of(connected)
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: stream, sock=connected)
                 await stream.shake_hands()

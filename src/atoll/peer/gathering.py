@@ -7,6 +7,7 @@ from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.gather import Gathered, Wanted, gather_from
 from atoll.net import wire
+from atoll.net.transport import Connection
 from atoll.peer.member import Member
 
 RETRY_S = 0.3  # before a reducer that failed is asked again; the host may name another meanwhile
@@ -22,17 +23,15 @@ async def gather_all(
     member: Member,
 ) -> None:
     """Fetch the slices that are missing until none is; tell the host of a reducer out of reach."""
+
+    async def gather(connection: Connection, indices: Sequence[int]) -> None:
+        await gather_from(
+            connection, indices, wanted=wanted, blobs=blobs, links=member.links, gathered=gathered
+        )
+
     while todo := missing():
         try:
-            async with member.links.to(reducer) as connection:
-                await gather_from(
-                    connection,
-                    todo,
-                    wanted=wanted,
-                    blobs=blobs,
-                    links=member.links,
-                    gathered=gathered,
-                )
+            await member.links.share_out(reducer, todo, gather)
         except PeerError as error:
             if isinstance(error, ConnectionLost | BadBlobError):
                 member.complain(wanted.round, reducer.peer)

@@ -13,7 +13,7 @@ concerns.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TypeAlias
 
@@ -27,6 +27,7 @@ from atoll.exchange.tasks import group, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Heard, SliceUpdate
+from atoll.net.transport import Connection
 from atoll.peer.gathering import RETRY_S, gather_all
 from atoll.peer.member import Member, StateDiffers
 
@@ -167,6 +168,11 @@ async def _deliver_run(
         delivered_to[index] = here
         member.traffic.contributions_sent += num_bytes
 
+    async def deliver(connection: Connection, indices: Sequence[int]) -> None:
+        await deliver_to(
+            connection, indices, contribution=contribution, links=member.links, delivered=note
+        )
+
     while todo := [
         k for k in range(reduction.start, reduction.stop) if delivered_to.get(k) != here
     ]:
@@ -182,14 +188,7 @@ async def _deliver_run(
                     delivered=note,
                 )
                 continue
-            async with member.links.to(reducer) as connection:
-                await deliver_to(
-                    connection,
-                    todo,
-                    contribution=contribution,
-                    links=member.links,
-                    delivered=note,
-                )
+            await member.links.share_out(reducer, todo, deliver)
         except PeerError as error:
             if isinstance(error, ConnectionLost):
                 member.complain(contribution.round_id, reducer.peer)

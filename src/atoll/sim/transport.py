@@ -95,6 +95,11 @@ class SimTransport:
         return listener
 
     @property
+    def backs_off(self) -> bool:
+        """A flow has its part of the line at once, however far it goes."""
+        return False
+
+    @property
     def num_confirmed(self) -> None:
         """Nothing lies in buffers here: what was sent has passed the line."""
 

@@ -191,7 +191,7 @@ async def reducing(bounds=BOUNDS, *, is_encoded=True, is_new=True):
     if is_encoded:
         contribution, _ = await encoded_contribution(bounds)
     if not is_new:
-        contribution.is_new_to(B)
+        contribution.is_new_to(B, range(len(bounds)))
     other = Reducing(contribution, bounds=bounds)
     try:
         yield other
@@ -231,7 +231,7 @@ def test_the_first_time_the_first_slice_does_not_wait_for_what_the_reducer_holds
             for index in range(2):
                 await other.theirs.send(wire.Taken(slice=index))
             await other.bringing
-            assert not other.contribution.is_new_to(B)
+            assert not other.contribution.is_new_to(B, [1])
 
     run(main())
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from hypothesis import given, strategies as st
 from tests.unit.memory import MemoryTransport, Network
 from tests.unit.virtual import now, run
 
@@ -11,9 +12,13 @@ from atoll.exchange import links as blobs
 from atoll.exchange.links import (
     ANSWER_S,
     ASK_EVERY_S,
+    FAR_CONNECTIONS,
+    FAR_S,
+    FLOWS,
     SHUNNED_ROUNDS,
     SLOWEST_BYTES_PER_S,
     Links,
+    num_connections,
     patience,
 )
 from atoll.ids import PeerId, digest_of
@@ -286,6 +291,75 @@ def test_a_source_that_failed_is_asked_if_no_other_has_the_blob():
         members.links.note_failed(B)
         members.has[C] = False
         assert await fetch_from_any(members.links, members.addresses) == PAYLOAD
+
+    run(main())
+
+
+# --- several connections to one that is far -----------------------------------------------------
+
+
+@given(dial_s=st.floats(0, 10), num_members=st.integers(1, 2000), backs_off=st.booleans())
+def test_only_who_is_far_gets_several_connections_and_all_together_are_few(
+    dial_s, num_members, backs_off
+):
+    num = num_connections(dial_s, num_members=num_members, backs_off=backs_off)
+    assert 1 <= num <= FAR_CONNECTIONS
+    if num > 1:
+        assert dial_s >= FAR_S
+        assert backs_off
+        assert num * num_members <= FLOWS
+    assert num >= num_connections(dial_s, num_members=num_members + 1, backs_off=backs_off)
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "backs_off", "num_blobs", "parts"),
+    [
+        (2 * FAR_S, True, 8, [[0, 6], [1, 7], [2], [3], [4], [5]]),
+        (2 * FAR_S, True, 2, [[0], [1]]),
+        (2 * FAR_S, False, 3, [[0, 1, 2]]),
+        (FAR_S / 2, True, 3, [[0, 1, 2]]),
+    ],
+)
+def test_what_is_to_be_done_is_dealt_out_to_the_connections(delay_s, backs_off, num_blobs, parts):
+    async def main():
+        members = await Members(Network()).listen()
+        members.network.delays[1] = delay_s
+        links, (to_b, _) = members.links, members.addresses
+        links.transport.backs_off = backs_off
+        used = {}
+
+        async def use(connection, part):
+            used[connection] = list(part)
+            assert await fetch(connection) == PAYLOAD
+
+        for _ in range(2):  # the second time the connections are there
+            used.clear()
+            await links.share_out(to_b, range(num_blobs), use)
+            assert sorted(used.values()) == parts
+        assert members.network.num_dialled == len(parts)
+        await links.close()
+
+    run(main())
+
+
+def test_when_one_connection_fails_all_end_and_none_is_used_again():
+    async def main():
+        members = await Members(Network()).listen()
+        members.network.delays[1] = 2 * FAR_S
+        links, (to_b, _) = members.links, members.addresses
+        links.transport.backs_off = True
+        used = []
+
+        async def use(connection, part):
+            used.append(connection)
+            if 1 in part:
+                raise PeerError("refused")
+            await asyncio.sleep(1000)
+
+        with pytest.raises(PeerError, match="refused"):
+            await links.share_out(to_b, range(8), use)
+        assert len(used) == FAR_CONNECTIONS
+        assert not any(connection.is_open for connection in used)
 
     run(main())
 

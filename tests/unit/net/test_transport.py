@@ -477,6 +477,19 @@ def test_congestion_control_is_as_asked_where_the_system_has_it(anna, ben, conge
         assert used[0] == used[1] != congestion
 
 
+@pytest.mark.parametrize("congestion", offered_congestion())
+def test_a_lost_packet_makes_flows_slower_but_with_bbr(anna, ben, congestion):
+    async def scenario():
+        transport = TcpTransport(ben, Limits(congestion=congestion))
+        assert transport.backs_off, "who has not dialled takes them for ordinary ones"
+        async with listening(anna) as listener:
+            connection = await transport.dial(LOCAL, listener.port, expect=None, timeout_s=5)
+            await connection.close()
+        assert transport.backs_off is (congestion != "bbr")
+
+    asyncio.run(scenario())
+
+
 # --- the listener --------------------------------------------------------------------------------
 
 
