@@ -36,7 +36,13 @@ EXAMPLES: tuple[wire.Message, ...] = (
         place="São Tomé",
         arriving=wire.Arriving(round=RoundId(5), state=D1, num_bytes=2**40),
     ),
-    wire.AtState(round=ROUND, state=D1, device="CPU", samples_per_s=12.5),
+    wire.AtState(
+        round=ROUND,
+        state=D1,
+        device="CPU",
+        samples_per_s=12.5,
+        round_trips=(wire.RoundTrip(peer=BEN, seconds=0.0625),),
+    ),
     wire.Contribution(
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)
     ),
@@ -74,6 +80,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         sources=(ADDRESS,),
         num_samples=80,
         also=(wire.Run(start=2, stop=5),),
+        measure=(ADDRESS,),
     ),
     wire.Closed(round=ROUND, roster_version=1),
     wire.Reduce(

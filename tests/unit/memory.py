@@ -88,6 +88,7 @@ class MemoryTransport:
         if expect is not None and listener.peer != expect:
             raise PeerError(f"{host}:{port} is peer {listener.peer}, not {expect}")
         ours, theirs = pair(network, self.peer, listener.peer)
+        ours.round_trip_s = delay_s
         listener.answer(theirs)
         return ours
 
@@ -136,6 +137,7 @@ class MemoryConnection:
     """One end; `owner` is whose it is, `peer` who is at the other end."""
 
     remote_host = "127.0.0.1"
+    round_trip_s: float | None = None
 
     def __init__(self, network: Network, owner: PeerId | None, peer: PeerId | None) -> None:
         self.owner = owner

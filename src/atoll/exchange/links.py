@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.rates import LineRate
+from atoll.exchange.round_trips import RoundTrips
 from atoll.exchange.tasks import together
 from atoll.exchange.uplink import Uplink
 from atoll.ids import Digest, PeerId, digest_of
@@ -58,6 +59,7 @@ class Links:
         self.up = LineRate()
         self.down = LineRate()
         self.uplink = Uplink(transport)
+        self.round_trips = RoundTrips()
         # Hears how far a download is: bytes that came, bytes that are to come in all.
         self.on_download: Callable[[int, int], None] = lambda _come, _all: None
         self._confirmed: int | None = None  # bytes, of all that was sent; None: nobody tells
@@ -146,6 +148,16 @@ class Links:
             parts = [indices[k::num] for k in range(min(num, len(indices)))]
             await together(use(first, parts[0]), *(on_one_more(part) for part in parts[1:]))
 
+    async def measure(self, address: wire.Address) -> None:
+        """Learn how far away a member is, by dialling it, if we do not know.
+
+        Raises:
+            PeerError: the member cannot be reached.
+        """
+        if address.peer not in self.round_trips:
+            connection = await self._dial(address)
+            await connection.close()
+
     async def _dial(self, address: wire.Address) -> Connection:
         now = asyncio.get_running_loop().time
         began_at = now()
@@ -154,6 +166,7 @@ class Links:
         )
         took_s = now() - began_at
         self._dial_s[address.peer] = min(took_s, self._dial_s.get(address.peer, took_s))
+        self.round_trips.note(address.peer, connection.round_trip_s)
         return connection
 
     async def _kept(self, peer: PeerId) -> Connection | None:

@@ -1,21 +1,36 @@
 """Who is in which region, and who reduces which place of the tree. Pure.
 
-    members --by_id--> regions --assign_places--> the reducer of each place
-                                reassign_places
+    members --by_distance--> regions --assign_places--> the reducer of each place
+                                      reassign_places
+
+Each member has a way: the cell of the world that it is in, halved again and again, axis by axis,
+and then its id, bit by bit. Whoever has no position is in a world of its own. Members that have the
+beginning of their way in common are a region if they are no more than fit into one; else they are
+two parts, and so on. So regions are near each other inside, follow from who is where and from
+nothing else, and whoever comes or goes changes its own region, and now and then the one beside it.
 
 A region is reduced by those of its own members who can; where there are none, by some of all who
 can. A level above, a group's reducers are the heads of the regions below it: of each region the
 one with the least to reduce. What each of them takes on follows from the lines (plan.py).
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from atoll.exchange import plan
 from atoll.exchange.plan import Link
+from atoll.exchange.positions import Position
 from atoll.exchange.tree import Tree, divided
 from atoll.ids import PeerId
+
+CELL_S: Final = 0.032  # members of one cell are near each other
+CELL_BITS: Final = 6  # 64 cells on each axis; the outermost reach to the end of the world
+ID_BITS: Final = 128
+WAY_BITS: Final = 1 + 3 * CELL_BITS + ID_BITS
+SMALL: Final = 4  # a region with a fourth of what fits, or less, is joined with one beside it
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,66 @@ def count_regions(num_members: int, num_reducers: int, *, size: int) -> int:
     if not 0 < size < num_members:
         return 1
     return max(1, min(-(-num_members // size), num_reducers))
+
+
+def by_distance(
+    members: Iterable[PeerId],
+    reducers: Collection[PeerId],
+    *,
+    positions: Mapping[PeerId, Position],
+    size: int,
+) -> list[list[PeerId]]:
+    """Return the members of each region, at most `size` in one; 0: all are in one.
+
+    There are no more regions than have somebody to reduce them: with few of these they are larger.
+    """
+    way = {peer: _way(peer, positions.get(peer)) for peer in members}
+    in_order = sorted(way, key=lambda peer: (way[peer], peer))
+    if not 0 < size < len(in_order):
+        return [in_order]
+    among = frozenset(reducers)
+
+    def parts_of(some: list[PeerId], bit: int) -> list[list[PeerId]]:
+        if len(some) <= size or bit < 0:
+            return [some]
+        middle = bisect_left(some, 1, key=lambda peer: way[peer] >> bit & 1)
+        if middle in (0, len(some)):
+            return parts_of(some, bit - 1)
+        left, right = parts_of(some[:middle], bit - 1), parts_of(some[middle:], bit - 1)
+        if not belong_together(left[-1], right[0]):
+            return left + right
+        return [*left[:-1], left[-1] + right[0], *right[1:]]
+
+    def belong_together(one: list[PeerId], other: list[PeerId]) -> bool:
+        is_small = min(len(one), len(other)) <= size // SMALL
+        lacks_reducer = among.isdisjoint(one) or among.isdisjoint(other)
+        return len(one) + len(other) <= size and (is_small or lacks_reducer)
+
+    parts = parts_of(in_order, WAY_BITS - 1)
+    if len(parts) <= len(among):
+        return parts
+    num_regions = count_regions(len(in_order), len(among), size=size)
+    return [list(part) for part in divided(in_order, num_regions)]
+
+
+def _way(peer: PeerId, position: Position | None) -> int:
+    """Return the bits of a member's way, the first of them the highest."""
+    cells = [0, 0, 0]
+    if position is not None:
+        half = 1 << (CELL_BITS - 1)
+        cells = [min(max(round(x / CELL_S) + half, 0), 2 * half - 1) for x in position[:3]]
+    way = int(position is None)
+    for bit in reversed(range(CELL_BITS)):
+        for cell in cells:
+            way = way << 1 | cell >> bit & 1
+    return way << ID_BITS | int(peer, 16)
+
+
+def numbered(parts: Sequence[Sequence[PeerId]]) -> dict[PeerId, int]:
+    """Return the region of each member; if there is one only, nobody is in it."""
+    if len(parts) == 1:
+        return {}
+    return {peer: region for region, part in enumerate(parts) for peer in part}
 
 
 def by_id(members: Sequence[PeerId], num_regions: int) -> dict[PeerId, int]:

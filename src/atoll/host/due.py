@@ -14,7 +14,7 @@ from atoll.host.effects import Append, Effect, Report, Send, SendCommits
 from atoll.host.evaluation import evaluate
 from atoll.host.open_round import Phase, Round
 from atoll.host.orders import announced, closed_message, moved, plan_report, plans_for
-from atoll.host.places import division, let_sit_out, reducers, replaced
+from atoll.host.places import division, let_sit_out, locate, reducers, replaced
 from atoll.host.relief import relieve as relieve_reducers
 from atoll.host.state import (
     Run,
@@ -135,6 +135,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     if not chosen:
         return []
     run.ready_at = None
+    locate(run)
     divided = division(run, round_id, chosen)
     # No version is used twice, also not by the host process that goes on with a round.
     run.num_planned += 1

@@ -61,6 +61,10 @@ class Membership:
         """Return the connected members in the order of their ids."""
         return [self.members[peer] for peer in self._connected]
 
+    @property
+    def num_connected(self) -> int:
+        return len(self._connected)
+
     def reachable(self) -> list[PeerId]:
         """Return the connected members that others can reach, in the order of their ids."""
         return list(self._reachable)
@@ -75,6 +79,21 @@ class Membership:
             return list(reachable)
         start = bisect_left(reachable, peer)
         return reachable[start : start + num] + reachable[: max(0, start + num - len(reachable))]
+
+    def scattered(self, peer: PeerId, num: int) -> list[PeerId]:
+        """Return up to so many of those that others can reach, ever further behind `peer`.
+
+        All of them are named equally often; and since each names some far ones, there are few steps
+        from anybody to anybody.
+        """
+        reachable, start = self._reachable, bisect_left(self._reachable, peer)
+        if len(reachable) <= num:
+            return [other for other in reachable if other != peer]
+        step, named = 0, []
+        for k in range(num):
+            step = max(step + 1, round(len(reachable) ** ((k + 0.5) / num)))
+            named.append(reachable[(start + step) % len(reachable)])
+        return named
 
     def is_connected(self, peer: PeerId) -> bool:
         member = self.members.get(peer)

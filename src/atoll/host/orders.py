@@ -10,7 +10,7 @@ from atoll.exchange import plan
 from atoll.host.decision import Share
 from atoll.host.effects import Effect, Report, Send
 from atoll.host.open_round import NOBODY, Round
-from atoll.host.state import Run, addresses, present, sources
+from atoll.host.state import Run, addresses, present, sources, unmeasured
 from atoll.ids import PeerId
 from atoll.net import wire
 
@@ -31,6 +31,7 @@ def plans_for(run: Run, rnd: Round, peers: Iterable[PeerId]) -> list[Effect]:
             sources=sources(run, peer),
             num_samples=rnd.work.get(peer, 0),
             also=also.get(peer, ()),
+            measure=unmeasured(run, peer),
         )
         effects.append(Send(peer, told))
     return effects

@@ -4,12 +4,14 @@ from collections.abc import Collection, Sequence
 
 from atoll.exchange import regions
 from atoll.exchange.plan import Link
+from atoll.exchange.positions import located
 from atoll.exchange.regions import Division, Volumes
 from atoll.exchange.tree import Tree
 from atoll.host.open_round import NOBODY, Round
 from atoll.host.state import Run, SitsOut, is_ready, present
 from atoll.ids import PeerId, RoundId
 
+FORGOTTEN_ABOVE = 3  # times as many as there are: who is away may come back, but not for ever
 MOST_ROUNDS_OUT = 64  # without work as a reducer, before it is tried again
 
 
@@ -43,6 +45,17 @@ def _sits_out(run: Run, peer: PeerId, round_id: RoundId) -> bool:
     return pause is not None and round_id <= pause.until
 
 
+def locate(run: Run) -> None:
+    """Find out where members are by what they have measured since, if there are to be regions."""
+    num_members = run.membership.num_connected
+    if not 0 < run.config.sync.region_size < num_members:
+        return
+    if len(run.round_trips) > FORGOTTEN_ABOVE * num_members:
+        here = {m.peer for m in run.membership.connected()}
+        run.round_trips = {p: known for p, known in run.round_trips.items() if p in here}
+    run.positions = located(run.positions, run.round_trips)
+
+
 def division(run: Run, round_id: RoundId, chosen: Sequence[PeerId]) -> Division:
     """Return how the members are divided for a new round, if these reduce.
 
@@ -50,14 +63,14 @@ def division(run: Run, round_id: RoundId, chosen: Sequence[PeerId]) -> Division:
     """
     size = run.config.sync.region_size
     members = present(run, round_id).connected - {run.built_in}
-    num_regions = regions.count_regions(len(members), len(chosen), size=size)
+    parts = regions.by_distance(members, chosen, positions=run.positions, size=size)
     num_slices = len(run.slice_bytes[run.fragment_of(round_id)])
     return _division(
         run,
         round_id,
         chosen,
-        tree=Tree.over(num_slices, num_regions=num_regions, fan_in=size),
-        of_peers=regions.by_id(sorted(members), num_regions),
+        tree=Tree.over(num_slices, num_regions=len(parts), fan_in=size),
+        of_peers=regions.numbered(parts),
     )
 
 

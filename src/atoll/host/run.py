@@ -26,6 +26,7 @@ from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
 from atoll.traffic import Traffic
 
+LONGEST_TRIP_S = 2.0  # what is longer is a queue on somebody's line, or a lie
 SETTLE_S = 2e-5  # for each member, before all is done that is due: seven times what that takes
 
 # What members say about an open round.
@@ -269,6 +270,7 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
         down=message.down_bytes_per_s,
         samples_per_s=message.samples_per_s,
     )
+    _note_round_trips(run, peer, message.round_trips)
     agreed = run.agreed.get(round_id)
     if agreed is not None and agreed != state:
         return resync(run, peer, round_id, state)
@@ -316,6 +318,17 @@ def _on_resting(run: Run, peer: PeerId, *, rests: bool) -> list[Effect]:
     run.membership.rest(peer, rests=rests)
     report = Report(events.PeerRests(peer=peer, name=member.name, rests=rests))
     return [report] if rests else [report, *_invite(run, peer)]
+
+
+def _note_round_trips(run: Run, peer: PeerId, told: tuple[wire.RoundTrip, ...]) -> None:
+    """Note how far away others are from the peer: those of whom it has told last."""
+    known = run.round_trips.pop(peer, {}) if told else {}
+    for one in told:
+        if isfinite(one.seconds) and one.seconds > 0 and one.peer != peer:
+            known.pop(one.peer, None)
+            known[one.peer] = min(one.seconds, LONGEST_TRIP_S)
+    if known:
+        run.round_trips[peer] = dict(list(known.items())[-wire.MAX_ROUND_TRIPS :])
 
 
 def _note_traffic(run: Run, peer: PeerId, moved: Traffic) -> None:

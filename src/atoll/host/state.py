@@ -9,6 +9,7 @@ from statistics import median
 
 from atoll.config import RunConfig
 from atoll.data.leases import LeaseBook
+from atoll.exchange.positions import Position
 from atoll.host import pace
 from atoll.host.decision import Present
 from atoll.host.membership import Member, Membership
@@ -19,6 +20,7 @@ from atoll.traffic import Traffic
 
 REPLAY_ROUNDS = 8  # state / int8 update = 8 bytes / 1: beyond, fetching the state is cheaper
 USUAL_OF = 5  # rounds: one that went wrong does not count
+MEASURED = 12  # round trips of a member: each may be off, and nobody is dialled by many
 MAX_SOURCES = 16  # of blobs that a member is told of: a message is no longer in a larger run
 
 
@@ -74,6 +76,9 @@ class Run:
     asking: Asking | None = None  # who is to say it of a newer one
     departed: set[PeerId] = field(default_factory=set)  # gone, with leases that are not free yet
     traffic: dict[PeerId, Traffic] = field(default_factory=dict)  # that no record tells of yet
+    # What members have told of how far away others are, and where that puts them.
+    round_trips: dict[PeerId, dict[PeerId, float]] = field(default_factory=dict)
+    positions: dict[PeerId, Position] = field(default_factory=dict)
     num_planned: int = 0
     is_paused: bool = False  # by the operator
     chosen_reducers: frozenset[PeerId] = frozenset()  # by the operator; empty: all that can
@@ -291,6 +296,19 @@ def sources(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:
     names = run.membership.around(peer, MAX_SOURCES)
     others = [name for name in names if name not in (peer, run.built_in)]
     return tuple(addresses(run, [*others, run.built_in]))
+
+
+def unmeasured(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:
+    """Return to whom the peer is to measure its round trip; nobody, if there are no regions.
+
+    Nor if it is known where the peer is.
+    """
+    is_divided = 0 < run.config.sync.region_size < run.membership.num_connected
+    if not is_divided or peer in run.positions:
+        return ()
+    known = run.round_trips.get(peer, {})
+    others = [one for one in run.membership.scattered(peer, MEASURED) if one not in known]
+    return tuple(addresses(run, others))
 
 
 def addresses(run: Run, peers: Iterable[PeerId]) -> Iterator[wire.Address]:

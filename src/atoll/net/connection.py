@@ -248,6 +248,7 @@ class TcpConnection:
     """
 
     def __init__(self, stream: Stream, *, meter: Meter) -> None:
+        self.round_trip_s: float | None = None
         self.certificate = stream.tls.certificate
         self.peer = proven_peer(self.certificate) if stream.tls.vouched else None
         # An IPv6 socket shows an IPv4 address in this form.

@@ -76,6 +76,13 @@ class Part(Struct, frozen=True, kw_only=True):
     reducer: Address | None
 
 
+class RoundTrip(Struct, frozen=True, kw_only=True):
+    """How long a packet to a member and back takes, as whoever tells of it has measured."""
+
+    peer: PeerId
+    seconds: float
+
+
 class NamedSlice(Struct, frozen=True, kw_only=True):
     slice: U32
     digest: Digest

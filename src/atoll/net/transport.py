@@ -33,10 +33,13 @@ class Connection(Protocol):
     """Two members talk. Every wait takes its deadline from the caller (`asyncio.timeout`).
 
     `peer` is who the other side proved to be; None: a stranger, or, to one who enrols, the host.
+    `round_trip_s` is how long the other side's system took to answer when we dialled; None: it is
+    not known, as of connections that others have dialled.
     """
 
     peer: PeerId | None
     remote_host: str
+    round_trip_s: float | None
 
     @property
     def is_open(self) -> bool:
@@ -163,7 +166,7 @@ class TcpTransport:
         stream = Stream(Tls(self._client, server_side=False), meter=self._meter)
         try:
             async with asyncio.timeout(timeout_s):
-                connected = await _connected(host, port, timeout_s=timeout_s)
+                connected, round_trip_s = await _connected(host, port, timeout_s=timeout_s)
                 _tune(connected, self._limits)
                 self._congestion = system.congestion_of(connected)
                 loop = asyncio.get_running_loop()
@@ -172,6 +175,7 @@ class TcpTransport:
         except (OSError, UnicodeError) as error:
             raise _dial_error(where, error) from error
         connection = self._connection(stream)
+        connection.round_trip_s = round_trip_s
         if expect is not None and connection.peer != expect:
             await connection.close()
             message = f"{where} is peer {connection.peer}, not {expect}"
@@ -210,8 +214,8 @@ def _tune(connected: socket.socket, limits: Limits) -> None:
         system.choose_congestion(connected, limits.congestion)
 
 
-async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket:
-    """Return a socket that is connected to the first address of the host that answers.
+async def _connected(host: str, port: int, *, timeout_s: float) -> tuple[socket.socket, float]:
+    """Return a socket that is connected to the first address that answers, and after which time.
 
     Each address has an equal share of the time. (asyncio can do that by itself, but up to
     Python 3.11 it leaves the sockets open that did not connect.)
@@ -222,6 +226,7 @@ async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket
     for family, kind, protocol, _, address in addresses:
         connecting = socket.socket(family, kind, protocol)
         connecting.settimeout(0)
+        began_at = loop.time()
         try:
             async with asyncio.timeout(timeout_s / len(addresses)):
                 await loop.sock_connect(connecting, address)
@@ -232,7 +237,7 @@ async def _connected(host: str, port: int, *, timeout_s: float) -> socket.socket
             connecting.close()
             raise
         else:
-            return connecting
+            return connecting, loop.time() - began_at
     raise failure
 
 

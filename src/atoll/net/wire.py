@@ -35,6 +35,7 @@ from atoll.net.parts import (
     Part as Part,
     ReduceInput as ReduceInput,
     Reduction as Reduction,
+    RoundTrip as RoundTrip,
     Run as Run,
     Text as Text,
 )
@@ -43,6 +44,7 @@ from atoll.units import KIB, MIB
 
 PROTOCOL: Final = 5
 MAX_MESSAGE_BYTES: Final = 4 * MIB  # the inputs of a slice from thousands fit
+MAX_ROUND_TRIPS: Final = 16  # that a member tells of at once
 MAX_STRANGER_BYTES: Final = 64 * KIB  # from whoever has no certificate of this run
 
 
@@ -129,6 +131,7 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
 
     `traffic` is what it has sent and received since it said so last; the rates are those of its
     line, as measured by what it moved, and `samples_per_s` is that of its inner steps; 0: unknown.
+    `round_trips` are those that it has measured, and not told of on this connection.
     """
 
     round: RoundId
@@ -138,6 +141,7 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
     up_bytes_per_s: float = 0.0
     down_bytes_per_s: float = 0.0
     samples_per_s: float = 0.0
+    round_trips: Annotated[tuple[RoundTrip, ...], Meta(max_length=MAX_ROUND_TRIPS)] = ()
 
 
 class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):
@@ -270,6 +274,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
 
     `leases` are all that the peer holds now; those not trained on yet are its work. Of them the
     contribution waits for `num_samples`, or a few more, since it has whole leases.
+    The host would like to know the round trips to whom it is to `measure`.
     """
 
     round: RoundId
@@ -283,6 +288,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag_field="t", tag="plan"):
     sources: tuple[Address, ...]
     num_samples: U63 = 0
     also: tuple[Run, ...] = ()
+    measure: tuple[Address, ...] = ()
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag_field="t", tag="closed"):

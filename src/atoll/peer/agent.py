@@ -85,6 +85,7 @@ class Agent:
         self._lost_state = False  # our state cannot be brought up to date: ask for a whole one
         self._reducing = Reducing(self._member)
         self._questions: asyncio.Queue[wire.Evaluate] = asyncio.Queue()
+        self._unmeasured: asyncio.Queue[tuple[wire.Address, ...]] = asyncio.Queue()
 
     def pause(self, *, rests: bool, why: str = "") -> None:
         """Take no inner step after the one under way, or go on. A member that trains.
@@ -151,7 +152,11 @@ class Agent:
         )
         try:
             await together(
-                self._live_and_stop(), connecting, self._reducing.run(), self._evaluate()
+                self._live_and_stop(),
+                connecting,
+                self._reducing.run(),
+                self._evaluate(),
+                self._measure(),
             )
         except Done as done:
             self._emit(Stopped(reason=str(done)))
@@ -354,12 +359,21 @@ class Agent:
             self._reducing.ask(message)
         if isinstance(message, wire.Evaluate):
             self._questions.put_nowait(message)
+        if isinstance(message, wire.Plan) and message.measure:
+            self._unmeasured.put_nowait(message.measure)
 
     async def _evaluate(self) -> None:
         """Find out how good states are, as the host asks."""
         while True:
             question = await self._questions.get()
             self._link.send(await evaluated(question, self._member))
+
+    async def _measure(self) -> None:
+        """Find out how far away others are, one after the other, as the host asks."""
+        while True:
+            for address in await self._unmeasured.get():
+                with suppress(PeerError):  # the host may ask again
+                    await self._member.links.measure(address)
 
     # --- beginning and end ----------------------------------------------------------------------
 

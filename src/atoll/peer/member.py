@@ -96,6 +96,7 @@ class Member:
                 if self.board.base == self.said:
                     self.board.base = None  # our own, as we said; perhaps we are further by now
                 self._hold(self._unsettled(message))
+                self.links.round_trips.tell_again()
                 self.report_state()
             case wire.Plan():
                 self._hold(message.leases)
@@ -133,6 +134,7 @@ class Member:
         if self.has_begun and self.is_prepared and self.board.base is None:
             self.links.end_round()
             round_id, digest = self.held_state
+            local = self.local
             report = wire.AtState(
                 round=round_id,
                 state=digest,
@@ -140,9 +142,8 @@ class Member:
                 traffic=self.accounts.untold,
                 up_bytes_per_s=self.links.up.estimate or 0.0,
                 down_bytes_per_s=self.links.down.estimate or 0.0,
-                samples_per_s=0.0
-                if self.local is None
-                else self.local.training.speed.samples_per_s,
+                samples_per_s=0.0 if local is None else local.training.speed.samples_per_s,
+                round_trips=self.links.round_trips.news(),
             )
             if self._link.send(report):
                 self.accounts.untold = Traffic()

@@ -42,7 +42,11 @@ class Fleet:
         self.setting = setting
         self.config: RunConfig = setting.run.config()
         self.keys = Keys(setting.seed)
-        self.network = Network(Random(f"{setting.seed} network"))
+        self.network = Network(
+            Random(f"{setting.seed} network"),
+            between_s=setting.between_s,
+            tells_round_trips=setting.tells_round_trips,
+        )
         self.trace: list[tuple[float, str, Event]] = []
         self.keeps: Callable[[Event], bool] = lambda _: True
         self.watch: Callable[[str, Event], None] = lambda *_: None  # called for each of them
@@ -60,7 +64,7 @@ class Fleet:
         self.program.built_in = self._seat(BUILT_IN, machine)
         self.members = {BUILT_IN: self.program.built_in}
         for spec in setting.peers:
-            machine = self.network.join(spec.name, LINKS[spec.link])
+            machine = self.network.join(spec.name, LINKS[spec.link], spec.place)
             self.members[spec.name] = self._seat(spec.name, machine, spec)
 
     def _begin(self) -> None:

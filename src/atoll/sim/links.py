@@ -71,20 +71,21 @@ LINKS: Final[Mapping[str, Link]] = MappingProxyType(
 )
 
 
-def round_trip_s(one: Link, other: Link) -> float:
-    return 2 * (one.latency_s + other.latency_s)
+def round_trip_s(one: Link, other: Link, *, apart_s: float = 0.0) -> float:
+    """Return how long it takes to the other and back; `apart_s`: from place to place, one way."""
+    return 2 * (one.latency_s + other.latency_s + apart_s)
 
 
 def loss_between(one: Link, other: Link) -> float:
     return 1 - (1 - one.loss) * (1 - other.loss)
 
 
-def most_bytes_per_s(one: Link, other: Link) -> float:
+def most_bytes_per_s(one: Link, other: Link, *, apart_s: float = 0.0) -> float:
     """Return what a TCP stream carries where packets are lost (Mathis et al. 1997, eq. 3)."""
     lost = loss_between(one, other)
     if not lost:
         return inf
-    return SEGMENT_BYTES / max(round_trip_s(one, other), 1e-4) * sqrt(1.5 / lost)
+    return SEGMENT_BYTES / max(round_trip_s(one, other, apart_s=apart_s), 1e-4) * sqrt(1.5 / lost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class Tampering:
 class Machine:
     """Something with a line. `is_up`: whether its kernel answers, whatever its processes do.
 
+    `place` is what it is near to; empty: it is as near to all places.
+
     Small payloads have left by `up_free_at`, and arrived by `down_free_at`. `most_connections` are
     those that one of its processes had at once.
     """
@@ -67,6 +69,7 @@ class Machine:
     name: str
     link: Link
     number: int
+    place: str = ""
     is_up: bool = True
     frozen: bool = False  # what runs on it sends nothing, and reads nothing
     up_free_at: float = 0.0
@@ -103,9 +106,15 @@ def _leave_alone(sender: Machine, receiver: Machine, message: Message) -> None:
 
 @dataclass
 class Network:
-    """`rng` decides on jitter and losses. Faults: `cut`, `heal`; see `faults.py` for the others."""
+    """`rng` decides on jitter and losses. Faults: `cut`, `heal`; see `faults.py` for the others.
+
+    Between two places a packet takes `between_s` more. `tells_round_trips`: whether whoever dials
+    hears how far away the other one is.
+    """
 
     rng: Random
+    between_s: float = 0.0
+    tells_round_trips: bool = True
     tamper: Tamper = _leave_alone
     machines: dict[str, Machine] = field(default_factory=dict)
     listeners: "dict[tuple[str, int], SimListener]" = field(default_factory=dict)
@@ -121,8 +130,8 @@ class Network:
         self._context = copy_context()  # the network is part of no process
         self._news = asyncio.Event()
 
-    def join(self, name: str, link: Link) -> Machine:
-        machine = Machine(name, link, len(self.machines))
+    def join(self, name: str, link: Link, place: str = "") -> Machine:
+        machine = Machine(name, link, len(self.machines), place)
         self.machines[name] = machine
         return machine
 
@@ -217,7 +226,9 @@ class Network:
         return not stopped and self.reaches(sender, receiver)
 
     def _most(self, flow: Flow) -> float:
-        return min(flow.pace.bytes_per_s, most_bytes_per_s(flow.sender.link, flow.receiver.link))
+        sender, receiver = flow.sender, flow.receiver
+        most = most_bytes_per_s(sender.link, receiver.link, apart_s=self.apart_s(sender, receiver))
+        return min(flow.pace.bytes_per_s, most)
 
     def _account(self) -> None:
         """Let the flows have moved what they have moved by now; finish those that are through."""
@@ -239,14 +250,20 @@ class Network:
 
     # --- delays ---------------------------------------------------------------------------------
 
+    def apart_s(self, one: Machine, other: Machine) -> float:
+        """Return what a packet takes from place to place, besides what both lines take."""
+        is_far = one.place and other.place and one.place != other.place
+        return self.between_s if is_far else 0.0
+
     def latency_s(self, one: Machine, other: Machine) -> float:
         """Return how long one small packet takes, drawn anew each time."""
         if one is other:
             return LOOPBACK_S
         jitter_s = self.rng.uniform(0.0, one.link.jitter_s + other.link.jitter_s)
-        latency_s = one.link.latency_s + other.link.latency_s + jitter_s
+        apart_s = self.apart_s(one, other)
+        latency_s = one.link.latency_s + other.link.latency_s + apart_s + jitter_s
         if self.rng.random() < loss_between(one.link, other.link):
-            latency_s += RETRANSMIT_S + round_trip_s(one.link, other.link)
+            latency_s += RETRANSMIT_S + round_trip_s(one.link, other.link, apart_s=apart_s)
         return latency_s
 
 

@@ -36,7 +36,7 @@ SEQUENCE_LENGTH = 8
 
 
 class PeerSpec(Struct, frozen=True, kw_only=True):
-    """A peer: its line (a name of `links.LINKS`), its speed, and when it joins.
+    """A peer: its line (a name of `links.LINKS`), its speed, when it joins, and where it is.
 
     With `has_dataset` the dataset is in its cache already.
     """
@@ -46,6 +46,7 @@ class PeerSpec(Struct, frozen=True, kw_only=True):
     step_s: float = 1.0
     joins_at_s: float = 0.0
     has_dataset: bool = False
+    place: str = ""
 
 
 class RunSpec(Struct, frozen=True, kw_only=True):
@@ -103,7 +104,8 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 class Setting(Struct, frozen=True, kw_only=True):
     """`work_s`: what runs in a thread takes up to so long; `model`: see `trainer.py`.
 
-    `far_journal`: so do the writes to the journal, which the host does not wait for.
+    `far_journal`: so do the writes to the journal, which the host does not wait for. `between_s`,
+    `tells_round_trips`: as in `network.Network`.
     """
 
     seed: int
@@ -113,6 +115,8 @@ class Setting(Struct, frozen=True, kw_only=True):
     host_link: str = "datacenter"
     work_s: float = 0.05
     far_journal: bool = False
+    between_s: float = 0.0
+    tells_round_trips: bool = True
 
     def work_times(self) -> Callable[[], float]:
         """Return how long each piece of work takes that would run in a thread."""

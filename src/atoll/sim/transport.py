@@ -79,7 +79,10 @@ class SimTransport:
         listener = network.listeners.get((machine.name, port))
         if listener is None:
             raise ConnectionLost(f"nothing listens on {machine.name}:{port}")
-        return await listener.accept(self)
+        connection = await listener.accept(self)
+        if network.tells_round_trips:
+            connection.round_trip_s = sum(round_trips_s[:2])
+        return connection
 
     async def listen(self, serve: Serve, *, host: str, port: int) -> "SimListener":
         network, name = self.network, self.machine.name
@@ -164,6 +167,7 @@ class SimConnection:
     def __init__(self, transport: SimTransport, other: SimTransport) -> None:
         self.peer = other.peer
         self.remote_host = other.machine.name
+        self.round_trip_s: float | None = None
         self.other: SimConnection  # the other end
         self._transport = transport
         self._remote = other.machine

@@ -1,14 +1,23 @@
 """Who reduces what, where the members are divided into regions."""
 
 from collections import Counter
+from random import Random
 
 from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan, regions
 from atoll.exchange.plan import Link
-from atoll.exchange.regions import Division, Volumes, assign_places, reassign_places
+from atoll.exchange.positions import Position
+from atoll.exchange.regions import (
+    CELL_S,
+    Division,
+    Volumes,
+    assign_places,
+    by_distance,
+    reassign_places,
+)
 from atoll.exchange.tree import Tree
-from atoll.ids import PeerId
+from atoll.ids import PeerId, peer_id_of
 
 VOLUMES = Volumes(contribution=100, update=100, partial=400)
 
@@ -121,3 +130,88 @@ def test_nobody_has_more_than_some_dozens_to_talk_to():
         below = len(one.tree.children(group)) if group >= one.tree.num_regions else clients[group]
         talks[reducer] += below + 1
     assert max(talks.values()) <= 2 * 64 + 2
+
+
+# --- who is in which region ----------------------------------------------------------------------
+
+
+def somebody(number: int) -> PeerId:
+    return peer_id_of(number.to_bytes(32))
+
+
+def around(rng: Random, middles: list[tuple[float, float, float]]) -> Position:
+    """Return a position near one of these."""
+    return Position(*(x + rng.gauss(0.0, CELL_S / 3) for x in rng.choice(middles)), 0.01)
+
+
+PLACES = [(0.1, 0.0, 0.0), (-0.1, 0.1, 0.0), (0.0, -0.12, 0.1)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 120),
+    st.integers(0, 20),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+    st.integers(0, 2**32),
+)
+def test_all_are_in_one_region_and_none_is_too_large_if_enough_can_reduce(
+    num_peers, size, share_placed, share_able, seed
+):
+    rng = Random(seed)
+    peers = [somebody(number) for number in range(num_peers)]
+    positions = {p: around(rng, PLACES) for p in peers if rng.random() < share_placed}
+    reducers = [peer for peer in peers if rng.random() < share_able] or peers[:1]
+    parts = by_distance(peers, reducers, positions=positions, size=size)
+    assert sorted(peer for part in parts for peer in part) == sorted(peers)
+    assert all(parts)
+    assert len(parts) <= len(reducers)
+    if size and len(by_distance(peers, peers, positions=positions, size=size)) <= len(reducers):
+        assert max(map(len, parts)) <= size
+    shuffled = rng.sample(peers, len(peers))
+    assert by_distance(shuffled, set(reducers), positions=positions, size=size) == parts
+
+
+def test_regions_are_of_members_that_are_near_each_other():
+    rng = Random(1)
+    peers = [somebody(number) for number in range(1000)]
+    of_place = {peer: rng.randrange(3) for peer in peers}
+    positions = {peer: around(rng, [PLACES[of_place[peer]]]) for peer in peers}
+    parts = by_distance(peers, peers[::2], positions=positions, size=64)
+    at_home = sum(max(Counter(of_place[peer] for peer in part).values()) for part in parts)
+    assert at_home > 0.95 * len(peers)
+    assert len(parts) < 2 * 1000 / 64
+
+
+def test_whoever_comes_or_goes_changes_a_region_or_two():
+    rng, size = Random(2), 16
+    peers = [somebody(number) for number in range(400)]
+    positions = {peer: around(rng, PLACES) for peer in peers[:300]}  # of the others none is known
+    before = by_distance(peers, peers, positions=positions, size=size)
+    companions = {peer: set(part) for part in before for peer in part}
+    changed = []
+    for gone in peers:
+        left = [peer for peer in peers if peer != gone]
+        after = by_distance(left, left, positions=positions, size=size)
+        changed.append(
+            sum(companions[peer] - {gone} != set(part) for part in after for peer in part)
+        )
+    assert max(changed) <= 3 * size
+    assert sum(changed) / len(changed) < size / 4
+
+
+def test_a_small_region_or_one_without_a_reducer_is_joined_with_the_one_beside_it():
+    """Ten that are near each other, which are two regions by their ids, and some far from them."""
+    near, far = Position(0.3, 0.0, 0.0, 0.0), Position(0.1, 0.0, 0.0, 0.0)
+    ten = [PeerId(digit + f"{number:031x}") for digit in "08" for number in range(5)]
+    some = [somebody(number) for number in range(3)]
+    positions = dict.fromkeys(ten, near) | dict.fromkeys(some, far)
+
+    def sizes(*, num_far: int, num_able: int) -> list[int]:
+        members, reducers = [*some[:num_far], *ten], [*some[:num_able], *ten]
+        parts = by_distance(members, reducers, positions=positions, size=8)
+        return [len(part) for part in parts]
+
+    assert sizes(num_far=3, num_able=3) == [3, 5, 5]
+    assert sizes(num_far=3, num_able=0) == [8, 5]
+    assert sizes(num_far=2, num_able=2) == [7, 5]

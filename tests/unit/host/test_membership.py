@@ -92,3 +92,17 @@ def test_each_of_those_that_can_be_reached_is_named_to_equally_many():
     membership.remove(peers[0])
     assert membership.around(peers[8], 3) == [peers[8], peers[1], peers[2]]
     assert membership.around(peers[8], 8) == membership.reachable() == peers[1:9]
+
+
+def test_who_is_to_be_measured_is_named_equally_often_and_near_and_far_in_the_circle():
+    membership, peers = Membership(), [PeerId(f"{n:032}") for n in range(200)]
+    for peer in peers:
+        membership.enter(Member(peer=peer, name=""), now=0.0)
+        membership.reach(peer, replace(ADDRESS, peer=peer))
+    named = Counter(other for peer in peers for other in membership.scattered(peer, 12))
+    assert named == dict.fromkeys(peers, 12)
+    steps = [int(other) for other in membership.scattered(peers[0], 12)]
+    assert steps[0] == 1
+    assert steps[-1] > 100
+    assert membership.scattered(peers[7], 200) == [p for p in peers if p != peers[7]]
+    assert Membership().scattered(A, 12) == []

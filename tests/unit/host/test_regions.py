@@ -1,13 +1,24 @@
 """A run of twelve peers in four regions, two groups above these, and a root."""
 
 from msgspec.structs import replace
-from tests.unit.host.scene import BUILT_IN, NUM_SLICES, SYNC, Scene, delivered, held, reduced_at
+from tests.unit.host.scene import (
+    BUILT_IN,
+    NUM_SLICES,
+    SYNC,
+    Scene,
+    delivered,
+    held,
+    reduced_at,
+    state,
+)
 
 from atoll.host.open_round import Phase
-from atoll.ids import PeerId
+from atoll.host.run import LONGEST_TRIP_S
+from atoll.host.state import MEASURED
+from atoll.ids import PeerId, RoundId
 from atoll.net import records, wire
 
-PEERS = tuple(PeerId(f"{number:x}" * 32) for number in range(1, 13))
+PEERS = tuple(PeerId(digit * 32) for digit in "01245689acde")  # three of a quarter
 SIZE = 3
 TREE = (4, 2, 1)
 NUM_REGIONS, NUM_BELOW_ROOT = 4, 6
@@ -165,7 +176,7 @@ def test_whoever_is_lost_above_the_regions_no_contributor_is_asked_for_anything(
 
 def test_who_comes_later_joins_the_smallest_region_and_comes_back_to_it():
     scene = opening(*PEERS[:11])
-    late = PeerId("0" * 32)
+    late = PeerId("7" * 32)
     scene.join(late)
     sizes = [len(members(scene, region)) for region in range(NUM_REGIONS)]
     assert max(sizes) == SIZE
@@ -215,3 +226,66 @@ def test_who_adds_up_says_whom_it_cannot_reach():
     below = reducer(scene, 2)
     scene.says(above, wire.Unreachable(round=rnd.id, reducer=below))
     assert below not in scene.run.round.assignment[:OF_REGIONS]
+
+
+# --- by measured distance ------------------------------------------------------------------------
+
+
+AT_STATE = wire.AtState(round=RoundId(0), state=state(0), device="cpu")
+EAST = frozenset(PEERS[::2])
+
+
+def seconds(one: PeerId, other: PeerId) -> float:
+    return 0.02 if (one in EAST) == (other in EAST) else 0.2
+
+
+def measures(scene: Scene, peer: PeerId, others, *, round_id: int = 1) -> None:
+    """Let the peer say at its next state how far away these are."""
+    trips = tuple(wire.RoundTrip(peer=other, seconds=seconds(peer, other)) for other in others)
+    at = wire.AtState(
+        round=RoundId(round_id), state=state(round_id), device="cpu", round_trips=trips
+    )
+    scene.says(peer, at)
+
+
+def test_members_are_asked_once_to_measure_others_and_are_then_in_a_region_with_those_near_them():
+    scene = opening()
+    asked = {}
+    for peer in PEERS:
+        (plan,) = scene.sent(wire.Plan, to=peer)
+        asked[peer] = [address.peer for address in plan.measure]
+        assert peer not in asked[peer]
+        assert len(set(asked[peer])) == len(asked[peer]) == MEASURED == len(PEERS)
+    scene.delivers(*PEERS)
+    scene.commits(PEERS[0], BUILT_IN)
+    scene.at_state(BUILT_IN, 1)
+    for peer in PEERS:
+        measures(scene, peer, [other for other in asked[peer] if other != BUILT_IN])
+    rnd = scene.run.round
+    assert rnd.id == 2
+    for region in range(rnd.tree.num_regions):
+        inside = members(scene, region)
+        assert len(inside) <= SIZE
+        assert inside <= EAST or inside.isdisjoint(EAST)
+    assert not any(plan.measure for peer in PEERS for plan in scene.sent(wire.Plan, to=peer))
+
+
+def test_what_is_no_round_trip_is_none():
+    scene = opening()
+    one = PEERS[0]
+    trips = [(one, 0.1), (PEERS[1], 0.0), (PEERS[2], -1.0), (PEERS[3], 1e300)]
+    trips += [(PEERS[4], float("nan")), (PEERS[5], float("inf")), (PEERS[6], 0.1)]
+    told = tuple(wire.RoundTrip(peer=peer, seconds=seconds) for peer, seconds in trips)
+    scene.says(one, replace(AT_STATE, round_trips=told))
+    assert scene.run.round_trips == {one: {PEERS[3]: LONGEST_TRIP_S, PEERS[6]: 0.1}}
+    many = [PeerId(f"{number:032x}") for number in range(100)]
+    for start in range(0, 100, 10):
+        told = tuple(wire.RoundTrip(peer=p, seconds=0.1) for p in many[start : start + 10])
+        scene.says(one, replace(AT_STATE, round_trips=told))
+    assert list(scene.run.round_trips[one]) == many[-wire.MAX_ROUND_TRIPS :]
+
+
+def test_a_run_without_regions_asks_for_no_round_trips():
+    scene = Scene.of(replace(SYNC, region_size=len(PEERS) + 1))
+    scene.join(BUILT_IN, *PEERS)
+    assert not any(plan.measure for plan in scene.sent(wire.Plan))

@@ -68,6 +68,7 @@ def test_two_members_prove_their_keys_and_talk(anna, ben):
 
         async def serve(connection):
             seen.append((connection.peer, connection.remote_host))
+            assert connection.round_trip_s is None, "only whoever dials has measured it"
             await echo(connection)
 
         async with (
@@ -75,6 +76,7 @@ def test_two_members_prove_their_keys_and_talk(anna, ben):
             dialled(ben, listener.port, expect=anna.peer_id) as connection,
         ):
             assert (connection.peer, connection.remote_host) == (anna.peer_id, LOCAL)
+            assert connection.round_trip_s > 0
             await connection.send(PING)
             assert await connection.receive() == PING
             assert seen == [(ben.peer_id, LOCAL)]
