@@ -92,9 +92,7 @@ class Meter:
         self.host_s += time.perf_counter() - began_at
 
 
-def swarm(
-    num_peers: int, *, rounds: int, region_size: int, num_places: int, is_blind: bool, seed: int
-) -> Case:
+def swarm(num_peers: int, run: RunSpec, *, num_places: int, is_blind: bool, seed: int) -> Case:
     rng, of_places = Random(seed), Random(seed)
     peers = tuple(
         PeerSpec(
@@ -108,18 +106,8 @@ def swarm(
         for number in range(num_peers)
     )
     script = tuple(
-        Leave(when=AtTime(rng.uniform(5.0, rounds * ROUND_S)), who=peer.name, back_s=ROUND_S)
-        for peer in rng.choices(peers, k=round(CHURN * num_peers * rounds))
-    )
-    run = RunSpec(
-        rounds=rounds,
-        codec="int8",
-        update_codec="int8",
-        vocab_size=300,
-        quorum=QUORUM,
-        region_size=region_size,
-        heartbeat_s=HEARTBEAT_S,
-        inner_steps=2,
+        Leave(when=AtTime(rng.uniform(5.0, run.rounds * ROUND_S)), who=peer.name, back_s=ROUND_S)
+        for peer in rng.choices(peers, k=round(CHURN * num_peers * run.rounds))
     )
     setting = Setting(
         seed=seed,
@@ -181,6 +169,7 @@ def main() -> int:
     parser.add_argument("peers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--region-size", type=int, default=64, help="0: one region")
+    parser.add_argument("--vocab", type=int, default=300, help="16 parameters for each")
     parser.add_argument("--places", type=int, default=0, help="0: all are near each other")
     parser.add_argument("--blind", action="store_true", help="nobody measures round trips")
     given = parser.parse_args()
@@ -188,17 +177,19 @@ def main() -> int:
     needed, allowed = FILES * max(given.peers) + SPARE_FILES, most_files()
     if allowed is not None and needed > allowed:
         parser.error(f"so many peers keep {needed} files open, and this system allows {allowed}")
+    run = RunSpec(
+        rounds=given.rounds,
+        codec="int8",
+        update_codec="int8",
+        vocab_size=given.vocab,
+        quorum=QUORUM,
+        region_size=given.region_size,
+        heartbeat_s=HEARTBEAT_S,
+        inner_steps=2,
+    )
     for num_peers in given.peers:
-        case = swarm(
-            num_peers,
-            rounds=given.rounds,
-            region_size=given.region_size,
-            num_places=given.places,
-            is_blind=given.blind,
-            seed=1,
-        )
-        line = measured(case)
-        print(json.dumps(line), flush=True)
+        case = swarm(num_peers, run, num_places=given.places, is_blind=given.blind, seed=1)
+        print(json.dumps(measured(case)), flush=True)
     return 0
 
 
