@@ -9,8 +9,13 @@ from atoll.units import format_bytes, format_count, format_seconds
 MOST_NAMES = 12  # in a sentence
 
 
-def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:  # noqa: C901, PLR0912 - one case for each event
-    """Return the event in words; None: it is nothing to read about."""
+def sentence(event: events.Event, *, names: Mapping[PeerId, str]) -> str | None:
+    """Return the event in words, for any terminal; None: it is nothing to read about."""
+    words = _in_words(event, names)
+    return None if words is None else plain(words)
+
+
+def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  # noqa: C901, PLR0912 - one case for each event
     match event:
         case events.HostStarted():
             return f"serving {event.run} at {event.address}, {event.committed} rounds committed"
@@ -99,7 +104,7 @@ def _joined(event: events.PeerJoined) -> str:
     said = [event.device or "no trainer"]
     if not event.reachable:
         said.append("cannot be dialled: it will not reduce")
-    place = f" from {one_line(event.place)}" if event.place else ""
+    place = f" from {event.place}" if event.place else ""
     return f"+ {event.name} joined{place} ({', '.join(said)})"
 
 
@@ -107,9 +112,14 @@ def _members(number: int) -> str:
     return f"{number} member{'s' if number != 1 else ''}"
 
 
+def plain(text: str) -> str:
+    """Return the text without what a terminal would obey: others may have written parts of it."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def one_line(text: str) -> str:
-    """Return a text that a peer wrote as words in one line, without what a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """Return a text that a peer wrote as plain words in one line."""
+    return " ".join(plain(text).split())
 
 
 def named(peers: Sequence[PeerId], *, names: Mapping[PeerId, str]) -> str:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from atoll import __version__, system
 from atoll.cli.show import console, errors
 from atoll.errors import AtollError, ConfigError
+from atoll.sentences import plain
 
 # Each is the function of its name in the module of its name.
 COMMANDS = {
@@ -92,9 +93,13 @@ def _need_torch(command: str) -> None:
 
 def report(error: AtollError) -> None:
     """Print an error for a person; what it quotes may contain anything."""
-    errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {_shown(str(error))}", soft_wrap=True)
     if error.hint:
-        errors.print(f"[bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
+        errors.print(f"[bold]hint:[/] {_shown(error.hint)}", soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    return "\n".join(escape(plain(line)) for line in text.split("\n"))
 
 
 def _app(*, called: str) -> typer.Typer:

@@ -12,7 +12,7 @@ from atoll.cli.story import Tone
 from atoll.config import RunConfig
 from atoll.events import Event
 from atoll.ids import INITIAL, RoundId
-from atoll.sentences import sentence
+from atoll.sentences import plain, sentence
 from atoll.units import format_bytes, format_count, format_seconds
 
 SAY_DOWNLOAD_S: Final = 10.0  # between two lines about a download
@@ -124,7 +124,7 @@ class Part:
     _behind: RoundId = INITIAL  # the rounds up to this one were over when it connected
 
     def say(self, text: str, *, at: float, tone: Tone = "plain") -> None:
-        self.news.append(News(at, text, tone))
+        self.news.append(News(at, plain(text), tone))
 
     @property
     def exchanges_beside(self) -> bool:

@@ -8,11 +8,11 @@ What it says is its claim alone: nobody else computes it, and nothing is decided
 """
 
 from itertools import takewhile
-from math import isfinite
 
 from atoll import events
 from atoll.config import RunConfig
 from atoll.host.effects import Append, Effect, Report, Send
+from atoll.host.numbers import is_loss
 from atoll.host.state import Asking, Run
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
@@ -72,7 +72,7 @@ def note(run: Run, peer: PeerId, said: wire.Evaluated) -> list[Effect]:
     asking = run.asking
     if asking is None or said.round != asking.round or peer not in asking.asked:
         return []
-    if said.loss is None or not isfinite(said.loss):
+    if said.loss is None or not is_loss(said.loss):
         asking.peer = None if asking.peer == peer else asking.peer
         return []
     run.evaluated, run.asking = said.round, None

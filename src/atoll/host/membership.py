@@ -10,11 +10,12 @@ is gone has none; if it comes back, it starts from the committed state. No clock
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from math import isfinite
 
 from atoll.config import SyncConfig
+from atoll.host.numbers import rate_of
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net.wire import Address, Hello
+from atoll.sentences import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,11 @@ class Member:
     def of(cls, peer: PeerId, hello: Hello) -> "Member":
         """Return the member that says hello, as it describes itself."""
         return cls(
-            peer=peer, name=hello.name, trains=hello.trains, rests=hello.rests, place=hello.place
+            peer=peer,
+            name=one_line(hello.name),
+            trains=hello.trains,
+            rests=hello.rests,
+            place=one_line(hello.place),
         )
 
 
@@ -122,14 +127,14 @@ class Membership:
     ) -> None:
         """Note which state the member holds; None: one that is of no use."""
         if member := self.members.get(peer):
-            device = device or member.device
+            device = one_line(device) or member.device
             self._put(replace(member, round=round_id, state=state, device=device))
 
     def measure(self, peer: PeerId, *, up: float, down: float, samples_per_s: float = 0.0) -> None:
         """Note how fast the member's line is, and its trainer; what is no rate is none."""
         if member := self.members.get(peer):
-            speed = _rate(samples_per_s)
-            self._put(replace(member, up=_rate(up), down=_rate(down), samples_per_s=speed))
+            speed = rate_of(samples_per_s)
+            self._put(replace(member, up=rate_of(up), down=rate_of(down), samples_per_s=speed))
 
     def rest(self, peer: PeerId, *, rests: bool) -> None:
         """Note that the member was paused by its owner, or goes on."""
@@ -176,7 +181,3 @@ def _list(peers: list[PeerId], peer: PeerId, *, is_in: bool) -> None:
         peers.insert(at, peer)
     elif was_in and not is_in:
         del peers[at]
-
-
-def _rate(rate: float) -> float | None:
-    return rate if isfinite(rate) and rate > 0 else None

@@ -33,6 +33,7 @@ from atoll.host.decision import (
     Wait,
 )
 from atoll.host.late import grace_s
+from atoll.host.numbers import is_loss
 from atoll.host.open_round import (
     MIN_HOLDERS,
     Phase,
@@ -54,7 +55,7 @@ MAX_VERSIONS = 3
 
 def claim(rnd: Round, peer: PeerId, contribution: wire.Contribution, *, now: float) -> None:
     """Note what the peer says that it delivers; whether that counts, `count_claim` is told."""
-    whole = len(contribution.digests) == rnd.num_slices and isfinite(contribution.mean_loss)
+    whole = len(contribution.digests) == rnd.num_slices and is_loss(contribution.mean_loss)
     if peer in rnd.invited and whole:
         rnd.said[peer] = contribution
         rnd.claimed_at.setdefault(peer, now)

@@ -20,10 +20,12 @@ from atoll.host import evaluation, rounds
 from atoll.host.due import advance, count_claim, invite, relieve, resync, take_traffic
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.membership import Member
+from atoll.host.numbers import FASTEST, is_loss
 from atoll.host.open_round import Round
 from atoll.host.state import Run, base_for, is_able, num_unclaimed, sources
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.net import records, wire
+from atoll.sentences import one_line
 from atoll.traffic import Traffic
 
 LONGEST_TRIP_S = 2.0  # what is longer is a queue on somebody's line, or a lie
@@ -244,7 +246,7 @@ def _claim(run: Run, rnd: Round, peer: PeerId, message: wire.Contribution, *, no
 
 
 def _report_training(peer: PeerId, beat: wire.Heartbeat) -> list[Effect]:
-    if not (beat.step and isfinite(beat.loss) and isfinite(beat.tokens_per_s)):
+    if not (beat.step and is_loss(beat.loss) and 0 <= beat.tokens_per_s <= FASTEST):
         return []
     training = events.Training(
         peer=peer,
@@ -342,7 +344,7 @@ def _on_leaving(run: Run, peer: PeerId, message: wire.Leaving, *, now: float) ->
     name = member.name if member else ""
     run.membership.remove(peer)
     run.departed.add(peer)
-    left = events.PeerLeft(peer=peer, name=name, reason=message.reason or "left")
+    left = events.PeerLeft(peer=peer, name=name, reason=one_line(message.reason) or "left")
     return [Report(left), Drop(peer, "it left"), *_replace_reducer(run, peer, now=now)]
 
 

@@ -39,6 +39,7 @@ from atoll.net.identity import Identity
 from atoll.net.invite import Invite, new_token, token_digest
 from atoll.net.records import Admitted, Committed, Entry, InviteMade, Record, led
 from atoll.net.transport import Connection, Transport
+from atoll.sentences import one_line
 
 TICK_S = 0.1
 TICK_OF = 5  # times as long as news waits, at least: a look at thousands of members takes long
@@ -242,9 +243,8 @@ class Host:
         if refused := self._admission.judge(digest, peer, now_s=wall_s()):
             return refused
         if peer not in self._admission.members:
-            self._append(
-                (Admitted(peer=peer, public_key=public_key.hex(), name=name, token=digest),)
-            )
+            key, known_as = public_key.hex(), one_line(name)
+            self._append((Admitted(peer=peer, public_key=key, name=known_as, token=digest),))
         await self._deeds.done()  # also if it was admitted a moment ago
         return wire.Enrolled(
             certificate=self._authority.sign_member(public_key, name),
