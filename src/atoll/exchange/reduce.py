@@ -276,7 +276,8 @@ class Reducer:
 
     async def _there(self, index: int, look: Callable[[], T | None]) -> T | None:
         """Return what `look` finds, now or after a change of the slice, while the round is open."""
-        while not self._over.is_set():
+        # Nobody waits for what there cannot be: any member may ask for any slice.
+        while index < len(self.sizes) and not self._over.is_set():
             if (found := look()) is not None:
                 return found
             await self._next_change(index)

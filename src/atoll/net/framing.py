@@ -71,8 +71,8 @@ class Inbox:
             raise ProtocolError(f"a message of {length} bytes, where {self.limit_bytes} may come")
         whole = _LENGTH.size + length
         if available < whole:
-            if whole > len(self._buffer):
-                self._move(whole)
+            if available == len(self._buffer):  # it grows as bytes come, not as others say
+                self._move(min(whole, 2 * available))
             return None
         body = memoryview(self._buffer)[self._start + _LENGTH.size : self._start + whole]
         message = wire.decode(body, limit_bytes=self.limit_bytes)

@@ -205,6 +205,17 @@ def test_a_job_for_no_slice_is_ignored(tmp_path):
     run(main())
 
 
+def test_nobody_waits_for_a_slice_that_there_is_not(tmp_path):
+    async def main():
+        one, _ = reducer(tmp_path)
+        async with asyncio.timeout(1):
+            assert await one.sum((1, None, 2)) is None
+            assert await one.sum((1, 2**32 - 1, 2**32 - 1)) is None
+            assert await one.kept(roster_version=1, index=2) is None
+
+    run(main())
+
+
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
 def test_a_new_round_ends_the_one_that_is_over_by_then(tmp_path, in_flight):
     async def main():

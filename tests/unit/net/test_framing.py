@@ -77,6 +77,17 @@ def test_garbage_is_a_message_or_a_protocol_error(garbage):
         return
 
 
+def test_the_buffer_grows_with_what_comes_and_not_with_what_is_announced():
+    inbox, rest = Inbox(limit_bytes=LIMIT), bytes(LIMIT)
+    put(inbox, LIMIT.to_bytes(4, "big"))
+    num_come = 4
+    while num_come < LIMIT:
+        assert inbox.take_message() is None
+        assert num_come + len(inbox.room()) <= max(16 * 1024, 2 * num_come)
+        left = put(inbox, rest)
+        num_come, rest = num_come + len(rest) - len(left), left
+
+
 def test_too_long_a_message_is_refused_by_its_length_alone():
     inbox = Inbox(limit_bytes=1000)
     put(inbox, (1001).to_bytes(4, "big"))
