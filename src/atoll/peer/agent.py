@@ -75,9 +75,14 @@ class Agent:
             training = _training(
                 home, peer, start_trainer=start_trainer, make_vectors=make_vectors, emit=emit
             )
-        self._member = _member(
-            home, training=training, link=self._link, transport=transport, emit=emit
-        )
+        try:
+            self._member = _member(
+                home, training=training, link=self._link, transport=transport, emit=emit
+            )
+        except RunError:  # of a damaged file: there will be no `run`, which cleans up
+            if training is not None:
+                training.vectors.unlink()
+            raise
         self._port = 0
         self._lending = Lending(home, now=lambda: asyncio.get_running_loop().time())
         self._dataset: Dataset | None = None
@@ -137,20 +142,20 @@ class Agent:
             links=member.links,
         )
         listener: Listener | None = None
-        if not self._reads_along:
-            listener = await self._transport.listen(
-                server.serve, host=self._peer.listen_host, port=self._peer.listen_port
-            )
-            self._port = listener.port
-        connecting = self._link.run(
-            hello=self._hello,
-            heartbeat=self._heartbeat,
-            goodbye=self._goodbye,
-            every_s=sync.heartbeat_s,
-            silent_s=sync.silent_s,
-            handle=self._hear,
-        )
         try:
+            if not self._reads_along:
+                listener = await self._transport.listen(
+                    server.serve, host=self._peer.listen_host, port=self._peer.listen_port
+                )
+                self._port = listener.port
+            connecting = self._link.run(
+                hello=self._hello,
+                heartbeat=self._heartbeat,
+                goodbye=self._goodbye,
+                every_s=sync.heartbeat_s,
+                silent_s=sync.silent_s,
+                handle=self._hear,
+            )
             await together(
                 self._live_and_stop(),
                 connecting,
