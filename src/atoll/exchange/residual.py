@@ -116,9 +116,8 @@ class Residual:
         return values_N[fragment.start : fragment.stop]
 
     def _files(self) -> list[Path]:
-        return sorted(
-            path for path in self._directory.iterdir() if not path.name.startswith(TEMPORARY)
-        )
+        # Others may put something of theirs here, as file managers do.
+        return sorted(path for path in self._directory.iterdir() if path.name[:1].isdecimal())
 
     def _path(self, round_id: RoundId, contribution: Digest) -> Path:
         return self._directory / f"{round_id:06}-{contribution[:NAME_DIGITS]}"

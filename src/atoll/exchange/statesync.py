@@ -17,11 +17,11 @@ from pathlib import Path
 
 from atoll.data import manifest as dataset_manifest
 from atoll.data.lock import alone_with
-from atoll.data.shards import Dataset, adopt
+from atoll.data.shards import DAMAGED_HINT, Dataset, adopt
 from atoll.durable import disk_errors, publish, remove
-from atoll.errors import BusyError, PeerError, RunError
+from atoll.errors import BusyError, DamagedError, PeerError, RunError
 from atoll.exchange.links import DIAL_S, Links, fetch, fetch_from_any, unexpected
-from atoll.exchange.tasks import together
+from atoll.exchange.tasks import in_thread, together
 from atoll.ids import Digest, PeerId, digest_of
 from atoll.net import wire
 from atoll.outer.checkpoint import StateStore
@@ -75,13 +75,13 @@ async def fetch_state(
     missing, chunks = receiver.missing(), receiver.manifest.chunks
 
     async def put(index: int, payload: bytearray) -> None:
-        await asyncio.to_thread(receiver.put, missing[index], payload)
+        await in_thread(receiver.put, missing[index], payload)
 
     wanted = [(chunks[k], receiver.manifest.chunk_bytes) for k in missing]
     transfer = _Transfer(wanted, sources, links=links, store=put)
     try:
         await transfer.run()
-        await asyncio.to_thread(receiver.finish_, state)
+        await in_thread(receiver.finish_, state)  # and not closed while it is written to
     except PeerError:
         if not transfer.num_bytes:
             store.give_up()  # the host may know of one that can be had
@@ -170,12 +170,13 @@ async def fetch_dataset(digest: Digest, *, sources: Sources, links: Links, cache
     Raises:
         PeerError: no source has all of it.
         RunError: there is no room for it.
+        DamagedError: what the cache has under its name is none, or another one.
     """
     await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
     # Peers on one machine share the cache: one of them fetches, the others wait and find it.
     async with alone_with(digest, cache=cache):
         if (cache / digest).is_dir():
-            return await asyncio.to_thread(Dataset.open, cache / digest)
+            return await asyncio.to_thread(_opened, cache / digest)
         return await _fetch_dataset(digest, sources=sources, links=links, cache=cache)
 
 
@@ -283,6 +284,14 @@ class _Transfer:
             await self._store(index, payload)
             self.num_bytes += len(payload)
             self._links.on_download(self.num_bytes, self._total_bytes)
+
+
+def _opened(folder: Path) -> Dataset:
+    """Return the dataset in this folder of a cache, if it is the one that its name says."""
+    dataset = Dataset.open(folder)
+    if dataset.digest != folder.name:
+        raise DamagedError(f"{folder} has the manifest of another dataset", hint=DAMAGED_HINT)
+    return dataset
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:

@@ -6,6 +6,7 @@ stays on the disk, and is what the next one gets, until nobody has asked for a w
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -32,12 +33,13 @@ class Lending:
     async def offer(self) -> wire.Inner | None:
         """Return what a joiner can fetch; None: nothing was saved yet."""
         async with self._hashing:
-            is_used = self._now() - self._used_at <= IN_USE_S
+            is_used = self._lent is not None and self._now() - self._used_at <= IN_USE_S
             newest = await asyncio.to_thread(self._home.newest_inner)
             if newest is not None and newest != self._lent and not is_used:
                 self._home.lend_inner(newest)
-                self._lent = newest
-                self._offer = await asyncio.to_thread(_chunks_of, newest)
+                with suppress(FileNotFoundError):  # a newer one has just taken its place
+                    self._offer = await asyncio.to_thread(_chunks_of, newest)
+                    self._lent = newest
             self._used_at = self._now()
             return self._offer if self._lent is not None else None
 

@@ -239,3 +239,15 @@ def test_it_is_a_function_of_what_was_committed_whenever_it_is_restarted(
         if part == "in":
             committed.append(round_id)
         assert np.array_equal(residual.kept_N, after(layout, *committed))
+
+
+def test_a_file_of_somebody_else_is_left_alone(tmp_path):
+    residual = Residual(tmp_path, WHOLE)
+    (tmp_path / ".DS_Store").write_bytes(b"of a file manager")
+    contribute(residual, WHOLE, 1)
+    settle(residual, 1)
+    again = Residual(tmp_path, WHOLE)
+    again.load(RoundId(1))
+    assert np.array_equal(again.kept_N, dropped(1))
+    again.clear()
+    assert [path.name for path in tmp_path.iterdir()] == [".DS_Store"]

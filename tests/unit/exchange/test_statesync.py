@@ -509,6 +509,19 @@ async def fetched(sources, digest, cache):
     )
 
 
+def test_another_dataset_under_that_name_in_the_cache_is_damage(tmp_path):
+    async def main():
+        sources, original = await with_dataset(tmp_path)
+        digest = digest_of(b"another")
+        shutil.copytree(original.folder, tmp_path / "cache" / digest)
+        with pytest.raises(DamagedError, match="another dataset") as caught:
+            await fetched(sources, digest, tmp_path / "cache")
+        assert "delete the folder" in caught.value.hint
+        await sources.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("dies_after", [{}, {B: 2}, {C: 0}])
 def test_the_dataset_comes_from_the_members_and_the_next_time_from_the_cache(tmp_path, dies_after):
     async def main():

@@ -66,3 +66,12 @@ def test_the_newest_moments_are_offered_and_those_in_use_stay(home, lending, clo
     assert offered(lending) == five
     home.forget_inner_before(RoundId(5))
     assert [path.name for path in (home.directory / "inner").iterdir()] == ["000005.safetensors"]
+
+
+def test_moments_that_vanish_while_they_are_looked_at_are_not_lent(home, lending):
+    gone = home.inner_path(RoundId(9))
+    gone.symlink_to(home.directory / "nowhere")
+    assert offered(lending) is None
+    gone.unlink()
+    four = save(home, 4)
+    assert offered(lending) == four
