@@ -1,9 +1,12 @@
 """Events as lines for people, and progress on the terminal."""
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 
@@ -12,8 +15,29 @@ from atoll.clock import monotonic_s, wall_s
 from atoll.ids import PeerId
 from atoll.sentences import sentence
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+class Terminal(Console):
+    """Falls silent when what it writes to has gone: a window that is closed, a reader that ended.
+
+    A host or a peer goes on then, and must not end in the middle of what it reports.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError):  # where it is no file of the system
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())  # for what Python still has to write at its end
+            os.close(nowhere)
+
+
+console = Terminal(highlight=False)
+errors = Terminal(stderr=True, highlight=False)
 BARS = "▁▂▃▄▅▆▇█"
 
 

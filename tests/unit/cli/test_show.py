@@ -1,8 +1,10 @@
+import os
 import re
 
 import pytest
+from rich.live import Live
 
-from atoll.cli.show import Lines, sparkline
+from atoll.cli.show import Lines, Terminal, sparkline
 from atoll.events import StateAgreed
 from atoll.ids import Digest, PeerId, RoundId
 
@@ -13,6 +15,20 @@ def test_a_line_of_a_log_file_has_its_day_and_time(capsys):
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  state 7 is abababababab on 1 member\n", out
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of Unix")
+@pytest.mark.parametrize("made", [os.openpty, os.pipe])
+def test_when_the_window_is_closed_nothing_more_is_said_and_nothing_ends(made):
+    theirs, ours = made()
+    with os.fdopen(ours, "w") as file:
+        terminal = Terminal(file=file, force_terminal=True)
+        with Live(console=terminal, auto_refresh=False) as live:
+            os.close(theirs)
+            live.update("a picture", refresh=True)
+            terminal.print("a line")
+        terminal.print("another one")
+    assert terminal.quiet
 
 
 def test_a_curve_has_a_bar_for_each_value():
