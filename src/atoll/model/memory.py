@@ -2,14 +2,14 @@
 
     weights, gradients, moments            fp32, follow from the parameters
     casts                                  the matrices in bf16, where products are taken in it
+    gathered                               of several devices, what one of them has whole
     activations, masks, loss               what one micro-batch leaves for its backward pass
 
 The formulas are those of `llama.py` as autograd keeps its tensors (`tests/numerics/test_memory.py`
-counts them). `devices` shards what follows from the parameters evenly (ZeRO-3, arXiv 1910.02054,
-section 5.3), and gathers one layer at a time, the next one beside it; `recomputes` keeps only what
-enters each layer (arXiv 1604.06174). A trainer does both where `PeerConfig` says so. Not counted:
-over several devices, embedding and head stay gathered while a micro-batch is under way, and with
-`accumulate = "whole"` all gradients are held on each.
+counts them, all of them while a step of 8 ranks is traced). `devices` shards what follows from the
+parameters evenly (ZeRO-3, arXiv 1910.02054, section 5.3), and gathers as FSDP2 does: embedding and
+head for a whole micro-batch, layers one at a time, the next one beside it. `recomputes` keeps only
+what enters each layer (arXiv 1604.06174). Gradients count as if a micro-batch had gone before.
 
 Per token: D model width, G width of keys, F inner width of the feed-forward, H heads, V vocabulary.
 """
@@ -36,6 +36,7 @@ class TrainerBytes(Struct, frozen=True, kw_only=True):
     gradients: int
     moments: int
     casts: int
+    gathered: int
     activations: int
     masks: int
     loss: int
@@ -59,6 +60,12 @@ class Training(NamedTuple):
     machines: int = 1
     chunk_logits: int = GPU_CHUNK_LOGITS
     fp8: bool = False  # the large products of the layers; what else is in bf16 says `bf16`
+    whole_gradients: bool = False  # several devices sum them up once a step (accumulate)
+
+    @property
+    def narrow_bytes(self) -> int:
+        """Of a value of what products are taken of."""
+        return BF16_BYTES if self.bf16 else FP32_BYTES
 
 
 def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
@@ -67,16 +74,23 @@ def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
     tokens = how.micro_batch * config.data.sequence_length
     kept, layer = activation_bytes_per_token(config, bf16=how.bf16)
     num_layers = config.model.num_layers
-    width_bytes = FP32_BYTES * config.model.width  # what enters a layer
+    # What enters a layer: behind an embedding that is gathered in bf16, so are all additions.
+    entering = how.narrow_bytes if how.devices > 1 else FP32_BYTES
+    width_bytes = entering * config.model.width
     per_token = num_layers * width_bytes + layer if how.recomputes else num_layers * layer
+    activations = tokens * (per_token + kept)
+    loss = loss_bytes(config, how)
+    if how.recomputes:  # the first layer is formed again when the loss is done
+        loss = max(0, loss - tokens * layer)
     return TrainerBytes(
         weights=vector,
         gradients=vector,
         moments=-(-moment_bytes(config) // how.devices),
         casts=_cast_bytes(config, how),
-        activations=tokens * (per_token + kept),
+        gathered=gathered_bytes(config, how, activations=activations, loss=loss),
+        activations=activations,
         masks=mask_bytes(config, how),
-        loss=loss_bytes(config, how),
+        loss=loss,
     )
 
 
@@ -152,17 +166,45 @@ def activation_bytes_per_token(config: RunConfig, *, bf16: bool) -> tuple[int, i
 
 
 def loss_bytes(config: RunConfig, how: Training) -> int:
-    """Return what the loss holds at its peak: the head's gradient, twice, and a chunk of logits.
+    """Return what the loss holds at its peak, in its forward pass or at the start of the backward.
 
-    The gradient is taken in the forward pass and scaled in the backward pass. In bf16 a chunk is
-    there as the head left it and as a gradient in bf16 as well, and the head has its cast.
+    The head's gradient is taken in the forward pass, chunk by chunk: the logits of one are there as
+    the head left them and in fp32, or their gradient and its product with the hidden states. In
+    the backward pass it is there twice, the second time scaled; and cast, for a head that was
+    gathered in bf16. A head that was not has its own cast in the forward pass.
     """
-    model = config.model
+    model, narrow = config.model, BF16_BYTES if how.bf16 else 0
     num_logits = how.micro_batch * config.data.sequence_length * model.vocab_size
     num_logits = min(num_logits, how.chunk_logits)
-    narrow = BF16_BYTES if how.bf16 else 0
-    head = model.vocab_size * model.width * (2 * FP32_BYTES + narrow)
-    return head + num_logits * (FP32_BYTES + 2 * narrow)
+    head = model.vocab_size * model.width
+    in_forward = max(num_logits * (FP32_BYTES + narrow), (num_logits + head) * narrow)
+    in_backward = FP32_BYTES * head
+    if how.devices == 1:
+        in_forward += narrow * head
+    else:
+        in_backward += narrow * head
+    return FP32_BYTES * head + max(in_forward, in_backward)
+
+
+def gathered_bytes(config: RunConfig, how: Training, *, activations: int, loss: int) -> int:
+    """Return what a device holds whole of what several share, beyond what counts elsewhere.
+
+    Embedding and head stay through both passes of a micro-batch. Further there are, in the backward
+    pass of a layer, the layer, the one that is next, its gradient, the same in fp32 on its way to
+    all devices, and the head's gradient; the loss is done then. At the end, the gradients of
+    embedding and head are in place of the activations, and in fp32 as well.
+    """
+    if how.devices == 1:
+        return 0
+    counts = count_parameters(config.model)
+    root = counts.embedding + config.model.width
+    layer = (counts.total - root) // config.model.num_layers
+    head = config.model.vocab_size * config.model.width
+    in_layer = layer * (3 * how.narrow_bytes + FP32_BYTES) + head * how.narrow_bytes
+    at_end = root * (how.narrow_bytes + FP32_BYTES) - activations
+    gradients = FP32_BYTES * counts.total
+    in_place_of_shards = gradients - gradients // how.devices if how.whole_gradients else 0
+    return root * how.narrow_bytes + max(0, in_layer - loss, at_end - loss) + in_place_of_shards
 
 
 def mask_bytes(config: RunConfig, how: Training) -> int:
@@ -175,17 +217,13 @@ def mask_bytes(config: RunConfig, how: Training) -> int:
 
 
 def _cast_bytes(config: RunConfig, how: Training) -> int:
-    """Return what the layers' matrices take in bf16; over several devices, those of two layers.
+    """Return what the layers' matrices take in bf16, where they are not gathered in it.
 
     Those in fp8 are cast for each product, and nothing is kept of that.
     """
-    if not how.bf16:
+    if not how.bf16 or how.devices > 1:
         return 0
-    specs = parameter_specs(config.model)
-    cast = [spec for spec in specs if spec.is_block_matrix]
-    if how.fp8 and how.devices == 1:  # several gather them in bf16
+    cast = [spec for spec in parameter_specs(config.model) if spec.is_block_matrix]
+    if how.fp8:
         cast = [spec for spec in cast if not gains_by_fp8(spec)]
-    num_values = sum(spec.num_values for spec in cast)
-    if how.devices > 1:
-        num_values = 2 * num_values // config.model.num_layers
-    return BF16_BYTES * num_values
+    return BF16_BYTES * sum(spec.num_values for spec in cast)

@@ -61,14 +61,18 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for chunk in _chunks(len(x_ND), vocab_size=len(head_VD), device=hidden_ND.device):
                 x_CD = x_ND[chunk]
-                logits_CV = (x_CD @ weight_VD.T).float()
-                ce, square, grad_CV = _of_chunk_(logits_CV, targets_N[chunk], z_loss=z_loss)
+                # Logits have no name here: they make place for their gradient, and that for the
+                # logits of the next chunk.
+                ce, square, grad_CV = _of_chunk_(
+                    (x_CD @ weight_VD.T).float(), targets_N[chunk], z_loss=z_loss
+                )
                 cross_entropy += ce
                 squares += square
                 if grad_hidden_ND is not None and grad_head_VD is not None:
                     grad_CV = grad_CV.mul_(scale).to(dtype)
                     grad_hidden_ND[chunk] = grad_CV @ weight_VD
                     _add_product_(grad_head_VD, grad_CV.T, x_CD)
+                del grad_CV
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         ctx.head_dtype = head_VD.dtype
         cross_entropy *= scale

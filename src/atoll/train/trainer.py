@@ -155,6 +155,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
         machines=1 if seat is None else seat.num_machines,
         chunk_logits=CHUNK_LOGITS[device.type],
         fp8=precision == "fp8",
+        whole_gradients=peer.accumulate == "whole",
     )
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
     micro_batch = config.inner.batch_sequences
