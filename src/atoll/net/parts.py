@@ -28,7 +28,7 @@ class Arriving(Struct, frozen=True, kw_only=True):
 
     round: Annotated[RoundId, Meta(ge=0)]
     state: Digest
-    num_bytes: U63  # of it that are there
+    num_bytes: U63  # of it that are there; all, while the rest is on its way
 
 
 class Counted(Struct, frozen=True, kw_only=True):

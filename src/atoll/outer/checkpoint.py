@@ -49,7 +49,7 @@ INCOMING = "incoming"
 
 
 class Arriving(NamedTuple):
-    """A state of which about so many bytes have arrived."""
+    """A state of which about so many bytes have arrived; all, while the rest is on its way."""
 
     round: RoundId
     digest: Digest
@@ -67,6 +67,7 @@ class StateStore:
         self._numbers = count()  # of temporary folders
         open_directory(directory)
         self._incoming: StateManifest | None = None
+        self._receiver: StateReceiver | None = None
         with suppress(OSError, BadBlobError):  # if it is damaged, the state is fetched anew
             content = (directory / INCOMING / MANIFEST_FILE).read_bytes()
             self._incoming = parse_manifest(content)
@@ -125,13 +126,16 @@ class StateStore:
 
     def arriving(self) -> Arriving | None:
         """Return the state that is worth to be gone on with, if it can still be had."""
-        if self._incoming is None:
+        manifest, receiver = self._incoming, self._receiver
+        if manifest is None:
             return None
-        try:
-            num_bytes = _bytes_on_disk((self._directory / INCOMING / STATE_FILE).stat())
-        except OSError:
-            return None
-        return Arriving(self._incoming.round, self._incoming.digest, num_bytes)
+        num_bytes = manifest.state_bytes
+        if receiver is None or receiver.is_closed:
+            try:
+                num_bytes = _bytes_on_disk((self._directory / INCOMING / STATE_FILE).stat())
+            except OSError:
+                return None
+        return Arriving(manifest.round, manifest.digest, num_bytes)
 
     def give_up(self) -> None:
         """Note that what has arrived is of a state that is not to be had any more."""
@@ -155,7 +159,7 @@ class StateStore:
             raise BadBlobError("the manifest of a state is one of another run")
         with disk_errors(self._directory):
             receiver = StateReceiver(self, manifest, self._directory / INCOMING)
-        self._incoming = manifest
+        self._incoming, self._receiver = manifest, receiver
         return receiver
 
     def _write(self, state: PeerState, manifest: StateManifest) -> None:
@@ -247,6 +251,10 @@ class StateReceiver:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_closed(self) -> bool:
+        return self._file.closed
 
     def missing(self) -> list[int]:
         """Return the chunks that are still to come; `manifest.chunks` has their digests."""

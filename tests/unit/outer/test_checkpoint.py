@@ -311,8 +311,10 @@ def test_the_state_that_arrives_is_known_after_a_restart_until_it_is_there(tmp_p
 def test_of_a_state_that_is_given_up_nothing_is_told(tmp_path):
     state = state_of(12, TWO_CHUNKS)
     store = StateStore(tmp_path, keep=2)
-    begin(store, state, manifest_of(state, run=RUN)).close()
-    assert store.arriving()
+    receiver = begin(store, state, manifest_of(state, run=RUN))
+    assert store.arriving().num_bytes == 8 * TWO_CHUNKS, "the rest is on its way"
+    receiver.close()
+    assert store.arriving().num_bytes < 20_000, "the header alone"
     store.give_up()
     assert store.arriving() is None
 
@@ -326,9 +328,9 @@ def test_what_is_of_no_use_for_a_newer_state_takes_no_room_any_more(tmp_path):
     newer = state_of(14, TWO_CHUNKS)
     receiver = begin(store, newer, manifest_of(newer, run=RUN))
     assert receiver.missing() == [0, 1]
+    receiver.close()
     assert store.arriving().round == 14
     assert store.arriving().num_bytes < 20_000, "the header alone"
-    receiver.close()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
