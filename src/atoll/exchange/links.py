@@ -31,20 +31,20 @@ DIAL_S = 10.0
 ANSWER_S = 15.0  # for a member to say something
 SLOWEST_BYTES_PER_S = 16_000  # a slower line than this is no line
 SHUNNED_ROUNDS = 3  # for which who failed us is asked after all others
-FAR_S = 0.06  # for a dial, which is two round trips and some arithmetic
+FAR_S = 0.03  # of a round trip
 FAR_CONNECTIONS = 6  # to a member that is far
 FLOWS = 24  # to all members together, that is: more than these fill any line
 ASK_EVERY_S = 1 / 32  # what the others have: twice in a bin of the rate. The answer costs a while
 Use: TypeAlias = Callable[[Connection, Sequence[int]], Coroutine[Any, Any, None]]
 
 
-def num_connections(dial_s: float, *, num_members: int, backs_off: bool) -> int:
-    """Return how many connections to a member, dialled in that time, are to be used at once.
+def num_connections(round_trip_s: float | None, *, num_members: int, backs_off: bool) -> int:
+    """Return how many connections to a member that is so far away are to be used at once.
 
     `num_members` is with how many we have to do now; `backs_off` says whether a lost packet makes a
     flow of ours slower.
     """
-    if dial_s < FAR_S or not backs_off:
+    if round_trip_s is None or round_trip_s < FAR_S or not backs_off:
         return 1
     return max(1, min(FAR_CONNECTIONS, FLOWS // num_members))
 
@@ -68,7 +68,6 @@ class Links:
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
         self._closing: set[asyncio.Task[None]] = set()
         self._failed_in: dict[PeerId, int] = {}  # the last round in which it failed us
-        self._dial_s: dict[PeerId, float] = {}  # the least that a dial took: how far they are
         self._num_rounds = 0
 
     def end_round(self) -> None:
@@ -141,7 +140,7 @@ class Links:
 
         async with self.to(address) as first:
             num = num_connections(
-                self._dial_s.get(address.peer, 0.0),
+                self.round_trips.of(address.peer),
                 num_members=len({address.peer, *self._idle}),
                 backs_off=self.transport.backs_off,
             )
@@ -159,13 +158,9 @@ class Links:
             await connection.close()
 
     async def _dial(self, address: wire.Address) -> Connection:
-        now = asyncio.get_running_loop().time
-        began_at = now()
         connection = await self.transport.dial(
             address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
-        took_s = now() - began_at
-        self._dial_s[address.peer] = min(took_s, self._dial_s.get(address.peer, took_s))
         self.round_trips.note(address.peer, connection.round_trip_s)
         return connection
 
@@ -181,7 +176,6 @@ class Links:
 
     def keep_only(self, peers: Collection[PeerId]) -> None:
         """Close the connections that are in no use now, but for those to these members."""
-        self._dial_s = {peer: took_s for peer, took_s in self._dial_s.items() if peer in peers}
         for peer in [peer for peer in self._idle if peer not in peers]:
             for connection in self._idle.pop(peer):
                 closing = asyncio.create_task(connection.close())

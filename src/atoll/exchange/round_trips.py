@@ -19,6 +19,10 @@ class RoundTrips:
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._seconds
 
+    def of(self, peer: PeerId) -> float | None:
+        """Return how far away the member is, in seconds; None: we do not know."""
+        return self._seconds.get(peer)
+
     def note(self, peer: PeerId, seconds: float | None) -> None:
         """Note a measurement; None: there is none, since the transport does not tell.
 
