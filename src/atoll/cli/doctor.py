@@ -13,7 +13,7 @@ from rich.text import Text
 from atoll.cli import examination as look
 from atoll.cli.examination import Finding, Level
 from atoll.cli.options import GpuMemoryOption, PeerDeviceOption
-from atoll.cli.places import peer_directory
+from atoll.cli.places import cache_directory, peer_directory
 from atoll.cli.show import console
 from atoll.config import PeerConfig, changed
 from atoll.errors import AtollError
@@ -43,7 +43,8 @@ def doctor(
 ) -> None:
     """Look at this machine, and say what it can train. Ends with 1 if something keeps it from it.
 
-    It takes real inner steps for some seconds. Nothing is written, and no invite is used up.
+    It takes real inner steps for some seconds. No invite is used up, and nothing is written but how
+    fast the device was: atoll plan goes by that.
     """
     peer = changed(PeerConfig(), {"device": device, "gpu_memory": gpu_memory})
     findings = []
@@ -87,7 +88,8 @@ def _findings(peer: PeerConfig, invite: str, directory: Path | None) -> Iterator
         name = look.preset_to_time(device, fits) if run is None else run.name
         if name is not None and fits[name].micro_batch:
             yield look.of_disk(peer, fits[name].disk_bytes)
-            yield look.of_speed(runs[name], device, micro_batch=fits[name].micro_batch)
+            micro_batch, cache = fits[name].micro_batch, cache_directory()
+            yield look.of_speed(runs[name], device, micro_batch=micro_batch, cache=cache)
     if host is not None:
         yield from _of_host(host)
 

@@ -196,7 +196,7 @@ class Noise(Batches):
         return Batch(tokens_BS[:, :-1], tokens_BS[:, 1:], np.zeros_like(tokens_BS[:, :-1]))
 
 
-def of_speed(config: RunConfig, device: torch.device, *, micro_batch: int) -> Finding:
+def of_speed(config: RunConfig, device: torch.device, *, micro_batch: int, cache: Path) -> Finding:
     """Take real inner steps of this run for some seconds, and say how fast they are."""
     model = Llama(config.model).to(device)
     loop = InnerLoop(model, Noise(config), config, how=Computing(micro_batch=micro_batch))
@@ -209,12 +209,12 @@ def of_speed(config: RunConfig, device: torch.device, *, micro_batch: int) -> Fi
         seconds = monotonic_s() - began_at
     rate, step_s = num_tokens / seconds, seconds / steps
     found = f"{format_count(rate)} tokens/s, {format_seconds(step_s)} for an inner step"
-    found = f"{found} of {config.name}, {_utilisation(loop, rate)}"
+    found = f"{found} of {config.name}, {_utilisation(loop, rate, cache=cache)}"
     return Finding(what="speed", level="good", found=found)
 
 
-def _utilisation(loop: InnerLoop, tokens_per_s: float) -> str:
-    peak = peak_of(loop.device, bf16=loop.bf16)
+def _utilisation(loop: InnerLoop, tokens_per_s: float, *, cache: Path) -> str:
+    peak = peak_of(loop.device, bf16=loop.bf16, cache=cache)
     length = loop.config.data.sequence_length
     flops = tokens_per_s * flops_per_token(loop.config.model, sequence_length=length)
     how = "measured" if peak.measured else "data sheet"

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from atoll.cli.places import cache_directory
 from atoll.cli.show import console
 from atoll.config import RunConfig, load_run_config
 from atoll.durable import disk_errors
@@ -55,6 +56,7 @@ def plan(
     from atoll.forecast.concerns import concerns
     from atoll.forecast.fleet import load_fleet
     from atoll.forecast.forecast import forecast
+    from atoll.model.peaks import own_peak_flops
 
     config = load_run_config(run / "run.toml" if run.is_dir() else run)
     if fleet is None:
@@ -62,7 +64,7 @@ def plan(
             "on which machines? a file names them: --fleet fleet.toml",
             hint="write one to start from: atoll plan --example > fleet.toml",
         )
-    machines = load_fleet(fleet)
+    machines = load_fleet(fleet, own_peak_flops=own_peak_flops(cache_directory()))
     if plot is not None and plot.suffix != ".svg":
         raise ConfigError(f"--plot {plot}: not the name of an SVG file", hint="end it in .svg")
     seen = forecast(config, machines)

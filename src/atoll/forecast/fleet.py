@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from atoll import tables
 from atoll.config import NotNegative, NotNegativeFloat, Positive, PositiveFloat
@@ -18,6 +18,7 @@ from atoll.model.devices import DEVICES, Device, DeviceName
 from atoll.tables import about
 from atoll.units import GIB
 
+_HINTS = {"peak_tflops": "`atoll doctor` measures it on this machine, and remembers it"}
 LARGEST_FLEET = 100_000  # peers; for more the arithmetic would take minutes
 
 
@@ -28,7 +29,10 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     count: Annotated[Positive, about("peers")] = 1
     place: Annotated[str, about("where they are, for the reader")] = ""
     device: Annotated[DeviceName, about("what trains; own: as the next two keys say")]
-    peak_tflops: Annotated[NotNegativeFloat, about("of one device; 0: as in the table")] = 0.0
+    peak_tflops: Annotated[
+        NotNegativeFloat,
+        about("of one device; 0: as in the table; own: as measured by atoll doctor"),
+    ] = 0.0
     device_gib: Annotated[NotNegativeFloat, about("memory of one; 0: as in the table")] = 0.0
     devices: Annotated[Positive, about("in one machine, which share one model")] = 1
     machines: Annotated[Positive, about("in one peer, with a copy of the model each")] = 1
@@ -78,8 +82,10 @@ class FleetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return sum(group.count for group in self.groups)
 
 
-def load_fleet(path: Path) -> FleetConfig:
+def load_fleet(path: Path, *, own_peak_flops: float = 0.0) -> FleetConfig:
     """Return the fleet that a TOML file describes.
+
+    Groups with device = "own" that do not say their peak have what was measured here; 0: nothing.
 
     Raises:
         ConfigError: there is no such file, it is no TOML, or it describes no fleet. The message
@@ -88,14 +94,22 @@ def load_fleet(path: Path) -> FleetConfig:
     hint = "check the path; `atoll plan --example` prints a fleet.toml to start from"
     with tables.errors_of(path):
         fleet = tables.convert(tables.read(path, hint=hint), FleetConfig)
+        groups = tuple(_with_peak(group, own_peak_flops) for group in fleet.groups)
+        fleet = structs.replace(fleet, groups=groups)
         check(fleet)
     return fleet
+
+
+def _with_peak(group: GroupConfig, own_peak_flops: float) -> GroupConfig:
+    if group.device != "own" or group.peak_tflops:
+        return group
+    return structs.replace(group, peak_tflops=own_peak_flops / 1e12)
 
 
 def check(fleet: FleetConfig) -> None:
     """Raise ConfigError for the first combination of values that describes no fleet."""
     for key, problem in _impossible(fleet):
-        raise ConfigError(f"{key}: {problem}")
+        raise ConfigError(f"{key}: {problem}", hint=_HINTS.get(key.rpartition(".")[2], ""))
 
 
 def _impossible(fleet: FleetConfig) -> Iterator[tuple[str, str]]:

@@ -2,14 +2,18 @@
 
 By the makers' data sheets where the device is known; elsewhere, the fastest of some plain matrix
 products. These reach 60 to 90 % of a data sheet's figure, so that an MFU by them looks better.
+With a cache, the fastest of all measurements there counts (`model/peaks.py`).
 """
 
+import platform
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 
 from atoll.clock import monotonic_s
 from atoll.model.devices import DEVICES
+from atoll.model.peaks import MeasuredPeak, remember
 from atoll.train.device import device_name
 
 MEASURE_S: Final = 0.3
@@ -33,13 +37,28 @@ class Peak(NamedTuple):
     measured: bool  # rather than by a data sheet
 
 
-def peak_of(device: torch.device, *, bf16: bool) -> Peak:
-    """Return what the device does at most in products of this kind; to measure takes a moment."""
+def peak_of(device: torch.device, *, bf16: bool, cache: Path | None = None) -> Peak:
+    """Return what the device does at most in products of this kind; to measure takes a moment.
+
+    Raises:
+        RunError: the disk of the cache does not take what was measured.
+    """
     name = device_name(device)
     known = next((flops for words, flops in SHEETS.items() if words in name), None)
     if bf16 and known is not None:
         return Peak(known, measured=False)
-    return Peak(measured_peak(device, bf16=bf16), measured=True)
+    flops = measured_peak(device, bf16=bf16)
+    if cache is not None:
+        found = MeasuredPeak(
+            machine=platform.node(),
+            device=name,
+            threads=torch.get_num_threads() if device.type == "cpu" else 0,
+            torch=str(torch.__version__),
+            bf16=bf16,
+            flops=flops,
+        )
+        flops = remember(found, cache=cache).flops
+    return Peak(flops, measured=True)
 
 
 def measured_peak(device: torch.device, *, bf16: bool) -> float:

@@ -9,7 +9,9 @@ import typer
 from atoll.cli import examination as look
 from atoll.cli.doctor import doctor
 from atoll.cli.examination import Fit, of_clock, of_presets, of_reach, of_run
+from atoll.cli.places import cache_directory
 from atoll.config import PeerConfig
+from atoll.model.peaks import own_peak_flops
 from atoll.units import GIB
 
 CPU = torch.device("cpu")
@@ -66,12 +68,14 @@ def test_a_full_disk_keeps_from_training(tmp_path):
 def test_this_machine(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(look, "SPEED_S", 0.0)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(typer.Exit) as ended:
         doctor(device="cpu", json=True)
     findings = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
     assert ended.value.exit_code == 0
     assert {"versions", "device", "memory", "can join", "disk", "speed"} <= set(findings)
     assert "tokens/s" in findings["speed"]["found"]
+    assert own_peak_flops(cache_directory()) > 0, "atoll plan goes by it"
 
 
 def test_a_device_that_is_not_there_ends_with_one(capsys):

@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from atoll.cli.places import cache_directory
 from atoll.forecast.fleet import example, load_fleet
+from atoll.model.peaks import MeasuredPeak, remember
 from atoll.tables import template
 
 ROOT = Path(__file__).parents[3]
@@ -88,12 +91,28 @@ def test_every_fleet_explains_each_of_its_keys(path):
         ("[groups", "not a TOML file"),
     ],
 )
-def test_a_fleet_that_is_none_is_one_clear_error(atoll, tmp_path, text, message):
+def test_a_fleet_that_is_none_is_one_clear_error(atoll, tmp_path, monkeypatch, text, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "fleet.toml"
     path.write_text(text, encoding="utf-8")
     outcome = atoll("plan", RUN, "--fleet", path)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(f"error: {path}: {message}")
+
+
+def test_a_device_of_our_own_does_what_was_measured_here(atoll, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "fleet.toml"
+    path.write_text(GROUP.replace("H100", "own"), encoding="utf-8")
+    outcome = atoll("plan", RUN, "--fleet", path)
+    assert "`atoll doctor` measures it" in outcome.err
+    found = MeasuredPeak(
+        machine=platform.node(), device="CPU", threads=2, torch="2.13.0", bf16=True, flops=4e11
+    )
+    remember(found, cache=cache_directory())
+    measured = atoll("plan", RUN, "--fleet", path)
+    path.write_text(GROUP.replace("H100", "own") + "peak_tflops = 0.4", encoding="utf-8")
+    assert (measured.code, measured.out) == (0, atoll("plan", RUN, "--fleet", path).out)
 
 
 @pytest.mark.parametrize(
