@@ -251,14 +251,16 @@ class TcpConnection:
         self.round_trip_s: float | None = None
         self.certificate = stream.tls.certificate
         self.peer = proven_peer(self.certificate) if stream.tls.vouched else None
-        # An IPv6 socket shows an IPv4 address in this form.
-        remote: str = stream.transport.get_extra_info("peername", ("",))[0]
+        # Of one that is gone already, some systems say no address. An IPv6 socket shows an IPv4
+        # address in this form.
+        remote: str = (stream.transport.get_extra_info("peername") or ("",))[0]
         self.remote_host = remote.removeprefix("::ffff:")
         if self.peer is not None:
             stream.inbox.limit_bytes = MAX_MESSAGE_BYTES
         # asyncio has switched Nagle's algorithm off by itself.
         raw: socket.socket = stream.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with suppress(OSError):  # nor can anything be set there; what is sent next says that
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._stream = stream
         self._meter = meter
         self._pacing = RateLimit(0.0)  # of this connection alone

@@ -33,8 +33,8 @@ def kernel(*signatures: Signature) -> Callable[[Callable[P, R]], Callable[P, R]]
     def compiled(loop: Callable[P, R]) -> Callable[P, R]:
         try:
             return _compiled(loop, signatures, cache=True)
-        except (RuntimeError, OSError, EOFError):  # no place for a cache, a full or a damaged one
-            return _compiled(loop, signatures, cache=False)
+        except Exception:  # noqa: BLE001 - no place for a cache, a full one, or a damaged one: any bytes
+            return _compiled(loop, signatures, cache=False)  # an error of ours comes again here
 
     return compiled
 
