@@ -106,6 +106,14 @@ def is_complete(rnd: Round, peer: PeerId) -> bool:
     return all(slice_ in arrived for slice_ in enumerate(contribution.digests))
 
 
+def is_under_way(rnd: Round, peer: PeerId) -> bool:
+    """Return whether what the peer claims is at the reducers, or the peer still says it brings it.
+
+    Whoever was killed has brought some of it, at the best, and has it no more.
+    """
+    return peer in rnd.completed_at or (peer in rnd.claims and peer in rnd.said)
+
+
 def num_arrived(rnd: Round, peer: PeerId) -> int:
     """Return how many slices of the peer are at their reducers, of whichever contribution."""
     return len({k for k, _ in rnd.delivered.get(peer, ())})
@@ -125,7 +133,7 @@ def is_lost(rnd: Round, peer: PeerId) -> bool:
 
 def waited_for(rnd: Round, present: Present) -> set[PeerId]:
     """Return whose contributions the round is there for."""
-    idle = present.resting - rnd.claims.keys()
+    idle = {peer for peer in present.resting if not is_under_way(rnd, peer)}
     here = present.connected - idle
     return rnd.waited & (here | present.away) or rnd.invited & here
 

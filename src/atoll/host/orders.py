@@ -91,7 +91,7 @@ def moved(run: Run, rnd: Round, places: Collection[int]) -> list[Effect]:
     here = present(run, rnd.id)
     told = sorted(
         peer
-        for peer in here.able | (here.resting & rnd.claims.keys())
+        for peer in here.able | (here.resting & rnd.said.keys())
         if rnd.group_of(peer) in concerned or peer in reduces
     )
     effects = plans_for(run, rnd, told)

@@ -41,6 +41,7 @@ from atoll.host.open_round import (
     holders_of,
     is_complete,
     is_lost,
+    is_under_way,
     quorum_in,
     short_of_slices,
     waited_for,
@@ -279,7 +280,7 @@ def decide(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> D
         due = _decide_close(rnd, now=now, present=present, policy=policy)
         if isinstance(due, Wait) and (expected := _expected(rnd, present)):
             due = Expect(expected)
-        unfinished = set(rnd.claims) & present.connected - set(rnd.completed_at)
+        unfinished = set(rnd.said) & present.connected - set(rnd.completed_at)
     else:
         due = _decide_commit(rnd, now=now, present=present, policy=policy)
         unfinished = short_of_slices(rnd) or set(present.able) - holders_of(rnd)
@@ -313,9 +314,9 @@ def _decide_close(rnd: Round, *, now: float, present: Present, policy: SyncConfi
 def _expected(rnd: Round, present: Present) -> tuple[PeerId, ...]:
     """Return who will be in the roster if all goes well, once they are on their way; not twice."""
     waited = waited_for(rnd, present)
-    if not waited <= rnd.claims.keys() or waited == {share.peer for share in rnd.announced}:
+    if waited == {share.peer for share in rnd.announced}:
         return ()
-    return tuple(sorted(waited))
+    return tuple(sorted(waited)) if all(is_under_way(rnd, peer) for peer in waited) else ()
 
 
 def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConfig) -> Decision:

@@ -3,7 +3,7 @@
 journal      one chain, audited       leases   every sample in one place, none committed twice
 states       all members hold the agreed ones
 work         the model has what the commits name, once; no survivor did anything in vain
-rounds       each ends in time once the faults are over
+rounds       each ends in time once the faults are over, and none who is there is left out for long
 code         nobody ended without a reason, no task failed without anybody to tell
 """
 
@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from atoll.config import run_digest
 from atoll.data import leases
 from atoll.errors import AtollError
-from atoll.events import Event, RoundCommitted, StateDiffers, Stopped, TrainerDied
+from atoll.events import (
+    Event,
+    PeerJoined,
+    PeerLeft,
+    PeerRests,
+    RoundCommitted,
+    StateDiffers,
+    Stopped,
+    TrainerDied,
+)
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
@@ -34,7 +43,9 @@ from atoll.sim.setting import BUILT_IN, HOST
 from atoll.sim.trainer import Tally
 
 TOLERANCE = 1e-6
-JUDGED = (RoundCommitted, StateDiffers, Stopped, TrainerDied)  # the events that say something here
+JUDGED = (  # the events that say something here
+    *(PeerJoined, PeerLeft, PeerRests, RoundCommitted, StateDiffers, Stopped, TrainerDied),
+)
 
 
 @dataclass
@@ -78,7 +89,7 @@ class Outcome:
 
 def judge(outcome: Outcome) -> list[str]:
     """Return all that is wrong."""
-    wrong = [*_ends(outcome), *_journal(outcome), *_rounds(outcome)]
+    wrong = [*_ends(outcome), *_journal(outcome), *_rounds(outcome), *_left_out(outcome)]
     if not wrong:  # else what follows would only say so once more
         wrong += [*_states(outcome), *_leases(outcome), *_model(outcome), *_work(outcome)]
     return wrong
@@ -121,6 +132,30 @@ def _rounds(outcome: Outcome) -> Iterator[str]:
             if at - before > limit_s:
                 yield f"round {event.round} took {at - before:.0f} s, {limit_s:.0f} are enough"
             before = at
+
+
+def _left_out(outcome: Outcome) -> Iterator[str]:
+    """Whoever is there and trains is in a roster now and then: not always too late, and why ever.
+
+    In as much time as a round may take it has done a round's work, whatever it was at before.
+    """
+    limit_s = round_limit_s(outcome.fleet)
+    since: dict[PeerId, float] = {}  # it came, or was in a roster, and nothing went wrong any more
+    names = {outcome.fleet.peer_id(name): name for name in outcome.fleet.devices}
+    for at, name, event in outcome.trace:
+        match event:
+            case PeerJoined(peer=peer, trains=True) | PeerRests(peer=peer, rests=False):
+                since[peer] = max(at, outcome.over_at)
+            case PeerLeft(peer=peer) | PeerRests(peer=peer):
+                since.pop(peer, None)
+            case RoundCommitted(round=round_id, roster=roster) if name == HOST:
+                since |= {peer: max(at, outcome.over_at) for peer in roster if peer in since}
+                for peer in [peer for peer, then in since.items() if at - then > limit_s]:
+                    left_out_s = at - since.pop(peer)
+                    yield (
+                        f"{names[peer]} is there, but in no roster for {left_out_s:.0f} s, "
+                        f"up to round {round_id}"
+                    )
 
 
 def round_limit_s(fleet: Fleet) -> float:

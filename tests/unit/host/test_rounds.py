@@ -459,6 +459,31 @@ def test_a_round_that_collects_again_takes_what_was_claimed_and_delivered_meanwh
     assert rnd.completed_at == {A: 1, B: 4}
 
 
+@pytest.mark.parametrize("has_delivered", [True, False])
+def test_what_one_that_was_killed_had_begun_to_bring_is_neither_expected_nor_waited_for(
+    has_delivered,
+):
+    rnd = opened(A, B)
+    claims(rnd, A, at=1)
+    arrive(rnd, B, at=1)
+    rounds.deliver(rnd, C, delivered(A, 0), now=1)
+    if has_delivered:
+        rounds.deliver(rnd, D, delivered(A, 1), now=1)
+    rounds.forget_said(rnd, A)  # it is back: another process
+    present = Present(
+        connected=EVERYONE,
+        away=frozenset(),
+        able=EVERYONE - {A},
+        can_reduce=EVERYONE,
+        keeper=E,
+        resting=frozenset({A}),
+    )
+    everybody = (A, B) if has_delivered else (B,)
+    closes = Close(everybody, "all delivered")
+    assert rounds.decide(rnd, now=1, present=present, policy=SYNC) == closes
+    assert isinstance(decide(rnd, at=1), Close if has_delivered else Wait)
+
+
 class Playing:
     """A round of A and B, who say once what they bring, and again when they have trained again."""
 

@@ -5,11 +5,12 @@ import sqlite3
 import pytest
 from msgspec.structs import replace
 
+from atoll.events import RoundCommitted
 from atoll.host.stores import JOURNAL_FILE
 from atoll.net.records import Committed
-from atoll.sim.judge import judge
+from atoll.sim.judge import judge, round_limit_s
 from atoll.sim.play import Case, play
-from atoll.sim.setting import PeerSpec, RunSpec, Setting
+from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
 
 CASE = Case(
     setting=Setting(
@@ -79,6 +80,16 @@ def test_an_error_that_nobody_was_told_of(outcome):
 def test_a_round_that_took_too_long(outcome):
     outcome.over_at = -1e4
     assert only(judge(outcome), "are enough")
+
+
+def test_a_peer_that_is_there_and_in_no_roster(outcome):
+    ben, trace = outcome.fleet.peer_id("ben"), outcome.fleet.trace
+    limit_s = round_limit_s(outcome.fleet)
+    at, last = [(i, e) for i, (_, _, e) in enumerate(trace) if isinstance(e, RoundCommitted)][-1]
+    without = replace(last, roster=tuple(peer for peer in last.roster if peer != ben))
+    outcome.over_at = trace[at][0]  # else the round itself would be late
+    trace[at + 1 :] = [(outcome.over_at + limit_s * k / 2, HOST, without) for k in (1, 2, 3)]
+    assert only(judge(outcome), "ben is there, but in no roster for")
 
 
 def test_a_commit_that_is_missing(outcome):
