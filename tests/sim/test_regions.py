@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from tests.sim.cast import well
 
+from atoll.ids import Digest
 from atoll.net.records import Committed
-from atoll.net.wire import Message, Reduce
-from atoll.sim.faults import NEVER, Crash, Cut, Fault, Freeze, InRound, OnMessage, Slow
+from atoll.net.wire import Message, Reduce, Update
+from atoll.sim.faults import NEVER, Crash, Cut, Fault, Freeze, InRound, OnMessage, Slow, Tamper
 from atoll.sim.fleet import Fleet
 from atoll.sim.network import Machine
 from atoll.sim.play import Case, play
@@ -39,6 +40,8 @@ class Watched:
     reducers: dict[int | None, set[str]] = field(default_factory=dict)
     members: dict[int, list[str]] = field(default_factory=dict)
     said: Counter[tuple[str, str]] = field(default_factory=Counter)  # up to the end of the round
+    updates: dict[tuple[str, str], list[Digest]] = field(default_factory=dict)  # and partial sums
+    partials: tuple[tuple[Digest, ...], ...] = ()  # group by group
 
     def look(self, fleet: Fleet) -> None:
         tamper = fleet.network.tamper
@@ -47,6 +50,8 @@ class Watched:
         def watch(sender: Machine, receiver: Machine, message: Message):
             if getattr(message, "round", 0) <= ROUND:
                 self.said[type(message).__name__, sender.name] += 1
+            if isinstance(message, Update):
+                self.updates.setdefault((sender.name, receiver.name), []).append(message.digest)
             if isinstance(message, Reduce) and message.round == ROUND:
                 self.reducers.setdefault(message.group, set()).add(receiver.name)
                 if message.inputs and message.group is not None:
@@ -63,6 +68,7 @@ def undisturbed() -> Watched:
         outcome, wrong = play(case(), Path(directory), look=watched.look)
     assert wrong == []
     assert {entry.region for entry in outcome.commits[-1].roster} == set(range(NUM_REGIONS))
+    watched.partials = the_round(outcome).partials
     return watched
 
 
@@ -79,6 +85,18 @@ def reducer(group: int | None) -> str:
 def said(kind: str, who: str) -> int:
     """Return how many such messages it has sent when the round is over."""
     return undisturbed().said[kind, who]
+
+
+def passed_on(group: int) -> OnMessage:
+    """Return when a partial sum of the group goes to whoever adds it up.
+
+    Of its first slice: the others are zero, so their sums are like those of any group.
+    """
+    digest = undisturbed().partials[group][0]
+    (between,) = [pair for pair, sent in undisturbed().updates.items() if digest in sent]
+    count = undisturbed().updates[between].index(digest) + 1
+    sender, receiver = between
+    return OnMessage("Update", count=count, sender=sender, receiver=receiver)
 
 
 def the_round(outcome) -> Committed:
@@ -113,9 +131,20 @@ def test_a_slow_reducer_ends_the_round_no_later_than_it_must(group, tmp_path):
 
 
 def test_whoever_adds_up_cannot_reach_a_region(tmp_path):
-    cut = Cut(when=InRound(ROUND, 1.0), one=reducer(ABOVE), other=reducer(1), seconds=60.0)
+    passed = passed_on(1)
+    cut = Cut(when=InRound(ROUND, 1.0), one=passed.sender, other=passed.receiver, seconds=60.0)
     outcome = well(case(cut), tmp_path)
     assert len(the_round(outcome).roster) == NUM_PEERS
+
+
+@pytest.mark.parametrize("group", [1, ABOVE], ids=["region", "above"])
+def test_a_partial_sum_is_damaged_on_its_way(group, tmp_path):
+    """Whoever adds it up notices, and fetches it anew: from another one, who forms it once more."""
+    damage = Tamper(when=passed_on(group), harm="corrupt")
+    outcome = well(case(damage), tmp_path)
+    assert outcome.happened == [damage]
+    assert len(the_round(outcome).roster) == NUM_PEERS
+    assert the_round(outcome).partials == undisturbed().partials
 
 
 def test_a_contributor_is_lost_for_good_with_one_slice_missing(tmp_path):
