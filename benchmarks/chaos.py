@@ -26,7 +26,7 @@ BATCH = 20  # seeds that a process takes at a time
 
 @dataclass(frozen=True)
 class Verdict:
-    seed: int
+    case: Case
     wrong: list[str]
     virtual_s: float
     cpu_s: float
@@ -46,13 +46,22 @@ def judged(case: Case) -> tuple[list[str], float, int, int]:
         return wrong, seconds, len(outcome.happened), len(outcome.commits)
 
 
-def judge_seeds(seeds: list[int], in_flight: int) -> list[Verdict]:
+def case_of(seed: int, in_flight: int, num_rounds: int | None) -> Case:
+    """Return the case of this seed; with so many rounds, if that is said."""
+    case = random_case(seed, in_flight=in_flight)
+    if num_rounds is None:
+        return case
+    run = replace(case.setting.run, rounds=num_rounds)
+    return replace(case, setting=replace(case.setting, run=run))
+
+
+def judge_cases(cases: list[Case]) -> list[Verdict]:
     verdicts = []
-    for seed in seeds:
+    for case in cases:
         began_at = time.process_time()
-        wrong, virtual_s, num_faults, num_rounds = judged(random_case(seed, in_flight=in_flight))
+        wrong, virtual_s, num_faults, num_rounds = judged(case)
         cpu_s = time.process_time() - began_at
-        verdicts.append(Verdict(seed, wrong, virtual_s, cpu_s, num_faults, num_rounds))
+        verdicts.append(Verdict(case, wrong, virtual_s, cpu_s, num_faults, num_rounds))
     return verdicts
 
 
@@ -70,11 +79,11 @@ def cut_down(case: Case) -> Case:
     return case
 
 
-def show(verdict: Verdict, case: Case) -> None:
-    print(f"\nseed {verdict.seed} ended badly:")
+def show(verdict: Verdict) -> None:
+    print(f"\nseed {verdict.case.setting.seed} ended badly:")
     for sentence in verdict.wrong[:SHOWN]:
         print(f"  {sentence}")
-    smallest = cut_down(case)
+    smallest = cut_down(verdict.case)
     print(f"play it again with:\n{smallest}\n{smallest.to_json()}\n", flush=True)
 
 
@@ -85,28 +94,28 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--case", help="play this JSON instead")
     parser.add_argument("--in-flight", type=int, default=1, help="rounds that may be open at once")
+    parser.add_argument("--rounds", type=int, help="of each run, in place of 3 to 6")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     if given.case or given.seed is not None:
         case = (
             msgspec.json.decode(given.case, type=Case)
             if given.case
-            else random_case(given.seed, in_flight=given.in_flight)
+            else case_of(given.seed, given.in_flight, given.rounds)
         )
         wrong, *_ = judged(case)
         print(case, *(wrong or ["it ended well"]), sep="\n")
         return int(bool(wrong))
     seeds = range(given.first, given.first + given.seeds)
-    batches = [list(seeds[at : at + BATCH]) for at in range(0, len(seeds), BATCH)]
+    cases = [case_of(seed, given.in_flight, given.rounds) for seed in seeds]
+    batches = [cases[at : at + BATCH] for at in range(0, len(cases), BATCH)]
     began_at, verdicts = time.monotonic(), []
     with ProcessPoolExecutor(given.processes) as pool:
-        for done in as_completed(
-            [pool.submit(judge_seeds, batch, given.in_flight) for batch in batches]
-        ):
+        for done in as_completed([pool.submit(judge_cases, batch) for batch in batches]):
             for verdict in done.result():
                 verdicts.append(verdict)
                 if verdict.wrong:
-                    show(verdict, random_case(verdict.seed, in_flight=given.in_flight))
+                    show(verdict)
                 if len(verdicts) % EVERY == 0:
                     print(f"{len(verdicts)} seeds, {time.monotonic() - began_at:.0f} s", flush=True)
     return summary(verdicts, seconds=time.monotonic() - began_at)
@@ -114,7 +123,7 @@ def main() -> int:
 
 def summary(verdicts: list[Verdict], *, seconds: float) -> int:
     """Print what it was altogether, and return the exit code."""
-    bad = sorted(verdict.seed for verdict in verdicts if verdict.wrong)
+    bad = sorted(verdict.case.setting.seed for verdict in verdicts if verdict.wrong)
     print(
         f"{len(verdicts)} seeds in {seconds:.0f} s, {sum(v.cpu_s for v in verdicts):.0f} s of CPU: "
         f"{sum(v.num_faults for v in verdicts)} faults, {sum(v.num_rounds for v in verdicts)} "

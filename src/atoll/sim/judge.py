@@ -18,8 +18,9 @@ from atoll.config import run_digest
 from atoll.data import leases
 from atoll.errors import AtollError
 from atoll.events import (
+    Connected,
     Event,
-    PeerJoined,
+    HostStarted,
     PeerLeft,
     PeerRests,
     RoundCommitted,
@@ -44,7 +45,8 @@ from atoll.sim.trainer import Tally
 
 TOLERANCE = 1e-6
 JUDGED = (  # the events that say something here
-    *(PeerJoined, PeerLeft, PeerRests, RoundCommitted, StateDiffers, Stopped, TrainerDied),
+    *(Connected, HostStarted, PeerLeft, PeerRests, RoundCommitted, StateDiffers, Stopped),
+    TrainerDied,
 )
 
 
@@ -144,7 +146,11 @@ def _left_out(outcome: Outcome) -> Iterator[str]:
     names = {outcome.fleet.peer_id(name): name for name in outcome.fleet.devices}
     for at, name, event in outcome.trace:
         match event:
-            case PeerJoined(peer=peer, trains=True) | PeerRests(peer=peer, rests=False):
+            case HostStarted():
+                since.clear()  # who is gone by then, nobody tells
+            case Connected() if name in outcome.fleet.devices:
+                since[outcome.fleet.peer_id(name)] = max(at, outcome.over_at)
+            case PeerRests(peer=peer, rests=False):
                 since[peer] = max(at, outcome.over_at)
             case PeerLeft(peer=peer) | PeerRests(peer=peer):
                 since.pop(peer, None)
