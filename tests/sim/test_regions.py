@@ -7,6 +7,7 @@ round of the fault is read off the same run without it, which is the same up to 
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,13 @@ PEERS = tuple(
     PeerSpec(name=f"peer-{n}", link=("home-fibre", "datacenter", "home-dsl")[n % 3], step_s=1.0)
     for n in range(NUM_PEERS)
 )
-ABOVE, ROOT = NUM_REGIONS, None  # the group above regions 0 and 1; what has the root for its group
+REGIONS = tuple(range(NUM_REGIONS))
+ABOVE, ABOVE_TOO, ROOT = (
+    3,
+    4,
+    None,
+)  # above regions 0 and 1; above 2; what the root has for its group
+PARENTS = {0: ABOVE, 1: ABOVE, 2: ABOVE_TOO, ABOVE: ROOT, ABOVE_TOO: ROOT}
 
 
 @dataclass
@@ -87,16 +94,19 @@ def said(kind: str, who: str) -> int:
     return undisturbed().said[kind, who]
 
 
-def passed_on(group: int) -> OnMessage:
-    """Return when a partial sum of the group goes to whoever adds it up.
+def passed_on(*groups: int) -> OnMessage:
+    """Return when a partial sum of one of these groups goes to another peer, which adds it up.
 
     Of its first slice: the others are zero, so their sums are like those of any group.
     """
-    digest = undisturbed().partials[group][0]
-    (between,) = [pair for pair, sent in undisturbed().updates.items() if digest in sent]
-    count = undisturbed().updates[between].index(digest) + 1
-    sender, receiver = between
-    return OnMessage("Update", count=count, sender=sender, receiver=receiver)
+    run = undisturbed()
+    for group, ((sender, receiver), sent) in product(groups, run.updates.items()):
+        digest = run.partials[group][0]
+        forms, adds_up = run.reducers[group], run.reducers[PARENTS[group]]
+        if digest in sent and sender in forms and receiver in adds_up:
+            count = sent.index(digest) + 1
+            return OnMessage("Update", count=count, sender=sender, receiver=receiver)
+    raise AssertionError(f"each sum is added up where it is formed: {run.reducers}")
 
 
 def the_round(outcome) -> Committed:
@@ -131,16 +141,16 @@ def test_a_slow_reducer_ends_the_round_no_later_than_it_must(group, tmp_path):
 
 
 def test_whoever_adds_up_cannot_reach_a_region(tmp_path):
-    passed = passed_on(1)
+    passed = passed_on(*REGIONS)
     cut = Cut(when=InRound(ROUND, 1.0), one=passed.sender, other=passed.receiver, seconds=60.0)
     outcome = well(case(cut), tmp_path)
     assert len(the_round(outcome).roster) == NUM_PEERS
 
 
-@pytest.mark.parametrize("group", [1, ABOVE], ids=["region", "above"])
-def test_a_partial_sum_is_damaged_on_its_way(group, tmp_path):
+@pytest.mark.parametrize("groups", [REGIONS, (ABOVE, ABOVE_TOO)], ids=["region", "above"])
+def test_a_partial_sum_is_damaged_on_its_way(groups, tmp_path):
     """Whoever adds it up notices, and fetches it anew: from another one, who forms it once more."""
-    damage = Tamper(when=passed_on(group), harm="corrupt")
+    damage = Tamper(when=passed_on(*groups), harm="corrupt")
     outcome = well(case(damage), tmp_path)
     assert outcome.happened == [damage]
     assert len(the_round(outcome).roster) == NUM_PEERS
