@@ -27,14 +27,14 @@ from atoll.ids import INITIAL, Digest, RoundId
 from atoll.net import wire
 from atoll.net.transport import Listener, Transport
 from atoll.peer.evaluation import evaluated
-from atoll.peer.home import KEEP_ROUNDS, Home
+from atoll.peer.home import Home
 from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
 from atoll.peer.local import Local
 from atoll.peer.member import Member, StateDiffers, initial_state, num_values
 from atoll.peer.reducing import Reducing
-from atoll.peer.round import finish_round, run_rounds
+from atoll.peer.round import finish_round, is_far_behind, run_rounds
 from atoll.peer.trainer import MakeVectors, StartTrainer
 from atoll.peer.training import Training
 from atoll.train.shared import SharedVectors
@@ -235,7 +235,7 @@ class Agent:
                 or None
             )
         )
-        if self._is_far_behind():
+        if is_far_behind(member):
             await self._link.reconnect()  # the host then names a newer state: that is quicker
         elif following in board.commits:
             await finish_round(board.commits[following], member)  # of a round that we missed
@@ -288,12 +288,6 @@ class Agent:
         member.device = await training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
-
-    def _is_far_behind(self) -> bool:
-        """Return whether there are more commits to replay than members keep updates of."""
-        rounds = KEEP_ROUNDS * len(self._member.layout.fragments)
-        newest = max(self._board.commits, default=self._member.state.round)
-        return newest - self._member.state.round > rounds
 
     def _is_over(self) -> bool:
         """Return whether the run is complete, and we have all that the host sent us of it."""

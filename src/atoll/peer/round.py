@@ -29,6 +29,7 @@ from atoll.net import wire
 from atoll.net.records import Heard, SliceUpdate
 from atoll.net.transport import Connection
 from atoll.peer.gathering import RETRY_S, gather_all
+from atoll.peer.home import KEEP_ROUNDS
 from atoll.peer.member import Member, StateDiffers
 
 PARALLEL_FETCHES = 4
@@ -310,5 +311,14 @@ async def _fetch_anywhere(update: SliceUpdate, member: Member) -> bytearray:
         )
         if payload is not None:
             return payload
+        if is_far_behind(member):
+            break  # while we waited for one that does not answer, the others have dropped it
         await asyncio.sleep(RETRY_S)
     raise PeerError(f"no member has the update {update.digest[:12]} any more")
+
+
+def is_far_behind(member: Member) -> bool:
+    """Return whether there are more commits to replay than members keep updates of."""
+    rounds = KEEP_ROUNDS * len(member.layout.fragments)
+    newest = max(member.board.commits, default=member.state.round)
+    return newest - member.state.round > rounds

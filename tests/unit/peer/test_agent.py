@@ -13,14 +13,14 @@ from tests.unit.host.test_service import PORT, Player, Serving
 from tests.unit.memory import Network, until
 from tests.unit.peer.cast import empty_dataset
 from tests.unit.peer.scripted import ScriptedTrainer
-from tests.unit.virtual import run
+from tests.unit.virtual import now, run
 
 from atoll import events
 from atoll.config import PeerConfig, run_digest
 from atoll.errors import PeerError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, Vectors, deliver_to
-from atoll.exchange.links import Links, fetch_from_any
+from atoll.exchange.links import DIAL_S, Links, fetch_from_any
 from atoll.exchange.step import apply_updates_
 from atoll.ids import RoundId
 from atoll.model.initial import fill_initial_
@@ -33,7 +33,7 @@ from atoll.outer.manifest import manifest_of
 from atoll.outer.saved import read_saved
 from atoll.outer.state import PeerState
 from atoll.peer.agent import Agent
-from atoll.peer.home import Home, RunFile, write_run_file
+from atoll.peer.home import KEEP_ROUNDS, Home, RunFile, write_run_file
 
 ROUNDS = 3
 SHORT = replace(CONFIG, sync=replace(SYNC, rounds=ROUNDS))
@@ -169,10 +169,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def a_run(path, *, replicas=("coral",)):
+async def a_run(path, *, replicas=("coral",), rounds=ROUNDS):
     """A run with its built-in member, replicas, and one contributor that has said hello."""
     async with AsyncExitStack() as stack:
-        serving = Serving(path, Network(), SHORT)
+        config = replace(SHORT, sync=replace(SYNC, rounds=rounds))
+        serving = Serving(path, Network(), config)
         await serving.start()
         stack.push_async_callback(serving.end)
         members = [Replica(serving, path / "built-in")]
@@ -234,6 +235,43 @@ def test_a_member_that_was_away_replays_what_was_committed_meanwhile(tmp_path):
             await contributor.connection.close()
             await asyncio.gather(*(member.task for member in members))
             assert {member.saved(ROUNDS) for member in members} == {contributor.digest}
+
+    run(main())
+
+
+def test_who_finds_an_update_nowhere_any_more_asks_for_a_whole_state_at_once(tmp_path):
+    """It waits for members that do not answer; meanwhile the others go on, and drop the update."""
+
+    async def main():
+        rounds = KEEP_ROUNDS + 4
+        async with a_run(tmp_path, replicas=("coral", "lagoon"), rounds=rounds) as (
+            serving,
+            members,
+            contributor,
+        ):
+            beating = asyncio.create_task(beat(contributor))
+            network, membership = serving.network, serving.host.run.membership
+            cut_off = members[2]
+            others = [member.peer for member in members[:2]]
+            await contributor.take_part_in(1)
+            await until(lambda: membership.get(cut_off.peer).round == 1)
+            for port in [membership.get(peer).address.port for peer in others]:
+                network.delays[port] = 2 * DIAL_S
+            for connection in network.connections:
+                if connection.owner == cut_off.peer and connection.peer in others:
+                    connection.cut()
+            began_at = now()
+            await contributor.take_part_in(rounds - 2)
+            await until(lambda: cut_off.reports(events.Warned))
+            assert now() - began_at < 4 * DIAL_S
+            network.delays.clear()
+            await until(lambda: cut_off.reports(events.StateSynced))
+            await contributor.take_part_in(1)
+            await contributor.hears(wire.Stop)
+            beating.cancel()
+            await contributor.connection.close()
+            await asyncio.gather(*(member.task for member in members))
+            assert {member.saved(rounds) for member in members} == {contributor.digest}
 
     run(main())
 
