@@ -24,9 +24,8 @@ FITS_S: Final = 0.02  # by which three quarters of the round trips may be off, o
 TURNS: Final = 4  # after each, whoever is stuck begins again beside the nearest it has measured
 SWEEPS: Final = 40  # in a turn
 STEP: Final = 0.5  # of what is missing, in a sweep
-HEIGHT_STEP: Final = 0.1
+HEIGHT_STEP: Final = 0.25
 EXTENT_S: Final = 0.1  # half of the cube in which those begin of whom nothing is known
-HEIGHT_S: Final = 0.005  # of these
 BESIDE_S: Final = 0.005  # how far beside another one a member begins, at most, on each axis
 NOWHERE: Final = 1e-9  # seconds: so that nothing is divided by zero
 
@@ -146,8 +145,8 @@ def _springs(
     somewhere_N3 = (EXTENT_S * _scattered(len(members))).tolist()
     position_N4 = np.array(
         [
-            before.get(peer, (*point, HEIGHT_S))
-            for peer, point in zip(members, somewhere_N3, strict=True)
+            before.get(peer, (*point, min(seconds for _, seconds in to) / 2))
+            for peer, point, to in zip(members, somewhere_N3, known, strict=True)
         ]
     )
     return _Springs(position_N4[:, :3], position_N4[:, 3], target_NT, seconds_NT)

@@ -6,15 +6,15 @@
 Each member has a way: the cell of the world that it is in, halved again and again, axis by axis,
 and then its id, bit by bit. Whoever has no position is in a world of its own. Members that have the
 beginning of their way in common are a region if they are no more than fit into one; else they are
-two parts, and so on. So regions are near each other inside, follow from who is where and from
-nothing else, and whoever comes or goes changes its own region, and now and then the one beside it.
+two parts, by the first bit that leaves somebody in both who can reduce, and so on. So regions are
+near each other inside, follow from who is where and from nothing else, and whoever comes or goes
+changes its own region, and now and then the one beside it.
 
 A region is reduced by those of its own members who can; where there are none, by some of all who
 can. A level above, a group's reducers are the heads of the regions below it: of each region the
 one with the least to reduce. What each of them takes on follows from the lines (plan.py).
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,20 +85,22 @@ def by_distance(
     among = frozenset(reducers)
 
     def parts_of(some: list[PeerId], bit: int) -> list[list[PeerId]]:
-        if len(some) <= size or bit < 0:
+        if len(some) <= size:
             return [some]
-        middle = bisect_left(some, 1, key=lambda peer: way[peer] >> bit & 1)
-        if middle in (0, len(some)):
+        if len(among.intersection(some)) < 2:
+            return [list(part) for part in divided(some, -(-len(some) // size))]
+        left = [peer for peer in some if not way[peer] >> bit & 1]
+        right = [peer for peer in some if way[peer] >> bit & 1]
+        if among.isdisjoint(left) or among.isdisjoint(right):
             return parts_of(some, bit - 1)
-        left, right = parts_of(some[:middle], bit - 1), parts_of(some[middle:], bit - 1)
-        if not belong_together(left[-1], right[0]):
-            return left + right
-        return [*left[:-1], left[-1] + right[0], *right[1:]]
+        return joined(parts_of(left, bit - 1), parts_of(right, bit - 1))
 
-    def belong_together(one: list[PeerId], other: list[PeerId]) -> bool:
+    def joined(left: list[list[PeerId]], right: list[list[PeerId]]) -> list[list[PeerId]]:
+        one, other = left[-1], right[0]
         is_small = min(len(one), len(other)) <= size // SMALL
-        lacks_reducer = among.isdisjoint(one) or among.isdisjoint(other)
-        return len(one) + len(other) <= size and (is_small or lacks_reducer)
+        if not is_small or len(one) + len(other) > size:
+            return left + right
+        return [*left[:-1], one + other, *right[1:]]
 
     parts = parts_of(in_order, WAY_BITS - 1)
     if len(parts) <= len(among):

@@ -144,6 +144,7 @@ def around(rng: Random, middles: list[tuple[float, float, float]]) -> Position:
     return Position(*(x + rng.gauss(0.0, CELL_S / 3) for x in rng.choice(middles)), 0.01)
 
 
+BUILT_IN = somebody(2**200)
 PLACES = [(0.1, 0.0, 0.0), (-0.1, 0.1, 0.0), (0.0, -0.12, 0.1)]
 
 
@@ -200,18 +201,24 @@ def test_whoever_comes_or_goes_changes_a_region_or_two():
     assert sum(changed) / len(changed) < size / 4
 
 
-def test_a_small_region_or_one_without_a_reducer_is_joined_with_the_one_beside_it():
+def test_a_small_region_is_joined_with_the_one_beside_it_and_none_is_without_a_reducer():
     """Ten that are near each other, which are two regions by their ids, and some far from them."""
     near, far = Position(0.3, 0.0, 0.0, 0.0), Position(0.1, 0.0, 0.0, 0.0)
     ten = [PeerId(digit + f"{number:031x}") for digit in "08" for number in range(5)]
     some = [somebody(number) for number in range(3)]
     positions = dict.fromkeys(ten, near) | dict.fromkeys(some, far)
 
-    def sizes(*, num_far: int, num_able: int) -> list[int]:
-        members, reducers = [*some[:num_far], *ten], [*some[:num_able], *ten]
-        parts = by_distance(members, reducers, positions=positions, size=8)
+    def divided(members: list[PeerId], reducers: list[PeerId]) -> list[list[PeerId]]:
+        return by_distance(members, reducers, positions=positions, size=8)
+
+    def sizes(parts: list[list[PeerId]]) -> list[int]:
         return [len(part) for part in parts]
 
-    assert sizes(num_far=3, num_able=3) == [3, 5, 5]
-    assert sizes(num_far=3, num_able=0) == [8, 5]
-    assert sizes(num_far=2, num_able=2) == [7, 5]
+    assert sizes(divided(some + ten, some + ten)) == [3, 5, 5]
+    assert sizes(divided(some[1:] + ten, some + ten)) == [7, 5]
+    near_alone = divided(some + ten, ten)
+    assert len(near_alone) == 2
+    assert all(not set(ten).isdisjoint(part) for part in near_alone)
+    assert sizes(divided(some + ten, ten[:1])) == [13]
+    assert sizes(divided(some + ten, [BUILT_IN])) == [13], "who is no member can reduce, too"
+    assert sizes(divided(some + ten, [BUILT_IN, ten[0]])) == [6, 7]

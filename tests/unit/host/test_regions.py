@@ -75,7 +75,7 @@ def test_each_member_hears_of_the_reducers_of_its_region_alone():
 
 
 def test_a_region_without_anybody_who_can_reduce_has_a_reducer_from_another_one():
-    scene = opening(unreachable=PEERS[:3])
+    scene = opening(unreachable=(*PEERS[:3], *PEERS[4:6]))
     region = region_of(scene, PEERS[0])
     for k in range(NUM_SLICES):
         other = reducer(scene, region, k)
