@@ -70,6 +70,7 @@ class Journal:
         previous = self.entries[-1].hash if self.entries else NO_HASH
         for record in records:
             body = encode(record)
+            decode(body)  # JSON has no infinity, for one: what cannot be read again is not written
             digest = entry_hash(seq=seq, previous=previous, body=body)
             entries.append(Entry(seq, previous, body, digest, self._sign(bytes.fromhex(digest))))
             seq, previous = seq + 1, digest

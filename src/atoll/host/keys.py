@@ -18,7 +18,8 @@ from atoll.errors import ConfigError, RunError
 from atoll.host.stores import URL_FILE
 from atoll.net.identity import write_private
 
-NEEDED = ("run.toml", "authority.pem", "host/identity.pem", "built-in/identity.pem")
+AUTHORITY = "authority.pem"
+NEEDED = ("run.toml", AUTHORITY, "host/identity.pem", "built-in/identity.pem")
 FILES = (*NEEDED, URL_FILE)
 MAGIC = b"atoll-keys-1"
 SALT_BYTES, NONCE_BYTES = 16, 12
@@ -56,7 +57,7 @@ def unseal(sealed: bytes, passphrase: str, directory: Path) -> None:
         ConfigError: the passphrase is another one, these are no sealed keys, or there are keys.
         RunError: the disk is full.
     """
-    if (directory / "authority.pem").exists():
+    if (directory / AUTHORITY).exists():
         raise ConfigError(
             f"{directory} has keys already", hint="name a new directory for the standby"
         )
@@ -73,8 +74,9 @@ def unseal(sealed: bytes, passphrase: str, directory: Path) -> None:
             "the passphrase is not the one that the keys were sealed with, or the file is damaged",
             hint="copy the file again, and type the passphrase as it was",
         ) from error
-    for name in FILES:
-        if name in files:
+    # The authority last: as long as it is not there, this can be done again.
+    for name in sorted(files, key=lambda name: name == AUTHORITY):
+        if name in FILES:
             write_private(directory / name, files[name])
 
 

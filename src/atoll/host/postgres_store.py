@@ -1,10 +1,12 @@
 """The journal in a Postgres database that hosts on several machines reach.
 
-One database may hold many runs. Every method is one statement, so a host that is frozen, or cut
-off, in the middle of one holds no lock; and what a primary key refuses, nobody can append.
+One database may hold many runs. Every method is one statement, or several that only read: a host
+that is frozen, or cut off, in the middle holds no lock. What a primary key refuses, nobody can
+append.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any, LiteralString, TypeVar
 
@@ -40,9 +42,10 @@ SCHEMA: LiteralString = """
     CREATE TABLE IF NOT EXISTS atoll_standby (
         run text NOT NULL, address text NOT NULL, stays_until timestamptz NOT NULL,
         word text NOT NULL, PRIMARY KEY (run, address));"""
+READ_AT_ONCE = 500  # entries: a long journal takes longer than a statement may
 READ: LiteralString = """
     SELECT seq, previous, body, hash, signature FROM atoll_journal
-    WHERE run = %(run)s AND seq >= %(start)s ORDER BY seq"""
+    WHERE run = %(run)s AND seq >= %(start)s ORDER BY seq LIMIT %(most)s"""
 APPEND: LiteralString = """
     INSERT INTO atoll_journal (run, seq, previous, body, hash, signature)
     SELECT %(run)s, new.* FROM unnest(%(seqs)s::bigint[], %(previous)s::text[],
@@ -107,7 +110,13 @@ class PostgresStore:
         return True
 
     def read(self, *, start: int = 0) -> list[Entry]:
-        return self._do(lambda db: self._entries(db, start))
+        entries: list[Entry] = []
+        while True:
+            next_seq = start + len(entries)
+            page = self._do(partial(self._entries, start=next_seq, most=READ_AT_ONCE))
+            entries += page
+            if len(page) < READ_AT_ONCE:
+                return entries
 
     def append(self, entries: Sequence[Entry]) -> bool:
         return self._insert(APPEND, entries, {})
@@ -176,13 +185,14 @@ class PostgresStore:
             except psycopg.errors.UniqueViolation:
                 pass
             # They may be there all the same, if the connection broke after a first attempt.
-            return self._entries(db, entries[0].seq)[: len(entries)] == list(entries)
+            there = self._entries(db, start=entries[0].seq, most=len(entries))
+            return there == list(entries)
 
         return self._do(insert)
 
-    def _entries(self, db: Connection, start: int) -> list[Entry]:
+    def _entries(self, db: Connection, *, start: int, most: int) -> list[Entry]:
         rows = db.cursor(row_factory=class_row(Entry))
-        return rows.execute(READ, self._with(start=start)).fetchall()
+        return rows.execute(READ, self._with(start=start, most=most)).fetchall()
 
     def _change(self, statement: LiteralString, **values: object) -> int:
         return self._do(lambda db: db.execute(statement, self._with(**values)).rowcount)

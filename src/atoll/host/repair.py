@@ -41,6 +41,7 @@ def mend(path: Path, *, sign: Sign, home: Path) -> tuple[str, ...]:
         RunError: the disk is full.
     """
     if not path.exists():
+        _refuse_to_begin_anew(path, home)
         return ()
     notes: list[str] = []
     if torn := _torn_bytes(_log_of(path)):
@@ -59,11 +60,16 @@ def mend(path: Path, *, sign: Sign, home: Path) -> tuple[str, ...]:
     if missing := _missing(entries, home):
         notes.append(missing)
         if not entries:
-            raise DamagedError(
-                f"the journal {path} is empty, but {missing}",
-                hint="restore the file from a backup; without its journal a run cannot go on",
-            )
+            _refuse_to_begin_anew(path, home)
     return tuple(notes)
+
+
+def _refuse_to_begin_anew(path: Path, home: Path) -> None:
+    if missing := _missing([], home):
+        raise DamagedError(
+            f"the journal {path} is {'empty' if path.exists() else 'not there'}, but {missing}",
+            hint="restore the file from a backup; without its journal a run cannot go on",
+        )
 
 
 def _check(entries: list[Entry], path: Path, sign: Sign) -> None:

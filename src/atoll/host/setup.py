@@ -85,7 +85,7 @@ def _open(
 
 
 def _opened_file(path: Path, config: RunConfig) -> tuple[Journal, None, tuple[str, ...]]:
-    if not (path / JOURNAL_FILE).exists():
+    if not Authority.exists(path):
         _create(path, config)
     sign = Authority.load(path).sign
     notes = mend(path / JOURNAL_FILE, sign=sign, home=path / "built-in")
@@ -106,12 +106,12 @@ def _opened_shared(path: Path, config: RunConfig) -> tuple[Journal, SharedStore,
 
 def _create(path: Path, config: RunConfig) -> None:
     authority = Authority.create(run=run_digest(config))
-    authority.save(path)
     for name in ("host", "built-in"):
         identity = Identity.create()
         certificate = authority.sign_member(identity.public_key, name)
         identity.certify(certificate, authority.certificate)
         identity.save(path / name)
+    authority.save(path)  # last: whoever finds it finds the others, too
 
 
 def _genesis(

@@ -32,7 +32,8 @@ def keep_in(url: str, directory: Path, *, run: Digest) -> None:
     A journal that is a file of the directory moves there, and the file gets another name.
 
     Raises:
-        ConfigError: the run was begun with another database, or has another journal in this one.
+        ConfigError: this is no database, the run was begun with another one, or has another journal
+            in this one.
         RunError: the disk is full, or the database is gone.
     """
     known = journal_url(directory)
@@ -42,8 +43,8 @@ def keep_in(url: str, directory: Path, *, run: Digest) -> None:
             hint="if the database has moved, with all that was in it, delete that file",
         )
     file = directory / JOURNAL_FILE
-    if not known and file.exists():
-        _copy(read_journal(directory), url, run=run)
+    if not known:  # nothing is remembered that cannot be used
+        _copy(read_journal(directory) if file.exists() else [], url, run=run)
     write_private(directory / URL_FILE, url.encode() + b"\n")
     if file.exists():
         file.rename(file.with_name(f"{JOURNAL_FILE}.moved"))

@@ -1,17 +1,19 @@
+import math
 import resource
 import sqlite3
 from contextlib import closing, contextmanager
 from shutil import copy
 
 import pytest
+from msgspec import ValidationError
 from tests.unit.host.scene import A, B
 
 from atoll.errors import DamagedError, RunError
 from atoll.host.file_store import FileStore, read_file
 from atoll.host.journal import Journal, checked
-from atoll.ids import LeaseId, RoundId
+from atoll.ids import LeaseId, RoundId, digest_of
 from atoll.net.identity import Identity, verify
-from atoll.net.records import NO_HASH, Planned, Released
+from atoll.net.records import NO_HASH, InviteMade, Planned, Released
 
 RECORDS = [
     Planned(round=RoundId(1), peers=(A, B)),
@@ -170,3 +172,13 @@ def test_a_second_writer_is_an_error_and_not_a_fork(path, identity):
         with pytest.raises(RunError):
             other.append(RECORDS[1:2])
     assert [entry.record for entry in read_entries(path)] == [*RECORDS, RECORDS[0]]
+
+
+@pytest.mark.parametrize("never", [math.inf, math.nan])
+def test_what_could_not_be_read_again_is_not_written(path, identity, never):
+    token = digest_of(b"token")
+    with closing(open_journal(path, sign=identity.sign)) as journal:
+        with pytest.raises(ValidationError):
+            journal.append([InviteMade(token=token, uses=1, expires_at=never)])
+        journal.append(RECORDS[:1])
+    assert len(list(read_entries(path))) == 4

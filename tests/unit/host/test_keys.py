@@ -69,3 +69,12 @@ def test_a_short_passphrase_and_a_run_without_keys_are_refused(run, tmp_path):
         seal(run, "x" * 11)
     with pytest.raises(RunError, match=r"has no keys yet: run\.toml is missing"):
         seal(tmp_path, PASSPHRASE)
+
+
+def test_unsealing_that_was_cut_off_can_be_done_again(sealed, tmp_path):
+    (tmp_path / "host").write_bytes(b"in the way")
+    with pytest.raises(RunError):
+        unseal(sealed, PASSPHRASE, tmp_path)
+    (tmp_path / "host").unlink()
+    unseal(sealed, PASSPHRASE, tmp_path)
+    assert (tmp_path / "authority.pem").exists()

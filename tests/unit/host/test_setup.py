@@ -77,6 +77,27 @@ def test_a_damaged_journal_or_key_is_said_and_the_directory_let_go(tmp_path):
         opened(tmp_path)
 
 
+def test_a_start_that_was_cut_off_among_the_keys_begins_anew(tmp_path):
+    (tmp_path / "built-in").write_bytes(b"in the way")
+    with pytest.raises(RunError):
+        opened(tmp_path)
+    (tmp_path / "built-in").unlink()
+    opened(tmp_path).close()
+
+
+def test_a_journal_that_is_not_there_is_missed_and_the_keys_stay(tmp_path):
+    opened(tmp_path).close()
+    keys = {path: path.read_bytes() for path in tmp_path.rglob("*.pem")}
+    (tmp_path / JOURNAL_FILE).rename(tmp_path / "elsewhere")
+    (tmp_path / "built-in" / "commits").mkdir()
+    (tmp_path / "built-in" / "commits" / "000003").touch()
+    with pytest.raises(DamagedError, match="is not there, but round 3 had been committed"):
+        opened(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / JOURNAL_FILE)
+    opened(tmp_path).close()
+    assert keys == {path: path.read_bytes() for path in tmp_path.rglob("*.pem")}
+
+
 def test_a_start_that_was_cut_off_before_the_journal_begins_anew(tmp_path):
     opened(tmp_path).close()
     for file in tmp_path.glob(f"{JOURNAL_FILE}*"):

@@ -15,7 +15,7 @@ from atoll.host.journal import Journal, checked, led_in
 from atoll.host.lead import Alone, lead_by_file
 from atoll.host.postgres_store import PostgresStore
 from atoll.host.store import Word
-from atoll.host.stores import keep_in, read_journal
+from atoll.host.stores import journal_url, keep_in, read_journal
 from atoll.ids import RoundId, digest_of
 from atoll.net.identity import Identity
 from atoll.net.records import Committed, Planned
@@ -64,6 +64,14 @@ def test_what_was_appended_is_read_by_all(stores):
     assert [entry.record for entry in other.refresh()] == RECORDS[2:]
     assert other.entries == one.entries == stores().read()
     assert stores().read(start=2) == one.entries[2:]
+
+
+def test_a_long_journal_is_read_whole(stores):
+    journal = journal_in(stores())
+    journal.append(RECORDS * 180)
+    journal.append(RECORDS * 180)
+    assert stores().read() == journal.entries
+    assert stores().read(start=17) == journal.entries[17:]
 
 
 def test_whoever_comes_second_has_appended_nothing(stores):
@@ -344,3 +352,10 @@ def test_two_hosts_never_both_commit_a_round_whatever_the_order(server, moves):
     finally:
         for node in nodes:
             node.store.close()
+
+
+@pytest.mark.parametrize("url", ["junk", "postgresql://me@127.0.0.1:1/run"])
+def test_a_database_that_cannot_be_used_is_not_remembered(tmp_path, url):
+    with pytest.raises((ConfigError, RunError)):
+        keep_in(url, tmp_path, run=RUN)
+    assert journal_url(tmp_path) == ""
