@@ -73,6 +73,7 @@ def _run(app: "ASGIApp", listening: socket.socket) -> None:
         app,
         ws="none",
         log_config=None,
+        log_level="error",  # what strangers do wrong is no news
         access_log=False,
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from atoll.clock import wall_s
-from atoll.errors import ConfigError
+from atoll.errors import ConfigError, RunError
 from atoll.ids import PeerId
 from atoll.net.http import body_of
 from atoll.web.api import as_json
@@ -99,6 +99,8 @@ class Admin:
             return as_json(await action(body))
         except ConfigError as error:
             raise HTTPException(409, str(error)) from error
+        except RunError as error:  # the host cannot go on, and ends
+            raise HTTPException(503, str(error)) from error
 
     # --- the actions ----------------------------------------------------------------------------
 

@@ -5,7 +5,9 @@ together is put together twice a second at most, however many ask.
 """
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Annotated
 
 import msgspec
@@ -26,6 +28,7 @@ FRESH_S = 0.5  # for so long an answer is given again
 MAX_ENTRIES = 200  # of the journal, in one answer
 MAX_START = 2**53  # of the journal: as far as any reader of JSON counts
 MAX_ROUNDS = 120
+MAX_NAMED = 20_000  # peers that the rounds of one answer name: in a large run these are fewer
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -83,11 +86,11 @@ class Api:
     async def rounds(self, request: Request) -> Response:
         limit = number(request, "limit", default=SHOWN, least=1, most=MAX_ROUNDS)
         self._board.catch_up()
-        return as_json(Rounds(rounds=self._board.rounds[-limit:]))
+        return as_json(Rounds(rounds=_within(self._board.rounds[-limit:], MAX_NAMED)))
 
     async def round(self, request: Request) -> Response:
         self._board.catch_up()
-        found = find_round(self._board, request.path_params["round"])
+        found = find_round(self._board, _whole(request.path_params["round"]))
         if found is None:
             raise HTTPException(404, "that round is not among the newest; the journal has it")
         return as_json(found)
@@ -141,12 +144,22 @@ def number(request: Request, name: str, *, default: int, least: int, most: int) 
     Raises:
         HTTPException: it is none, or not within the limits.
     """
-    text = request.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and len(text) <= 16):
+    value = _whole(request.query_params.get(name, str(default)))
+    if not least <= value <= most:
         raise HTTPException(400, f"{name} is a whole number from {least} to {most}")
-    if not least <= int(text) <= most:
-        raise HTTPException(400, f"{name} is a whole number from {least} to {most}")
-    return int(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    """Return the number that the text is; -1: none, or one of more digits than anybody counts."""
+    is_one = text.isascii() and text.isdecimal() and len(text) <= 16
+    return int(text) if is_one else -1
+
+
+def _within(rounds: list[RoundView], most_named: int) -> list[RoundView]:
+    """Return the newest of these rounds that name no more peers than that; one at least."""
+    num_named = list(accumulate(len(rnd.waited) + len(rnd.roster) for rnd in reversed(rounds)))
+    return rounds[-max(1, bisect_right(num_named, most_named)) :]
 
 
 def _journal_entry(entry: Entry) -> JournalEntry:

@@ -61,7 +61,7 @@ def application(board: Board, stream: Stream, admin: Admin | None = None) -> ASG
         Route("/api/v1/health", api.health),
         Route("/api/v1/config", api.config),
         Route("/api/v1/rounds", api.rounds),
-        Route("/api/v1/rounds/{round:int}", api.round),
+        Route("/api/v1/rounds/{round}", api.round),
         Route("/api/v1/journal", api.journal),
         Route("/api/v1/openapi.json", openapi),
         Route("/api/v1/stream", _EventStream(stream), methods=["GET"]),

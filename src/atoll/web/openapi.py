@@ -16,7 +16,10 @@ READS: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/api/v1/live": (Live, "What is going on now: who is there, how far the open rounds are"),
     "/api/v1/health": (Health, "What is wrong now, in words, and what to do about it"),
     "/api/v1/config": (RunConfig, "The config of the run; its digest is the run's name"),
-    "/api/v1/rounds": (Rounds, "The newest rounds, with their times, rosters and reasons"),
+    "/api/v1/rounds": (
+        Rounds,
+        "The newest rounds, with times, rosters, reasons; fewer in a large run",
+    ),
     "/api/v1/rounds/{round}": (RoundView, "One of the newest rounds"),
     "/api/v1/journal": (JournalPage, "Entries of the journal, with hashes and signatures"),
 }

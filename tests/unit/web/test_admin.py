@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from starlette.testclient import TestClient
 from tests.unit.web.cast import Seen, peer_id
 
-from atoll.errors import ConfigError
+from atoll.errors import ConfigError, RunError
 from atoll.web.admin import MAX_BODY_BYTES, Admin
 from atoll.web.app import application
 from atoll.web.signature import GOOD_FOR_S, Guard, offered_nonce, sign
@@ -44,6 +44,13 @@ class Noting:
         self.asked.append("stop")
 
 
+class Ending(Noting):
+    """One whose host cannot write its journal any more."""
+
+    async def pause(self):
+        raise RunError("cannot append to the journal")
+
+
 @pytest.fixture
 def operator():
     return Noting()
@@ -55,6 +62,14 @@ def client(operator):
     app = application(seen.board, Stream(seen.board), Admin(operator, token=TOKEN))
     with TestClient(app, base_url="http://reef:7780") as client:
         yield client
+
+
+def test_a_host_that_cannot_go_on_says_so():
+    seen = Seen.new()
+    app = application(seen.board, Stream(seen.board), Admin(Ending(), token=TOKEN))
+    with TestClient(app, base_url="http://reef:7780") as client:
+        answer = post(client, "pause")
+        assert (answer.status_code, answer.json()["error"]) == (503, "cannot append to the journal")
 
 
 def nonce_of(client):

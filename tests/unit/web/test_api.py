@@ -12,6 +12,7 @@ from atoll.config import RunConfig
 from atoll.host.live import Live
 from atoll.host.overview import Overview
 from atoll.net.records import NO_HASH, decode, entry_hash
+from atoll.web import api
 from atoll.web.api import MAX_ENTRIES, Health, Rounds
 from atoll.web.openapi import READS, description
 
@@ -41,6 +42,13 @@ def test_rounds_come_with_their_rosters(client):
     assert [rnd.round for rnd in rounds] == [2, 3]
     assert sum(entry.share for entry in rounds[0].roster) == pytest.approx(1.0)
     assert client.get("/api/v1/rounds/2").json() == json.loads(msgspec.json.encode(rounds[0]))
+
+
+def test_of_rounds_that_name_many_peers_there_are_fewer(client, monkeypatch):
+    for most, expected in ((1, [3]), (1000, [1, 2, 3])):
+        monkeypatch.setattr(api, "MAX_NAMED", most)
+        answer = client.get("/api/v1/rounds").json()
+        assert [rnd["round"] for rnd in answer["rounds"]] == expected
 
 
 def test_the_journal_can_be_checked_from_its_pages(client, seen):
@@ -76,6 +84,7 @@ def test_a_number_that_is_none_is_refused_in_words(client, query):
         ("GET", "/api/v1/nothing", 404),
         ("GET", "/api/v1/rounds/9", 404),
         ("GET", "/api/v1/rounds/-1", 404),
+        ("GET", f"/api/v1/rounds/{'9' * 5000}", 404),
         ("GET", "/static/../app.py", 404),
         ("GET", "/static/%2e%2e/app.py", 404),
         ("POST", "/api/v1/overview", 405),

@@ -176,6 +176,39 @@ def test_a_connection_that_asks_for_nothing_ends(monkeypatch):
     served(test)
 
 
+def test_a_connection_that_never_ends_its_second_request_ends(monkeypatch):
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+
+    async def test(_, port):
+        reader, writer = await ask(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nG")
+        assert b"200 OK" in await reader.readline()
+        with suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+
+    served(test)
+
+
+def test_answers_that_are_not_taken_end_their_connection(monkeypatch):
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+
+    async def test(_, port):
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((LOOPBACK, port))
+            deaf.setblocking(False)
+            asks = b"GET /static/world.js HTTP/1.1\r\nhost: x\r\n\r\n"
+            with suppress(BlockingIOError, ConnectionError):  # more than all buffers take
+                deaf.send(asks * 1000)
+            answer = b""
+            while b"200 OK" not in answer:  # there is room for one
+                with suppress(ConnectionResetError):
+                    answer = await answer_of(port, GET % b"/")
+
+    served(test)
+
+
 def test_one_connection_too_many_is_closed_and_the_others_live(monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
 
