@@ -1,6 +1,6 @@
 """`atoll eval`: how well a model predicts text that nobody trains on, or does given tasks."""
 
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,8 @@ from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory
 from atoll.cli.show import console
 from atoll.errors import ConfigError
+
+LARGEST_EXPONENT = 709.0  # of e, as a float
 
 
 def eval(  # the command's name
@@ -93,7 +95,7 @@ def _held_out(
         "state": newest.state.round,
         "samples": num_samples,
         "validation_loss": loss,
-        "perplexity": exp(loss),
+        "perplexity": exp(loss) if loss < LARGEST_EXPONENT else inf,
     }
     if questions:
         asked = cloze_questions(

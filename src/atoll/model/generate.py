@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from atoll.model.llama import KvCache, Llama
 
+COLDEST = 1e-6  # below, logits over the temperature may overflow: always the likeliest token
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -78,7 +80,7 @@ def choose(logits_V: Tensor, sampling: Sampling, *, generator: torch.Generator) 
 
     `top_p` is nucleus sampling (arXiv 1904.09751): the fewest tokens with at least that mass.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return int(logits_V.argmax())
     logits_K, token_K = logits_V.topk(min(sampling.top_k or len(logits_V), len(logits_V)))
     probability_K = torch.softmax(logits_K / sampling.temperature, dim=0)

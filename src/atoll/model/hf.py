@@ -111,6 +111,8 @@ def export_hf(
         _write_weights(partial, shards, dtype)
         for path in (*partial.iterdir(), partial):
             sync(path)
+        if folder.exists():
+            folder.rmdir()  # it is empty; Windows renames nothing onto it
         partial.rename(folder)
         sync(folder.parent)
     except (OSError, SafetensorError) as error:

@@ -88,8 +88,9 @@ class Engine:
             self._speak(job, put)
         except AtollError as error:
             put(error)
-        except RuntimeError as error:  # torch's, of a device that is out of memory, or gone
-            put(RunError(f"the model could not go on: {error}"))
+        except Exception as error:  # noqa: BLE001 - torch's, of a device that is gone; or any other
+            # Whoever waits has to hear of it, and those behind are to have their turn.
+            put(RunError(f"the model could not go on: {error!r}"))
 
     def _speak(self, job: Job, put: Put) -> None:
         if job.abandoned.is_set():

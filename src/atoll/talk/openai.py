@@ -101,10 +101,10 @@ def parse(body: bytes, speaker: Speaker) -> Request:
     if asked.model != speaker.name:
         raise unknown_model(asked.model)
     _refuse_what_is_not_done(asked)
-    prompts = [_tokens(prompt, speaker) for prompt in _prompts(asked.prompt)]
-    num_choices = asked.n or 1
-    if len(prompts) * num_choices > MAX_CHOICES:
+    texts, num_choices = _prompts(asked.prompt), asked.n or 1
+    if len(texts) * num_choices > MAX_CHOICES:
         raise ApiError(f"at most {MAX_CHOICES} completions at once", param="n")
+    prompts = [_tokens(text, speaker) for text in texts]
     wanted = asked.max_tokens or 16
     longest = max(map(len, prompts)) + wanted
     if longest > speaker.max_tokens:

@@ -66,6 +66,11 @@ def test_probabilities_are_the_softmax_over_the_temperature():
     assert drawn == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 2e-6])
+def test_however_cold_it_is_a_token_is_drawn(temperature):
+    assert draws([50.0, 60.0, -60.0], Sampling(temperature=temperature), count=3) == [0, 1, 0]
+
+
 def test_only_the_best_are_drawn():
     drawn = draws([1.0, 0.0, 1.0, 0.9], Sampling(temperature=1.0, top_k=2))
     assert drawn == pytest.approx([0.5, 0, 0.5, 0], abs=0.03)

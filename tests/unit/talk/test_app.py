@@ -176,6 +176,14 @@ def test_a_newer_model_that_cannot_be_read_is_an_error_of_ours(speaker):
         assert stream.endswith("data: [DONE]\n\n")
 
 
+def test_an_error_that_nobody_expected_ends_one_answer_and_not_the_server(speaker):
+    source = Same(KeyError("states"))
+    with TestClient(application(Engine(source, speaker))) as client:
+        assert client.post("/v1/completions", json=ASKED).status_code == 500
+        source.error = None
+        assert client.post("/v1/completions", json=ASKED).status_code == 200
+
+
 class Waits:
     """A source that holds up the first job until it is let go."""
 
