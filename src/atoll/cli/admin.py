@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from atoll.cli.operator import TOKEN_FILE, URL_FILE
+from atoll.cli.options import DaysOption, UsesOption, valid_s
 from atoll.cli.places import run_directory
 from atoll.cli.show import console
 from atoll.errors import ConfigError, RunError
@@ -29,10 +30,11 @@ def admin(
         typer.Argument(help="Names or ids: whom to remove, or who is to average (none: all)."),
     ] = None,
     reason: Annotated[str, typer.Option(help="Why a peer is removed, for the journal.")] = "",
-    uses: Annotated[int, typer.Option(help="How many machines may use the invite.")] = 1,
-    days: Annotated[float, typer.Option(help="For how many days the invite is good.")] = 7.0,
+    uses: UsesOption = 1,
+    days: DaysOption = 7.0,
 ) -> None:
     """Pause or resume a run, remove a peer, make an invite, choose who averages, stop the host."""
+    valid_s(days)  # what is wrong with that is said here, before anybody is asked
     directory = run_directory(run)
     if action not in ACTIONS:
         raise ConfigError(f"no action {action!r}", hint=f"one of {', '.join(ACTIONS)}")

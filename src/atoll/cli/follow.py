@@ -13,7 +13,7 @@ from atoll.cli.places import directory_of
 from atoll.cli.show import Lines, console
 from atoll.cli.sinks import SINKS
 from atoll.errors import ConfigError, DamagedError
-from atoll.events import GrowingLog, Stamped, Stopped, Training
+from atoll.events import Connected, GrowingLog, HostStarted, Stamped, Stopped, Training
 
 POLL_S = 0.5
 
@@ -67,14 +67,17 @@ def _tell(happened: Iterable[Stamped]) -> None:
 
 def _events(path: Path, *, once: bool) -> Iterator[Stamped]:
     """Yield the events of a log; if not `once`, as they come, until the run is complete."""
-    log = GrowingLog(path)
+    log, is_over = GrowingLog(path), False
     while True:
         try:
             news = log.read()
         except msgspec.DecodeError as error:
             raise DamagedError(f"{path} is damaged: {error}", hint="delete that file") from error
-        yield from news
-        is_over = bool(news) and isinstance(news[-1].event, Stopped)
+        for stamped in news:
+            # Members leave after the end, and whoever is started again after it goes on.
+            if isinstance(stamped.event, Stopped | HostStarted | Connected):
+                is_over = isinstance(stamped.event, Stopped)
+            yield stamped
         if once or is_over:
             return
         time.sleep(POLL_S)

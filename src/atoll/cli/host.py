@@ -15,8 +15,8 @@ import msgspec
 import typer
 
 from atoll import system
-from atoll.cli.operator import DAY_S, URL_FILE, HostOperator, operator_token
-from atoll.cli.options import CacheOption
+from atoll.cli.operator import URL_FILE, HostOperator, operator_token
+from atoll.cli.options import CacheOption, DaysOption, UsesOption, valid_s
 from atoll.cli.places import cache_directory, run_directory
 from atoll.cli.show import Lines, console, progress
 from atoll.config import RunConfig, load_run_config
@@ -81,14 +81,15 @@ def host(
         int, typer.Option(min=0, max=65535, help="Port of the dashboard; 0: any free one.")
     ] = 7780,
     no_web: Annotated[bool, typer.Option("--no-web", help="Serve no dashboard.")] = False,
-    uses: Annotated[int, typer.Option(help="How many machines may use the invite.")] = 100,
-    days: Annotated[float, typer.Option(help="For how many days the invite is good.")] = 7.0,
+    uses: UsesOption = 100,
+    days: DaysOption = 7.0,
     journal: JournalOption = "",
     standby: StandbyOption = False,
     lead_s: LeadOption = None,
     cache: CacheOption = None,
 ) -> None:
     """Serve a run: admit peers, decide rounds, keep the journal. Ctrl-C stops it; again goes on."""
+    good_for_s = valid_s(days)
     directory = run_directory(run)
     config = load_run_config(directory / "run.toml")
     if standby and not (journal or journal_url(directory)):
@@ -108,7 +109,7 @@ def host(
         place = Place(listen, port, reducer_port, advertise or own_address(), web_port)
         lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
         service = _Service(opened, config, dataset, place, lead)
-        asyncio.run(service.serve(uses=uses, valid_s=days * DAY_S))
+        asyncio.run(service.serve(uses=uses, valid_s=good_for_s))
     except asyncio.CancelledError:
         console.print("stopped by the operator; started again, it goes on")
     finally:

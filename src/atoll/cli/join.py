@@ -1,6 +1,7 @@
 """`atoll join`: take part in a run with this machine."""
 
 import asyncio
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from atoll.cli.options import (
 )
 from atoll.cli.show import console
 from atoll.config import PeerConfig, changed, load_peer_config
+from atoll.errors import ConfigError
 
 MEGABIT = 1_000_000 // 8
 
@@ -138,4 +140,8 @@ def _train(invite: str, peer: PeerConfig) -> None:
 
 
 def _bytes_per_s(megabits_per_s: float | None) -> int | None:
-    return None if megabits_per_s is None else round(megabits_per_s * MEGABIT)
+    if megabits_per_s is None:
+        return None
+    if not 0 <= megabits_per_s < inf:
+        raise ConfigError(f"{megabits_per_s:g} Mb/s is no limit", hint="a number; 0: no limit")
+    return round(megabits_per_s * MEGABIT)

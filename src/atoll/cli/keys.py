@@ -49,6 +49,12 @@ def _passphrase(path: Path | None, *, confirm: bool) -> str:
     if path is not None:
         if not path.is_file():
             raise ConfigError(f"no such file: {path}", hint="write the passphrase into it")
-        return path.read_text(encoding="utf-8").strip()
-    prompted: str = typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm)
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no text in UTF-8", hint="name another file") from error
+    try:
+        prompted: str = typer.prompt("passphrase", hide_input=True, confirmation_prompt=confirm)
+    except typer.Abort as error:
+        raise ConfigError("no passphrase, so nothing was done", hint="--passphrase-file") from error
     return prompted

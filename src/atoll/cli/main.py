@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from atoll import __version__, system
 from atoll.cli.show import console, errors
-from atoll.errors import AtollError, ConfigError
+from atoll.errors import AtollError, ConfigError, RunError
 from atoll.sentences import plain
 
 # Each is the function of its name in the module of its name.
@@ -71,6 +71,11 @@ def main() -> None:
     except AtollError as error:
         report(error)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file of the user's: a bug
+        report(RunError(f"{error.filename}: {error.strerror}", hint="who may read it, and write?"))
+        sys.exit(1)
     except typer.TyperException as error:  # the arguments do not fit the command
         report(ConfigError(error.format_message(), hint=_usage_hint(arguments)))
         sys.exit(2)

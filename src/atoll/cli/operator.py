@@ -5,23 +5,34 @@ from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 
-from atoll.errors import ConfigError
+from atoll.cli.options import DAY_S
+from atoll.errors import ConfigError, RunError
 from atoll.host import operate
 from atoll.host.service import Host
 from atoll.ids import PeerId
 from atoll.net.identity import write_private
 
 TOKEN_FILE = "operator.token"
+LEAST_CHARACTERS = 20  # of a token that somebody has written by hand
 URL_FILE = "dashboard.url"  # where this machine finds the dashboard of the host that runs
-DAY_S = 86_400.0
 
 
 def operator_token(directory: Path) -> str:
-    """Return the operator's token of this run's directory, made now if there is none."""
+    """Return the operator's token of this run's directory, made now if there is none.
+
+    Raises:
+        RunError: what is there is no token, or none can be written.
+    """
     path = directory / TOKEN_FILE
     if not path.exists():
         write_private(path, token_hex(32).encode() + b"\n")
-    return path.read_text(encoding="utf-8").strip()
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < LEAST_CHARACTERS:
+        raise RunError(
+            f"{path} has a token of {len(token)} characters: anybody could guess it",
+            hint="delete that file: the next start makes a new one",
+        )
+    return token
 
 
 class HostOperator:

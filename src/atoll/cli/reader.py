@@ -19,6 +19,7 @@ from atoll.net.invite import Invite
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
 from atoll.peer.home import Home, read_run_file
+from atoll.sentences import plain
 
 MAX_NEWS = 100  # warnings that nobody has asked for yet
 
@@ -78,7 +79,7 @@ class Reader:
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Warned):
-            self._news.append(event.text)
+            self._news.append(plain(event.text))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from atoll.errors import DamagedError
 from atoll.events import GrowingLog, Stamped
 from atoll.host.overview import Overview, PeerView, overview
 from atoll.host.stores import read_journal
-from atoll.sentences import one_line
+from atoll.sentences import one_line, plain
 from atoll.traffic import Traffic
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -75,7 +75,9 @@ def _print_run(view: Overview) -> None:
         facts["loss"] = f"{view.losses[0]:.3f} {curve} {view.losses[-1]:.3f}"
     if view.evaluations:
         newest, names = view.evaluations[-1], {peer.peer: peer.name for peer in view.peers}
-        facts["held out"] = f"{newest.loss:.3f} at state {newest.round}, says {names[newest.peer]}"
+        facts["held out"] = (
+            f"{newest.loss:.3f} at state {newest.round}, says {plain(names[newest.peer])}"
+        )
     facts |= {
         "tokens": format_count(view.num_tokens),
         "bytes": _traffic(view.traffic),
@@ -136,7 +138,7 @@ def _print_peers(view: Overview, *, now: float) -> None:
 def _row(peer: PeerView, *, now: float) -> tuple[str, ...]:
     return (
         peer.peer[:8],
-        peer.name,
+        plain(peer.name),
         ("yes" if peer.trains else "reads") if peer.is_in else "no",
         str(peer.rounds),
         format_count(peer.num_tokens),

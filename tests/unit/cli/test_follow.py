@@ -151,3 +151,15 @@ def test_there_is_nothing_to_follow(atoll, run, tmp_path):
     assert (outcome.code, "no such place for curves: paper" in outcome.err) == (2, True)
     (run / "events.jsonl").write_text("{}\n")
     assert "is damaged" in atoll("follow", run, "--once").err
+
+
+def test_it_ends_with_the_run_though_members_leave_after_that(atoll, tmp_path):
+    log = EventLog(tmp_path / "events.jsonl", show=lambda _: None)
+    again = events.HostStarted(run="reef", address="h:1", committed=RoundId(2))
+    left = events.PeerLeft(peer=A, name="anna", reason="the run is complete")
+    for event in (*STORY, again, events.Stopped(reason="the run is complete"), left):
+        log.emit(event)
+    log.close()
+    outcome = atoll("follow", tmp_path)
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1].endswith("- anna is gone: the run is complete")

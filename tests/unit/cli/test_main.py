@@ -85,6 +85,41 @@ def test_wrong_arguments_are_an_error_like_any_other(atoll, arguments, error, hi
     assert hint in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("host", "x", "--days", "inf"), "--days inf"),
+        (("host", "x", "--days", "nan"), "--days nan"),
+        (("admin", "x", "invite", "--days", "0"), "--days 0"),
+        (("admin", "x", "invite", "--uses", "0"), "'--uses'"),
+        (("join", "--max-upload", "nan"), "nan Mb/s"),
+        (("join", "--max-download", "inf"), "inf Mb/s"),
+    ],
+)
+def test_numbers_that_are_none_are_wrong_arguments(atoll, arguments, error):
+    outcome = atoll(*arguments)
+    assert outcome.code == 2
+    assert error in outcome.err
+
+
+def test_a_passphrase_that_is_no_text_is_an_error(atoll, tmp_path):
+    (tmp_path / "passphrase").write_bytes(b"\xff")
+    (tmp_path / "sealed").write_bytes(b"")
+    outcome = atoll(
+        *("keys", tmp_path / "new", "--import", tmp_path / "sealed"),
+        *("--passphrase-file", tmp_path / "passphrase"),
+    )
+    assert outcome.code == 2
+    assert "is no text" in outcome.err
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(atoll, tmp_path):
+    (tmp_path / "events.jsonl").mkdir()
+    outcome = atoll("follow", tmp_path)
+    assert outcome.code == 1
+    assert outcome.err.startswith(f"error: {tmp_path / 'events.jsonl'}: ")
+
+
 def test_an_error_is_printed_as_it_is_whatever_it_quotes(capsys):
     report(ConfigError("data.sources[0]: [/bold] [red]x", hint="write [[data.sources]] above each"))
     assert capsys.readouterr().err == (
