@@ -8,7 +8,9 @@ from typing import Final
 
 SLOWEST: Final = 1e-6  # per second: a byte in eleven days
 FASTEST: Final = 1e15
-LARGEST_LOSS: Final = 1e30  # nats per token: a model that has gone astray may come far
+# Nats per token, or what else a model learns by. Whose model has gone astray is heard: its norm is
+# clipped, and it is well again after that. Times all the tokens of a round this is a number yet.
+LARGEST_LOSS: Final = 1e200
 
 
 def rate_of(said: float) -> float | None:

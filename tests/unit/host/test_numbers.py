@@ -81,11 +81,11 @@ def test_rates_are_what_was_said():
     assert [rate_of(number) for number in (SLOWEST, 1.0, FASTEST)] == [SLOWEST, 1.0, FASTEST]
 
 
-@pytest.mark.parametrize("number", [nan, inf, -inf, 1e31])
+@pytest.mark.parametrize("number", [nan, inf, -inf, 1e201])
 def test_what_is_no_loss(number):
     assert not is_loss(number)
 
 
 def test_a_loss_may_be_large_and_of_any_sign():
     assert is_loss(-1.0)
-    assert is_loss(1e9)
+    assert is_loss(1e60), "of weights that were multiplied by 1e30: its norm is clipped"
