@@ -22,7 +22,7 @@ from atoll.units import format_bytes, format_count, format_seconds
 
 CURVE_COLUMNS = 60
 WIDE_COLUMNS = 100  # of a terminal: less has no room for all that is known of a peer
-LEFT_OUT = ("peer", "sent", "received")
+LEFT_OUT = ("peer", "MFU", "sent", "received")
 
 
 def status(
@@ -115,6 +115,7 @@ def _print_peers(view: Overview, *, now: float) -> None:
         "share",
         "loss",
         "tokens/s",
+        "MFU",
         "sent",
         "received",
         "last seen",
@@ -145,6 +146,7 @@ def _row(peer: PeerView, *, now: float) -> tuple[str, ...]:
         f"{peer.token_share:.0%}",
         f"{peer.loss:.3f}" if peer.rounds else "-",
         format_count(peer.tokens_per_s) if peer.tokens_per_s else "-",
+        f"{peer.mfu:.0%}" if peer.mfu and peer.tokens_per_s else "-",
         format_bytes(peer.traffic.sent),
         format_bytes(peer.traffic.received),
         f"{format_seconds(max(0.0, now - peer.seen_at))} ago" if peer.seen_at else "never",

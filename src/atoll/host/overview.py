@@ -14,6 +14,8 @@ from atoll import events
 from atoll.config import RunConfig, parse_canonical
 from atoll.events import Stamped
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
+from atoll.model.accounting import flops_per_token
+from atoll.model.devices import peak_of_peer
 from atoll.model.shapes import num_parameters
 from atoll.net.records import (
     Admitted,
@@ -48,6 +50,7 @@ class PeerView(Struct, kw_only=True):
     token_share: float = 0.0  # of all committed tokens
     loss: float = 0.0  # of its newest contribution that was committed
     tokens_per_s: float = 0.0
+    mfu: float | None = None  # of its devices; None: unknown, as with those in no table
     step: int = 0  # inner steps that it has done in the run
     utilisation: float | None = None  # share of the last rounds that it trained; None: unknown
     state_differs: bool = False  # the one that it reported last is not the agreed one
@@ -136,6 +139,8 @@ class Fold:
     def __init__(self, genesis: Genesis) -> None:
         config: RunConfig = parse_canonical(genesis.config.encode())
         self.config = config
+        length = config.data.sequence_length
+        self._token_flops = flops_per_token(config.model, sequence_length=length)
         self.view = Overview(
             name=config.name,
             run=genesis.run,
@@ -255,10 +260,16 @@ class Fold:
                     line.at,
                     event.step,
                 )
+                view.mfu = self._mfu(view)
             case events.StateDiffers(peer=peer) if peer in self.peers:
                 self.peers[peer].state_differs = True
             case event:
                 self._note_round_event(event, at=line.at)
+
+    def _mfu(self, view: PeerView) -> float | None:
+        """Return which part of its peak the peer reaches in a step, if its devices are known."""
+        peak_flops = peak_of_peer(view.device)
+        return None if peak_flops is None else view.tokens_per_s * self._token_flops / peak_flops
 
     def _join(self, view: PeerView, event: events.PeerJoined, *, at: float) -> None:
         view.name, view.is_in, view.seen_at = event.name, True, at

@@ -4,6 +4,7 @@ Peaks are those of dense matrix products in bf16 with sums in fp32 (fp32 on a CP
 asks for. What it reaches of them is its model FLOPS utilisation (MFU).
 """
 
+import re
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from atoll.units import GIB
@@ -45,3 +46,29 @@ DEVICES: Final[dict[DeviceName, Device]] = {
 }
 
 assert {*DEVICES, "own"} == set(get_args(DeviceName)), "each name is in the table"
+
+# By the first words that are in the name that a device's driver gives it. DEVICES, which runs are
+# planned with, has no PCIe card; its figure is from NVIDIA's data sheet.
+SHEETS: Final = {
+    "H200": DEVICES["H200"].peak_flops,
+    "H100 PCIe": 756e12,
+    "H100": DEVICES["H100"].peak_flops,
+    "A100": DEVICES["A100-80"].peak_flops,
+    "L40S": DEVICES["L40S"].peak_flops,
+    "RTX 5090": DEVICES["RTX 5090"].peak_flops,
+    "RTX 4090": DEVICES["RTX 4090"].peak_flops,
+    "RTX 3090": DEVICES["RTX 3090"].peak_flops,
+}
+
+
+def peak_by_name(name: str) -> float | None:
+    """Return the peak of a device by its name, per second; None: it is in no table."""
+    return next((flops for words, flops in SHEETS.items() if words in name), None)
+
+
+def peak_of_peer(device: str) -> float | None:
+    """Return that of all devices of a peer, by what it says: "2 machines with 8 x NVIDIA H100"."""
+    found = re.fullmatch(r"(?:(\d+) machines with )?(?:(\d+) x )?(.*)", device)
+    assert found is not None, "anything is a name"
+    each = peak_by_name(found[3])
+    return None if each is None else int(found[1] or 1) * int(found[2] or 1) * each

@@ -12,24 +12,12 @@ from typing import Final, NamedTuple
 import torch
 
 from atoll.clock import monotonic_s
-from atoll.model.devices import DEVICES
+from atoll.model.devices import peak_by_name
 from atoll.model.peaks import MeasuredPeak, remember
 from atoll.train.device import device_name
 
 MEASURE_S: Final = 0.3
 SIDE: Final = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of the matrices: more is no faster
-# Dense bf16 products by the first words that are in a device's name. DEVICES, which runs are
-# planned with, has no PCIe card; its figure is from NVIDIA's data sheet.
-SHEETS: Final = {
-    "H200": DEVICES["H200"].peak_flops,
-    "H100 PCIe": 756e12,
-    "H100": DEVICES["H100"].peak_flops,
-    "A100": DEVICES["A100-80"].peak_flops,
-    "L40S": DEVICES["L40S"].peak_flops,
-    "RTX 5090": DEVICES["RTX 5090"].peak_flops,
-    "RTX 4090": DEVICES["RTX 4090"].peak_flops,
-    "RTX 3090": DEVICES["RTX 3090"].peak_flops,
-}
 
 
 class Peak(NamedTuple):
@@ -44,7 +32,7 @@ def peak_of(device: torch.device, *, bf16: bool, cache: Path | None = None) -> P
         RunError: the disk of the cache does not take what was measured.
     """
     name = device_name(device)
-    known = next((flops for words, flops in SHEETS.items() if words in name), None)
+    known = peak_by_name(name)
     if bf16 and known is not None:
         return Peak(known, measured=False)
     flops = measured_peak(device, bf16=bf16)

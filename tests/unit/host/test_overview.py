@@ -4,6 +4,7 @@ from tests.unit.host.conftest import ANNA, BEN, CONFIG, SAMPLES
 from atoll import events
 from atoll.events import Stamped
 from atoll.host.overview import overview
+from atoll.model.accounting import flops_per_token
 from atoll.net.records import Moved, PeerTraffic
 from atoll.traffic import Traffic
 
@@ -38,6 +39,24 @@ def test_what_counts_comes_from_the_journal(recorded):
         ("ben", 2, 2 * TOKENS, 0.5),
     ]
     assert [peer.is_in for peer in view.peers] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("device", "peak_flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("8 x NVIDIA H100 80GB HBM3", 8 * 989e12),
+        ("2 machines with 4 x NVIDIA GeForce RTX 4090", 8 * 165e12),
+        ("2 x CPU", None),
+        ("", None),
+    ],
+)
+def test_a_known_device_has_a_utilisation(recorded, device, peak_flops):
+    here = events.PeerJoined(peer=ANNA, name="anna", device=device, reachable=True)
+    view = overview(records(recorded), stamp(here, trained(ANNA, tokens_per_s=100.0)))
+    length = CONFIG.data.sequence_length
+    flops = 100.0 * flops_per_token(CONFIG.model, sequence_length=length)
+    assert view.peers[0].mfu == (None if peak_flops is None else pytest.approx(flops / peak_flops))
 
 
 def test_the_bytes_of_all_records_add_up(recorded):
