@@ -34,12 +34,14 @@ from typing import Any, NamedTuple, cast, get_args
 import msgspec
 import numpy as np
 import torch
+import torch.distributed as dist
 from breakdown import breakdown
 from numpy.typing import NDArray
 
 from atoll.clock import monotonic_s
 from atoll.config import DataConfig, InnerConfig, ModelConfig, RunConfig, SourceConfig, SyncConfig
 from atoll.data.batches import Batch
+from atoll.errors import ConfigError
 from atoll.model.accounting import count_parameters, flops_per_token
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
@@ -47,12 +49,12 @@ from atoll.model.layout import Layout, layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training, largest, trainer_bytes
 from atoll.model.presets import PRESETS
-from atoll.model.shapes import gains_by_fp8, parameter_specs
 from atoll.train.channel import Merge, Seat, Snapshot
 from atoll.train.compiled import Compiler
 from atoll.train.device import Precision, computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
 from atoll.train.fit import USABLE, free_memory
+from atoll.train.fp8 import require_fp8, require_shapes
 from atoll.train.inner import Computing, InnerLoop, autocast
 from atoll.train.loss import CHUNK_LOGITS, language_model_loss
 from atoll.train.parallel import ALONE, Ranks, join
@@ -61,6 +63,9 @@ from atoll.train.shared import SharedVectors
 from atoll.train.trainer import build
 
 WARM_UP_STEPS = 3
+# Some of its matrices are large enough for products in 8 bits.
+REFERENCE = msgspec.structs.replace(PRESETS["tiny"], ffn_width=2048)
+REFERENCE_LENGTH = 128
 
 
 def main() -> None:
@@ -70,7 +75,7 @@ def main() -> None:
         for line in questions(cut_to_fit(PRESETS[name], device, arguments), device, arguments):
             show({"model": name, **line})
     show(reference(device))
-    if arguments.fp8:
+    if arguments.fp8 and not refusal(REFERENCE, device, sequence_length=REFERENCE_LENGTH):
         show(reference(device, precision="fp8"))
 
 
@@ -81,7 +86,10 @@ def questions(
     ways = [Way()]
     if arguments.sharded:
         ways.append(Way(sharded=True))
-    if arguments.fp8 and any(gains_by_fp8(spec) for spec in parameter_specs(model)):
+    refused = refusal(model, device, sequence_length=arguments.sequence_length)
+    if arguments.fp8 and refused:
+        yield {"question": "step", "precision": "fp8", "refused": refused}
+    elif arguments.fp8:
         ways.append(Way(precision="fp8"))
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +105,20 @@ def questions(
             yield from ({**about, **line} for line in lines)
             del peer  # and what it holds on the device
             forget_peak(device)
+            if dist.is_initialized():  # the next model has ranks of its own
+                dist.destroy_process_group()
+
+
+def refusal(model: ModelConfig, device: torch.device, *, sequence_length: int) -> str:
+    """Return why the model does not train in fp8 here, or nothing; a CPU emulates it."""
+    try:
+        if device.type == "cpu":
+            require_shapes(model, sequence_length=sequence_length)
+        else:
+            require_fp8(device, model, sequence_length=sequence_length)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def cut_to_fit(
@@ -395,12 +417,8 @@ class Peer:
 
 
 def reference(device: torch.device, *, precision: Precision | None = None) -> dict[str, Any]:
-    """Return how far the first loss and gradient are from those of a CPU in fp32.
-
-    The model has some matrices that are large enough for products in 8 bits.
-    """
-    model = msgspec.structs.replace(PRESETS["tiny"], ffn_width=2048)
-    config = run_config(model, sequence_length=128, batch=4)
+    """Return how far the first loss and gradient are from those of a CPU in fp32."""
+    config = run_config(REFERENCE, sequence_length=REFERENCE_LENGTH, batch=4)
     layout = layout_of(config)
     values_N: NDArray[np.float32] = (
         np.random.default_rng(0).normal(0, 0.02, layout.num_values).astype(np.float32)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-SMALL = ("--models", "tiny", "--layers", "1", "--sequence-length", "16", "--steps", "1")
+SMALL = ("--models", "tiny", "tiny", "--layers", "1", "--sequence-length", "16", "--steps", "1")
 
 
 def test_answers_each_question_on_a_cpu():
@@ -18,7 +18,9 @@ def test_answers_each_question_on_a_cpu():
     questions = [line["question"] for line in lines]
     exchange = ["snapshot", "beside", "merge", "merge", "merge"]
     step = ["step", "breakdown"]
-    assert questions == [*step, "packed", *exchange, *step, "reference", "reference"]
+    of_model = ["step", *step, "packed", *exchange, *step]
+    assert questions == [*of_model, *of_model, "reference", "reference"]
+    assert "no matrix of this model is large enough" in lines.pop(0)["refused"]
     assert lines[0]["peak_measured"]
     assert lines[0]["mfu"] > 0
     assert lines[0]["predicted_gb"] > 0
