@@ -114,7 +114,7 @@ def test_where_a_peer_says_it_is():
     seen.note(decisions.on_hello(seen.run, Member.of(anna, back), back, now=seen.now))
     seen.probed(anna)
     seen.at_state(anna)
-    assert (row(seen, 0)["place"], row(seen, 1)["place"]) == ("Lisbon\x1b[2J", "")
+    assert (row(seen, 0)["place"], row(seen, 1)["place"]) == ("Lisbon [2J", "")
     assert seen.board.document()["news"][-1]["text"].startswith("peer-0 joined from Lisbon [2J")
 
 
