@@ -160,7 +160,9 @@ def reassign_places(
         places = division.tree.places(group)
         before = assignment[places.start : places.stop]
         if not lost.isdisjoint(before):
-            chosen = choice.candidates(group, load)
+            able = choice.candidates(group, load)
+            # Not who has something to do in another group, if there are others: it has its dozens.
+            chosen = [peer for peer in able if peer in before or not load[peer]] or able
             shares = choice.shares(group, chosen)
             after = plan.reassign(before, lost=lost, reducers=chosen, shares=shares)
             load.update(after)

@@ -120,6 +120,16 @@ def test_who_reduces_above_the_regions_reduces_none_where_others_can():
     assert len(set(assignment)) == len(assignment) == 6, "five regions and the root"
 
 
+def test_whoever_takes_over_a_region_reduces_nothing_above_where_others_can():
+    one = division(40, size=8)
+    before = assign_places(one)
+    for lost in before[: one.tree.num_regions]:
+        left = [peer for peer in one.reducers if peer != lost]
+        without = Division(one.tree, one.regions, one.links, left, VOLUMES)
+        after = reassign_places(without, before, lost=frozenset({lost}))
+        assert len(set(after)) == len(after)
+
+
 def test_nobody_has_more_than_some_dozens_to_talk_to():
     one = division(10_000, size=64, every=4)
     assignment = assign_places(one)
