@@ -328,12 +328,13 @@ def load_run_config(path: Path) -> RunConfig:
         ConfigError: there is no such file, it is no TOML, a key is unknown or missing, a value is
             not allowed, or two of them cannot go together. The message names file and key.
     """
-    return _load(path, RunConfig)
+    hint = "check the path; `atoll new` writes a run.toml to start from"
+    return _load(path, RunConfig, hint=hint)
 
 
 def load_peer_config(path: Path) -> PeerConfig:
     """Return what a TOML file says about this machine; raises as `load_run_config`."""
-    return _load(path, PeerConfig)
+    return _load(path, PeerConfig, hint="check the path; a file of one line will do: threads = 4")
 
 
 def changed(peer: PeerConfig, overrides: Mapping[str, object]) -> PeerConfig:
@@ -346,8 +347,7 @@ def changed(peer: PeerConfig, overrides: Mapping[str, object]) -> PeerConfig:
     return _convert({**msgspec.to_builtins(peer), **given}, PeerConfig)
 
 
-def _load(path: Path, config: type[Config]) -> Config:
-    hint = "check the path; `atoll new` writes a run.toml to start from"
+def _load(path: Path, config: type[Config], *, hint: str) -> Config:
     with tables.errors_of(path):
         return _convert(tables.read(path, hint=hint), config)
 

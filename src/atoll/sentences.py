@@ -31,10 +31,10 @@ def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  
             return f"{name} is paused: no round waits for it" if rests else f"{name} goes on"
         case events.RoundPlanned():
             reducers = named(event.reducers, names=names) or "nobody who is here"
-            return f"round {event.round}: {len(event.peers)} peers, reduced by {reducers}"
+            return f"round {event.round}: {_peers(len(event.peers))}, reduced by {reducers}"
         case events.RoundClosed():
             late = f", without {named(event.missing, names=names)}" if event.missing else ""
-            return f"round {event.round}: closed with {len(event.roster)} peers{late}"
+            return f"round {event.round}: closed with {_peers(len(event.roster))}{late}"
         case events.RoundCommitted():
             return _committed(event)
         case events.StateAgreed():
@@ -56,6 +56,12 @@ def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  
                 f"  {named((event.peer,), names=names)}: round {event.round}, step {event.step}, "
                 f"loss {event.loss:.3f}, {event.tokens_per_s:.0f} tokens/s"
             )
+        case events.Connected(host=host, committed=committed):
+            return f"connected to {host}, {committed} rounds committed"
+        case events.TrainerStarted(device=device):
+            return f"ready to train on {device}"
+        case events.RoundTaken():
+            return _taken(event)
         case events.StateSynced():
             return fetched_state(event)
         case events.MomentsFetched(num_bytes=num_bytes, seconds=seconds):
@@ -88,6 +94,13 @@ def _committed(event: events.RoundCommitted) -> str:
     return f"round {event.round}: committed, {tokens} tokens, loss {event.mean_loss:.3f}, {seconds}"
 
 
+def _taken(event: events.RoundTaken) -> str:
+    if not event.num_tokens:
+        return f"round {event.round}: taken, with the others' work"
+    own, tokens = format_count(event.num_tokens), format_count(event.round_tokens)
+    return f"round {event.round}: taken, with {own} tokens of our own among {tokens}"
+
+
 def _reducers_chosen(event: events.ReducersChosen, names: Mapping[PeerId, str]) -> str:
     who = named(event.peers, names=names) or "all that can be dialled"
     return f"chosen to average, from the next round on: {who}"
@@ -106,6 +119,10 @@ def _joined(event: events.PeerJoined) -> str:
         said.append("cannot be dialled: it will not reduce")
     place = f" from {event.place}" if event.place else ""
     return f"+ {event.name} joined{place} ({', '.join(said)})"
+
+
+def _peers(number: int) -> str:
+    return f"{number} peer{'s' if number != 1 else ''}"
 
 
 def _members(number: int) -> str:

@@ -142,6 +142,33 @@ def write_what_can_be_written(*streams: TextIO) -> None:
             stream.reconfigure(errors="replace")
 
 
+@contextmanager
+def unseen_keys() -> Iterator[None]:
+    """Let the terminal not write what is typed, while the block runs; not on Windows.
+
+    What a key does, it does: Ctrl-C interrupts, and what was typed is for whoever reads next.
+    """
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+
+    def set_to(attributes: list[Any]) -> None:
+        with suppress(OSError, termios.error):  # the terminal is gone
+            # Who sets it from the background is stopped by the system.
+            if os.tcgetpgrp(terminal) == os.getpgrp():
+                termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+    before = termios.tcgetattr(terminal)
+    set_to([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 

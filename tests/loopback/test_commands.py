@@ -103,7 +103,7 @@ def test_status_of_a_run_that_nobody_has_served(trained, atoll, tmp_path):
 def test_verify_proves_the_whole_run(trained, atoll):
     code, out, err = atoll("verify", trained.run)
     assert (code, err) == (0, "")
-    assert f"states: 0 to {ROUNDS} computed anew are the agreed ones" in out
+    assert f"states 0 to {ROUNDS} computed anew: as agreed" in out
     assert "open" not in out
     assert out.splitlines()[-1] == "nothing is wrong"
 
@@ -112,7 +112,7 @@ def test_verify_says_what_it_could_not_prove(copied, atoll):
     shutil.rmtree(copied / "built-in" / "blobs")
     code, out, _ = atoll("verify", copied)
     assert code == 0
-    assert "states: 1 cannot be computed" in out  # 2 and 3 are on disk
+    assert "state 1 cannot be computed" in out  # 2 and 3 are on disk
     assert out.splitlines()[-1] == "nothing is wrong, but not all could be proved"
 
 

@@ -83,7 +83,7 @@ def test_a_run_begins_with_the_weights_of_a_folder(
         return capfd.readouterr().out
 
     verified = output_of("verify", cluster.run)
-    assert f"states: 0 to {ROUNDS} computed anew are the agreed ones" in verified
+    assert f"states 0 to {ROUNDS} computed anew: as agreed" in verified
 
     evaluated = cluster.records(Evaluated)
     assert evaluated[-1].round == ROUNDS, "the host waits for what is said of the last state"

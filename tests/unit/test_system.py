@@ -40,6 +40,28 @@ def test_who_was_put_in_the_background_by_a_script_ends_in_order_when_asked(igno
         assert service.wait() == 0
 
 
+TYPING = """
+import termios
+from atoll import system
+
+def is_seen():
+    return bool(termios.tcgetattr(0)[3] & termios.ECHO)
+
+before = is_seen()
+with system.unseen_keys():
+    meanwhile = is_seen()
+print(before, meanwhile, is_seen())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_what_is_typed_while_a_picture_is_shown_is_not_written_into_it():
+    on_a_terminal = "import pty, sys; pty.spawn([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", on_a_terminal, TYPING]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert done.stdout.decode().split() == ["True", "False", "True"]
+
+
 def test_a_stream_writes_what_it_can():
     content = io.BytesIO()
     stream = io.TextIOWrapper(content, encoding="cp1252")

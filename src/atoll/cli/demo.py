@@ -143,7 +143,7 @@ def _prepare(config: RunConfig, stage: Stage) -> Dataset:
         config,
         base_directory=stage.directory,
         directory=stage.cache,
-        on_progress=progress("preparing the text"),
+        on_progress=progress("preparing the text", of="documents"),
     )
     tokens = sum(dataset.num_samples) * dataset.sequence_length
     console.print(

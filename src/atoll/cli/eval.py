@@ -11,7 +11,7 @@ from rich.table import Table
 
 from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory
-from atoll.cli.show import console
+from atoll.cli.show import console, errors
 from atoll.errors import ConfigError
 
 LARGEST_EXPONENT = 709.0  # of e, as a float
@@ -88,6 +88,7 @@ def _held_out(
     load_flat_(model, newest.state.params_N, layout_of(config))
     batches = Batches(dataset, seed=config.seed)
     num_samples = min(samples, dataset.num_validation_samples)
+    errors.print(f"reading {num_samples} samples: on a slow machine this takes minutes")
     loss = validation_loss(
         model, batches, batch_sequences=config.inner.batch_sequences, num_samples=num_samples
     )
@@ -104,6 +105,7 @@ def _held_out(
             sequence_length=config.data.sequence_length,
             most=questions,
         )
+        errors.print(f"answering {len(asked)} questions")
         found |= {
             "questions": len(asked),
             "cloze": cloze_accuracy(model, asked),

@@ -60,7 +60,7 @@ def scores_of(speaker: Speaker, *, tasks: list[str], folder: Path) -> list[Score
         for task in loaded["tasks"].values():  # as the harness's own command does
             task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
             task.set_fewshot_seed(FEWSHOT_SEED)
-        model = HarnessModel(speaker, note=progress("tasks"))
+        model = HarnessModel(speaker, note=progress("tasks", of="requests"))
         done = evaluate(model, task_dict=loaded, bootstrap_iters=RESAMPLES, log_samples=False)
     return scores_in(done["results"])
 

@@ -18,7 +18,7 @@ from atoll import system
 from atoll.cli.operator import URL_FILE, HostOperator, operator_token
 from atoll.cli.options import CacheOption, DaysOption, UsesOption, valid_s
 from atoll.cli.places import cache_directory, run_directory
-from atoll.cli.show import Lines, console, progress
+from atoll.cli.show import Lines, console, next_steps, progress
 from atoll.config import RunConfig, load_run_config
 from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
@@ -101,7 +101,7 @@ def host(
         config,
         base_directory=directory,
         directory=cache or cache_directory(),
-        on_progress=progress("preparing the text"),
+        on_progress=progress("preparing the text", of="documents"),
     )
     opened = open_run(directory, config, dataset=dataset.digest, url=journal)
     try:
@@ -110,10 +110,21 @@ def host(
         lead = Lead(standby=standby, lead_s=lead_s or config.sync.silent_s)
         service = _Service(opened, config, dataset, place, lead)
         asyncio.run(service.serve(uses=uses, valid_s=good_for_s))
+        _have_the_model(directory)
     except asyncio.CancelledError:
         console.print("stopped by the operator; started again, it goes on")
     finally:
         opened.close()
+
+
+def _have_the_model(directory: Path) -> None:
+    next_steps(
+        {
+            f"atoll eval {directory}": "says how good the model is",
+            f"atoll chat {directory}": "writes with it",
+            f"atoll export {directory} OUT": "puts it into a folder for transformers",
+        }
+    )
 
 
 def own_address() -> str:

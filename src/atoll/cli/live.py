@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from atoll import system
 from atoll.cli.show import sparkline
 from atoll.cli.story import Actor, Doing, News, Story, Tone
 from atoll.clock import wall_s
@@ -53,8 +54,12 @@ def is_plain(console: Console) -> bool:
 
 @contextmanager
 def in_place(draw: Callable[[], RenderableType], console: Console) -> Iterator[Callable[[], None]]:
-    """Yield what draws the picture anew where it was."""
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    """Yield what draws the picture anew where it was.
+
+    A `^C` or an empty line that the terminal writes in between would shift it.
+    """
+    live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+    with system.unseen_keys(), live:
         yield lambda: live.update(draw(), refresh=True)
 
 

@@ -11,7 +11,7 @@ import typer
 from atoll import tables
 from atoll.cli.pretrained import read_pretrained
 from atoll.cli.recipes import RECIPES, Peers, run_config
-from atoll.cli.show import console
+from atoll.cli.show import console, next_steps
 from atoll.config import RunConfig, SourceConfig, check, template
 from atoll.data.corpus import PRESETS as CORPORA, documents
 from atoll.durable import disk_errors
@@ -78,10 +78,13 @@ def source_of(data: str) -> SourceConfig:
     """Return the source that `--data` names, as seen from the working directory.
 
     Raises:
-        ConfigError: it is no preset, and there is no such file or folder.
+        ConfigError: it is no preset, and there is no such file or folder; or it has no name.
     """
     if data.startswith(HUGGINGFACE):
-        return SourceConfig(kind="huggingface", name=data.removeprefix(HUGGINGFACE))
+        name = data.removeprefix(HUGGINGFACE)
+        if not name:
+            raise ConfigError(f"--data {data} names no data set", hint=f"{HUGGINGFACE}OWNER/NAME")
+        return SourceConfig(kind="huggingface", name=name)
     if data in CORPORA:
         return SourceConfig(kind="preset", name=data)
     if not Path(data).exists():
@@ -119,5 +122,9 @@ def _explain(path: Path, config: RunConfig, *, model: str) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(f"\n    atoll host {path.parent}    serves the run, and prints an invite")
-    console.print("    atoll join INVITE    trains in it, on any machine")
+    next_steps(
+        {
+            f"atoll host {path.parent}": "serves the run, and prints an invite",
+            "atoll join INVITE": "trains in it, on any machine",
+        }
+    )

@@ -130,7 +130,8 @@ def peers_here(directory: Path | None) -> list[Path]:
     here = [path for path in peer_directories() if is_running(path)]
     if not here:
         raise ConfigError(
-            "no peer runs on this machine", hint="if it has a --dir of its own, name it here, too"
+            "no peer runs here, unless in a directory of its own",
+            hint="one that was started with --dir DIR is named by it here, too: --dir DIR",
         )
     return here
 

@@ -20,8 +20,9 @@ def pause(directory: DirectoryOption = None) -> None:
     Each ends the step that is under way, keeps its work, and follows the run. Its memory stays
     taken: to free that, end it with Ctrl-C.
     """
+    then = "atoll resume" if directory is None else f"atoll resume --dir {directory}"
     for home in peers_here(directory):
         set_paused(home, rests=True)
         name = read_run_file(home).config.name
         later = "" if is_running(home) else ", as soon as it is started"
-        console.print(f"{name} rests{later}; go on with: atoll resume", markup=False)
+        console.print(f"{name} rests{later}; go on with: {then}", markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """Events as lines for people, and progress on the terminal."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import pairwise
@@ -47,6 +47,7 @@ class Lines:
     def __init__(self) -> None:
         self.names: dict[PeerId, str] = {}
         self._trained_at = 0.0
+        self._is_over = False
 
     def show(self, event: events.Event) -> None:
         """Print the event with its time; in a log file, with its day as well."""
@@ -58,29 +59,40 @@ class Lines:
     def line(self, event: events.Event) -> str | None:
         if isinstance(event, events.PeerJoined):
             self.names[event.peer] = event.name
+        if isinstance(event, events.Stopped):
+            self._is_over = True
         if isinstance(event, events.Training) and not self._is_training_due():
             return None
         return sentence(event, names=self.names)
 
     def _is_training_due(self) -> bool:
         now = monotonic_s()
-        if now - self._trained_at < 5.0:
+        if self._is_over or now - self._trained_at < 5.0:
             return False
         self._trained_at = now
         return True
 
 
-def progress(what: str) -> Callable[[str, int], None]:
-    """Return a callback that shows a counter while something long is going on."""
+def progress(what: str, *, of: str) -> Callable[[str, int], None]:
+    """Return a callback that shows a counter, `of` such things, while something long goes on."""
     shown_at = monotonic_s()
 
     def note(doing: str, count: int) -> None:
         nonlocal shown_at
         if monotonic_s() - shown_at > 1.0:
             shown_at = monotonic_s()
-            errors.print(f"{what}: {doing}, {count} done", markup=False)
+            so_far = f", {count} {of} so far" if count else ""
+            errors.print(f"{what}: {doing}{so_far}", markup=False)
 
     return note
+
+
+def next_steps(commands: Mapping[str, str]) -> None:
+    """Print what one may do next: each command, and what it does."""
+    width = max(map(len, commands))
+    console.print()
+    for command, what in commands.items():
+        console.print(f"    {command:{width}}    {what}", markup=False, soft_wrap=True)
 
 
 def sparkline(values: Sequence[float], *, columns: int) -> str:

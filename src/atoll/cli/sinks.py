@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from atoll.cli.measures import Point
+from atoll.cli.show import console
 from atoll.errors import ConfigError
 
 
@@ -22,7 +23,9 @@ class TensorBoard:
     """Event files for `tensorboard --logdir`."""
 
     def __init__(self, place: str, name: str) -> None:
-        folder = Path(place or "tensorboard") / name
+        place = place or "tensorboard"
+        folder = Path(place) / name
+        console.print(f"curves: {folder}; to look: tensorboard --logdir {place}", markup=False)
         self._writer = _package("tensorboardX", extra="tensorboard").SummaryWriter(str(folder))
 
     def put(self, point: Point) -> None:

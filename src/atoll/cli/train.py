@@ -33,7 +33,7 @@ def train(
         config,
         base_directory=toml.parent,
         directory=cache or cache_directory(),
-        on_progress=progress("preparing the text"),
+        on_progress=progress("preparing the text", of="documents"),
     )
     from atoll.cli.alone import train_and_report  # torch takes seconds: too long for a --help
     from atoll.train.baseline import initial_model

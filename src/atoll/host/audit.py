@@ -94,12 +94,16 @@ def _report(states: Retraced, *, agreed: Collection[RoundId]) -> Iterator[Findin
     if states.updates:
         yield Proved(f"updates: those of rounds {_ranges(states.updates)} are what was committed")
     if states.saved:
-        yield Proved(f"states: {_ranges(states.saved)} on disk are whole, and the agreed ones")
+        yield Proved(f"{_states(states.saved)} on disk: whole, and as agreed")
     if states.recomputed:
-        yield Proved(f"states: {_ranges(states.recomputed)} computed anew are the agreed ones")
+        yield Proved(f"{_states(states.recomputed)} computed anew: as agreed")
     if unknown := set(agreed) - {*states.saved, *states.recomputed}:
-        text = _ranges(sorted(unknown))
-        yield Unproved(f"states: {text} cannot be computed: updates before them are not at hand")
+        text = _states(sorted(unknown))
+        yield Unproved(f"{text} cannot be computed: updates before them are not at hand")
+
+
+def _states(rounds: Sequence[RoundId]) -> str:
+    return f"state{'s' if len(rounds) > 1 else ''} {_ranges(rounds)}"
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -156,7 +160,8 @@ def _prove_epochs(history: Iterable[tuple[int, Record]]) -> Finding:
             if record.epoch <= epoch:
                 raise _wrong(seq, f"epoch {record.epoch} follows epoch {epoch}")
             epoch, num_leads = record.epoch, num_leads + 1
-    return Proved(f"epochs: {num_leads} leads, one after the other, the last in epoch {epoch}")
+    leads = "one lead" if num_leads == 1 else f"{num_leads} leads, one after the other"
+    return Proved(f"epochs: {leads}, the last in epoch {epoch}")
 
 
 @dataclass(slots=True)

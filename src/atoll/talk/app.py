@@ -29,6 +29,7 @@ from atoll.units import MIB
 
 MAX_BODY_BYTES: Final = MIB
 BODY_S: Final = 30.0  # for all of a body to arrive
+WHAT_THERE_IS: Final = "there are POST /v1/completions and GET /v1/models, for a model without chat"
 END: Final = b"data: [DONE]\n\n"
 
 
@@ -54,7 +55,8 @@ def application(engine: Engine, *, key: str = "") -> Starlette:
 
 async def _told(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        error = ApiError(error.detail, status=error.status_code)
+        hint = f"; {WHAT_THERE_IS}" if error.status_code in (404, 405) else ""
+        error = ApiError(f"{error.detail}{hint}", status=error.status_code)
     elif not isinstance(error, ApiError):
         error = ApiError(str(error), status=500)
     headers = {"retry-after": "5"} if error.status == 429 else {}

@@ -63,12 +63,12 @@ class HarnessModel:
         for request in requests:
             context, asked = request.args
             texts.append(self._generate(context, wish_of(asked, self._speaker.max_tokens)))
-            self._note("texts", len(texts))
+            self._note("writing texts", len(texts))
         return texts
 
     def _likelihoods(self, passages: Sequence[Passage]) -> list[PassageLikelihood]:
         return likelihoods(
-            self._speaker.model, passages, on_read=lambda done: self._note("passages", done)
+            self._speaker.model, passages, on_read=lambda done: self._note("reading passages", done)
         )
 
     def _generate(self, context: str, wish: Wish) -> str:

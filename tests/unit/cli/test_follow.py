@@ -86,6 +86,7 @@ def test_in_words(atoll, run):
     assert any("state 1: validation loss 5.250, says anna" in line for line in lines)
     assert "round 2: committed, 1.0 k tokens, loss 4.500" in lines[-2]
     assert not any("10 tokens/s" in line for line in lines)
+    assert any("round 1: taken, with 250 tokens of our own among 1.0 k" in line for line in lines)
 
 
 def test_tensorboard_has_the_curves(atoll, run, tmp_path):

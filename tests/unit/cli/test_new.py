@@ -130,6 +130,7 @@ def test_a_folder_that_is_no_llama_leaves_nothing_behind(atoll, theirs, tmp_path
     ("options", "message"),
     [
         (("x", "--data", "nowhere"), "--data nowhere: no such file or folder"),
+        (("x", "--data", "huggingface:"), "--data huggingface: names no data set"),
         (("x", "--data", "empty"), "no text files in empty"),
         (("x", "--data", "latin1.txt"), "latin1.txt, line 1: not UTF-8"),
         (("x", "--data", "texts", "--model", "huge"), "--model huge: not one of tiny"),

@@ -119,7 +119,7 @@ def test_when_its_hours_end_it_leaves_after_the_round_and_is_back_when_they_begi
 
 def test_without_a_peer_there_is_nothing_to_pause(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="no peer runs on this machine"):
+    with pytest.raises(ConfigError, match="no peer runs here"):
         peers_here(None)
     with pytest.raises(ConfigError, match="no peer lives in"):
         peers_here(tmp_path)

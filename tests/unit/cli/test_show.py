@@ -5,7 +5,7 @@ import pytest
 from rich.live import Live
 
 from atoll.cli.show import Lines, Terminal, sparkline
-from atoll.events import StateAgreed
+from atoll.events import RoundClosed, RoundPlanned, StateAgreed, Stopped, Training
 from atoll.ids import Digest, PeerId, RoundId
 
 
@@ -29,6 +29,22 @@ def test_when_the_window_is_closed_nothing_more_is_said_and_nothing_ends(made):
             terminal.print("a line")
         terminal.print("another one")
     assert terminal.quiet
+
+
+def test_one_is_not_several():
+    one, two = (PeerId("c" * 32),), (PeerId("c" * 32), PeerId("d" * 32))
+    lines = Lines()
+    assert lines.line(RoundPlanned(round=RoundId(7), peers=one, reducers=one)) == (
+        "round 7: 1 peer, reduced by cccccccc"
+    )
+    assert lines.line(RoundClosed(round=RoundId(7), roster=two)) == "round 7: closed with 2 peers"
+
+
+def test_a_run_that_is_complete_says_nothing_more_of_training():
+    lines = Lines()
+    step = Training(peer=PeerId("c" * 32), round=RoundId(8), step=80, loss=4.0, tokens_per_s=9.0)
+    assert lines.line(Stopped(reason="the run is complete")) == "the run is complete"
+    assert lines.line(step) is None
 
 
 def test_a_curve_has_a_bar_for_each_value():

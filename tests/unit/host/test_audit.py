@@ -47,22 +47,22 @@ def test_a_whole_run_is_proved_from_state_0_to_the_newest(run):
     assert "rounds: 3 of 5 committed" in proved
     assert "leases: 48 samples" in proved
     assert "updates: those of rounds 1 to 3" in proved
-    assert "states: 2 to 3 on disk" in proved
-    assert "states: 0 to 3 computed anew" in proved
+    assert "states 2 to 3 on disk" in proved
+    assert "states 0 to 3 computed anew" in proved
     assert texts(Unproved, findings) == ""
 
 
 def test_where_updates_are_gone_it_goes_on_from_the_next_state_on_disk(run):
     blobs_of(run, round_id=1)[0].unlink()
     findings = list(audit(run.path))
-    assert "states: 0, 3 computed anew" in texts(Proved, findings)
-    assert "states: 1 cannot be computed" in texts(Unproved, findings)
+    assert "states 0, 3 computed anew" in texts(Proved, findings)
+    assert "state 1 cannot be computed" in texts(Unproved, findings)
 
 
 def test_a_run_without_a_round_is_proved(recorded):
     findings = list(audit(recorded.path))
     assert "rounds: 0 of 5 committed" in texts(Proved, findings)
-    assert "states: 0 computed anew" in texts(Proved, findings)
+    assert "state 0 computed anew" in texts(Proved, findings)
 
 
 def test_an_audit_changes_nothing(run):
@@ -76,7 +76,7 @@ def test_a_state_that_is_not_agreed_on_yet_is_open(run):
     run.agree = lambda: None
     run.commit_round()
     findings = list(audit(run.path))
-    assert "states: 3 on disk" in texts(Proved, findings)
+    assert "state 3 on disk" in texts(Proved, findings)
     assert "not agreed on state 4 yet" in texts(Unproved, findings)
 
 

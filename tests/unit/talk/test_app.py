@@ -163,6 +163,7 @@ def test_any_bytes_are_answered(served, body, kind, status):
 def test_what_is_not_there_is_an_error_in_their_form(served, path, status):
     answer = served.get(path)
     assert answer.status_code == status
+    assert "there are POST /v1/completions" in answer.json()["error"]["message"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
