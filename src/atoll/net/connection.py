@@ -386,4 +386,5 @@ class TcpConnection:
 def _why_lost(exc: Exception | None) -> ConnectionLost:
     if exc is None:
         return ConnectionLost("the connection is closed")
-    return ConnectionLost(f"the connection broke: {exc}")
+    why = (exc.strerror if isinstance(exc, OSError) else None) or exc  # without the number
+    return ConnectionLost(f"the connection broke: {why}")

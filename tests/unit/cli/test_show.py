@@ -34,10 +34,10 @@ def test_when_the_window_is_closed_nothing_more_is_said_and_nothing_ends(made):
 def test_one_is_not_several():
     one, two = (PeerId("c" * 32),), (PeerId("c" * 32), PeerId("d" * 32))
     lines = Lines()
-    assert lines.line(RoundPlanned(round=RoundId(7), peers=one, reducers=one)) == (
-        "round 7: 1 peer, reduced by cccccccc"
-    )
-    assert lines.line(RoundClosed(round=RoundId(7), roster=two)) == "round 7: closed with 2 peers"
+    planned = RoundPlanned(round=RoundId(7), peers=one, reducers=one, reason="")
+    assert lines.line(planned) == "round 7: 1 peer, reduced by cccccccc"
+    closed = RoundClosed(round=RoundId(7), roster=two, missing=(), reason="")
+    assert lines.line(closed) == "round 7: closed with 2 peers"
 
 
 def test_a_run_that_is_complete_says_nothing_more_of_training():
