@@ -56,6 +56,17 @@ def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  
                 f"  {named((event.peer,), names=names)}: round {event.round}, step {event.step}, "
                 f"loss {event.loss:.3f}, {event.tokens_per_s:.0f} tokens/s"
             )
+        case events.Warned():
+            return f"! {'; '.join(filter(None, (event.text, event.hint)))}"
+        case events.Stopped():
+            return event.reason
+        case _:
+            return _of_a_peer(event)
+
+
+def _of_a_peer(event: events.Event) -> str | None:
+    """Return in words what a member tells of itself."""
+    match event:
         case events.Connected(host=host, committed=committed):
             return f"connected to {host}, {committed} rounds committed"
         case events.TrainerStarted(device=device):
@@ -73,10 +84,6 @@ def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  
             return f"! the trainer died ({event.reason}); starting it again"
         case events.Disconnected(reason=reason):
             return f"! no connection to the host, trying again ({reason})"
-        case events.Warned():
-            return f"! {'; '.join(filter(None, (event.text, event.hint)))}"
-        case events.Stopped():
-            return event.reason
         case _:
             return None
 
