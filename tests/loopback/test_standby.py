@@ -29,8 +29,13 @@ def rounds() -> int:
 
 
 @pytest.fixture
-def config(config, rounds):
-    return with_sync(config, rounds=rounds)
+def region_size() -> int:
+    return 64
+
+
+@pytest.fixture
+def config(config, rounds, region_size):
+    return with_sync(config, rounds=rounds, region_size=region_size)
 
 
 @pytest.fixture
@@ -120,10 +125,11 @@ def assert_deposed(host: Process, *, by: Process) -> None:
     assert "Traceback" not in host.output, host.output
 
 
-@pytest.mark.parametrize("rounds", [ENDLESS])
+@pytest.mark.parametrize(("rounds", "region_size"), [(ENDLESS, 1)])
 def test_the_lead_passes_on_when_the_leader_freezes_is_told_to_stops_or_is_killed(
     cluster, config, pair
 ):
+    """In rounds of two regions, which the new leader opens again."""
     first, second = pair
 
     first.freeze()
@@ -152,6 +158,13 @@ def test_the_lead_passes_on_when_the_leader_freezes_is_told_to_stops_or_is_kille
     assert not left, "the peers found it by themselves, and stay"
     assert_all_leave(cluster, config, first, peers_of(cluster))
     assert_one_history(cluster, second, epochs=5)
+    commits = [entry.record for entry in cluster.entries() if isinstance(entry.record, Committed)]
+    of_both = [commit for commit in commits if len(commit.roster) == 2]
+    assert len(of_both) >= 5
+    assert {tuple(entry.region for entry in commit.roster) for commit in of_both} <= {
+        (0, 1),
+        (1, 0),
+    }
 
 
 def stand_by_again(cluster: Cluster, host: Process) -> Process:
