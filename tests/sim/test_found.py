@@ -217,3 +217,24 @@ def test_connections_without_a_use_are_closed_by_one_task_alone(tmp_path):
         ),
         tmp_path,
     )
+
+
+def test_who_ends_because_nothing_could_be_written_is_started_when_there_is_room(tmp_path):
+    """The host's disk is full for a moment, and has room before the host has said goodbye to all.
+
+    In the script's world nobody started it again.
+    """
+    outcome = well(
+        Case(
+            setting=Setting(
+                seed=22010,
+                peers=(PeerSpec(name="anna", link="home-dsl", step_s=0.5), PeerSpec(name="ben")),
+                run=RunSpec(mode="overlap", fragments=2, in_flight=2, quorum=0.5),
+            ),
+            script=(
+                DiskFull(when=OnMessage("AtState", count=3, sender=HOST), who=HOST, seconds=0.05),
+            ),
+        ),
+        tmp_path,
+    )
+    assert [end.partition(":")[0] for end in outcome.fleet.host.ends] == ["RunError", ""]

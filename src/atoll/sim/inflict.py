@@ -40,6 +40,8 @@ from atoll.sim.network import Harm, Machine, Tampering
 from atoll.sim.seat import Seat
 from atoll.sim.setting import HOST
 
+ENDING_S = 10.0  # for a process that cannot write, to say goodbye to all
+
 
 class Mischief:
     """The faults of a script, as they happen. `over_at`: when the last one so far is mended."""
@@ -224,7 +226,14 @@ class Mischief:
 
         def make_room() -> None:
             seat.condition.within = None
+            num_ends = len(seat.ends)
             seat.start()
+            self._after(ENDING_S, lambda: start_if_ended(num_ends))
+
+        def start_if_ended(num_ends: int) -> None:
+            """Start who was just ending when there was room again."""
+            if len(seat.ends) > num_ends:
+                seat.start()
 
         return make_room
 
