@@ -9,10 +9,12 @@ steps. The host's built-in member has none of this.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
+from atoll.errors import BadUpdateError
 from atoll.events import PhaseTimed
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors
@@ -122,12 +124,18 @@ class Local:
         return False
 
     def _offer(self, round_id: RoundId) -> bool:
-        """Offer the work that is in the snapshot; return whether there is any."""
+        """Offer the work that is in the snapshot; return whether there is any.
+
+        Raises:
+            BadUpdateError: the model that has learned it is astray, whatever its weights are.
+        """
         training = self.training
         leases, mean_loss = training.offer(round_id)
         if not leases:
             training.withdraw(round_id)
             return False
+        if not isfinite(mean_loss):
+            raise BadUpdateError(f"their mean loss is {mean_loss}")
         sizes = {lease.id: lease.stop - lease.start for lease in training.work.leases}
         num_samples = sum(sizes[lease_id] for lease_id in leases)
         num_steps = num_samples // self._config.inner.batch_sequences

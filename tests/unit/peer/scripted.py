@@ -22,12 +22,14 @@ class ScriptedTrainer:
     started = Started(device="script", threads=1)
     pace: dict[str, float] = {}  # noqa: RUF012 - set by each test, as are those that follow
     alive: dict[str, "ScriptedTrainer"] = {}  # noqa: RUF012
+    losses: dict[str, float] = {}  # noqa: RUF012 - of the next one of a peer; 2 if there is none
 
     def __init__(self, config, peer, vectors):
         self.config = config
         self.name = peer.name
         self.vectors = vectors
         self.local_N = vectors.global_N.copy()
+        self.loss = self.losses.pop(peer.name, 2.0)
         self.trained = []  # the samples, in their order
         self.merges = []
         self._halted = False
@@ -53,7 +55,7 @@ class ScriptedTrainer:
             on_step(
                 Stepped(
                     step=min(work.first_step + num_steps, work.last_step),
-                    loss=2.0,
+                    loss=self.loss,
                     num_samples=len(batch),
                     num_tokens=len(batch),
                     seconds=seconds,

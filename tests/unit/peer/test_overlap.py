@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import accumulate
+from math import nan
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ in_all_ways = pytest.mark.parametrize(
 def scripted(monkeypatch):
     monkeypatch.setattr(ScriptedTrainer, "pace", {})
     monkeypatch.setattr(ScriptedTrainer, "alive", {})
+    monkeypatch.setattr(ScriptedTrainer, "losses", {})
 
 
 @asynccontextmanager
@@ -338,3 +340,19 @@ class Nobody:
     """A trainer that has not started yet."""
 
     trained = ()
+
+
+@in_all_ways
+def test_work_whose_loss_is_no_number_is_dropped_and_its_peer_begins_again(tmp_path, config):
+    """The host would hear of no such loss, and the peer would be in no round any more."""
+
+    async def main():
+        ScriptedTrainer.losses["ben"] = nan
+        async with a_run(tmp_path, config, "anna", "ben") as (serving, built_in, peers):
+            await ended(serving, built_in, peers)
+            check_model(serving, built_in)
+            (died,) = peers["ben"].reports(events.TrainerDied)
+            assert died.reason == "their mean loss is nan"
+            assert rosters(serving)[-1] == ["anna", "ben"]
+
+    run(main())
