@@ -10,6 +10,7 @@ from atoll.events import (
     BytesMoved,
     MomentsFetched,
     RoundCommitted,
+    RoundTaken,
     StateSynced,
     read_events,
 )
@@ -74,7 +75,9 @@ def test_a_joiner_that_is_killed_in_mid_transfer_fetches_only_the_rest(cluster, 
     operate(cluster, "pause")
     dora = cluster.join_again("dora")
     synced = dora.wait_for(StateSynced)
-    assert synced.round <= before < cluster.committed(), "the rest of what it had, not the newest"
+    newest = cluster.committed()
+    assert synced.round <= before < newest, "the rest of what it had, not the newest"
+    dora.wait_for(RoundTaken, lambda event: event.round == newest)
     operate(cluster, "resume")
 
     state_bytes = 8 * num_parameters(wide.model)
