@@ -238,3 +238,23 @@ def test_who_ends_because_nothing_could_be_written_is_started_when_there_is_room
         tmp_path,
     )
     assert [end.partition(":")[0] for end in outcome.fleet.host.ends] == ["RunError", ""]
+
+
+def test_who_is_far_behind_when_the_run_is_complete_still_comes_to_its_end(tmp_path):
+    """Ben's trainer hangs while the other one makes all rounds: more than updates are kept of.
+
+    He asked for a newer state, which waited for nothing once the run was complete, over and over:
+    so nothing else of his ever had its turn.
+    """
+    outcome = well(
+        Case(
+            setting=Setting(
+                seed=43002,
+                peers=tuple(PeerSpec(name=name, link="datacenter") for name in ("anna", "ben")),
+                run=RunSpec(rounds=14, inner_steps=1, quorum=0.5),
+            ),
+            script=(TrainerHang(when=InRound(round=2, after_s=0.1), who="ben"),),
+        ),
+        tmp_path,
+    )
+    assert outcome.rosters()[-1] == ["anna"]

@@ -236,6 +236,8 @@ class Agent:
             )
         )
         if is_far_behind(member):
+            if board.stop is not None and board.stop.complete:  # the host may be gone by now
+                raise PeerError("members no longer keep the updates of what was missed")
             await self._link.reconnect()  # the host then names a newer state: that is quicker
         elif following in board.commits:
             await finish_round(board.commits[following], member)  # of a round that we missed
