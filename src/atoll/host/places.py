@@ -47,10 +47,9 @@ def _sits_out(run: Run, peer: PeerId, round_id: RoundId) -> bool:
 
 def locate(run: Run) -> None:
     """Find out where members are by what they have measured since, if there are to be regions."""
-    num_members = run.membership.num_connected
-    if not 0 < run.config.sync.region_size < num_members:
+    if not run.has_regions:
         return
-    if len(run.round_trips) > FORGOTTEN_ABOVE * num_members:
+    if len(run.round_trips) > FORGOTTEN_ABOVE * run.membership.num_connected:
         here = {m.peer for m in run.membership.connected()}
         run.round_trips = {p: known for p, known in run.round_trips.items() if p in here}
     run.positions = located(run.positions, run.round_trips)

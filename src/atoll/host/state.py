@@ -96,6 +96,11 @@ class Run:
         return self.committed >= self.config.sync.rounds and self.committed in self.agreed
 
     @property
+    def has_regions(self) -> bool:
+        """Whether so many members are connected that rounds are divided into regions."""
+        return 0 < self.config.sync.region_size < self.membership.num_connected
+
+    @property
     def is_asking(self) -> bool:
         """Whether a peer is to say how good a state is."""
         return self.asking is not None and self.asking.peer is not None
@@ -303,8 +308,7 @@ def unmeasured(run: Run, peer: PeerId) -> tuple[wire.Address, ...]:
 
     Nor if it is known where the peer is.
     """
-    is_divided = 0 < run.config.sync.region_size < run.membership.num_connected
-    if not is_divided or peer in run.positions:
+    if not run.has_regions or peer in run.positions:
         return ()
     known = run.round_trips.get(peer, {})
     others = [one for one in run.membership.scattered(peer, MEASURED) if one not in known]
