@@ -65,7 +65,7 @@ def test_all_members_of_a_swarm_end_with_one_state_and_the_host_says_little_to_e
     assert {type(event) for _, _, event in outcome.trace} <= {*JUDGED, StateSynced}
     # In regions from the first round on: a reducer has its region, those above and below, the host,
     # and nobody any more with whom it had to do in rounds before.
-    assert [len({entry.region for entry in commit.roster}) > 1 for commit in outcome.commits]
+    assert all(len({entry.region for entry in commit.roster}) > 1 for commit in outcome.commits)
     machines = outcome.fleet.network.machines
     most = max(machine.most_connections for name, machine in machines.items() if name != HOST)
     assert most <= 2 * REGION_SIZE + 2
