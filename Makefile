@@ -54,6 +54,7 @@ bench-peers: $(BENCH_PEERS)  ## install the systems that the exchange is compare
 
 bench-exchange: $(INSTALLED_BENCH) bench-peers  ## time one exchange over links of all kinds (as root)
 	$(BIN)/python benchmarks/exchange_table.py
+	$(BIN)/python benchmarks/planner.py
 
 bench-losses: $(INSTALLED_BENCH)  ## loss at equal tokens for each codec and mode (long)
 	$(BIN)/python benchmarks/losses.py
@@ -65,6 +66,7 @@ bench-churn: $(INSTALLED_BENCH)  ## loss when peers come, go, are late, or diffe
 
 bench-utilisation: $(INSTALLED_BENCH)  ## share of the time that peers behind shaped links train (as root)
 	$(BIN)/python benchmarks/utilisation.py
+	$(BIN)/python benchmarks/planner.py
 
 bench-plan: $(INSTALLED)  ## hold what `atoll plan` predicts against what was measured
 	$(BIN)/python benchmarks/planner.py
