@@ -165,6 +165,10 @@ def announce(rnd: Round, roster: tuple[Share, ...], *, now: float) -> None:
     rnd.populated = rnd.groups_with(roster)
     rnd.announced_at = now
     rnd.roster_version += 1
+    _void_updates(rnd)
+
+
+def _void_updates(rnd: Round) -> None:
     rnd.reduced = {}
     rnd.reduced_at = {}
     rnd.parts = {}
@@ -191,11 +195,7 @@ def reopen(rnd: Round) -> None:
     rnd.phase = Phase.COLLECT
     rnd.roster = rnd.announced = ()
     rnd.in_roster = {}
-    rnd.reduced = {}
-    rnd.reduced_at = {}
-    rnd.parts = {}
-    rnd.held = {}
-    rnd.fetched_at = {}
+    _void_updates(rnd)
 
 
 def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 
     rounds: int = 6
     inner_steps: int = 4
+    pace: Literal["steps", "time"] = "steps"
     mode: Literal["blocking", "overlap"] = "blocking"
     fragments: int = 1
     in_flight: int = 1
@@ -87,6 +88,7 @@ class RunSpec(Struct, frozen=True, kw_only=True):
             sync=SyncConfig(
                 rounds=self.rounds,
                 inner_steps=self.inner_steps,
+                pace=self.pace,
                 mode=self.mode,
                 fragments=self.fragments,
                 in_flight=self.in_flight,
