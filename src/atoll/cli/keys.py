@@ -31,8 +31,8 @@ def keys(
             hint="first: atoll keys RUN --export FILE; then, there: atoll keys NEW --import FILE",
         )
     if export is not None:
-        passphrase = _passphrase(passphrase_file, confirm=True)
-        write_private(export, seal(run_directory(run), passphrase))
+        directory = run_directory(run)
+        write_private(export, seal(directory, _passphrase(passphrase_file, confirm=True)))
         console.print(
             f"sealed into {export}; then, on the other machine:\n", markup=False, soft_wrap=True
         )

@@ -47,9 +47,14 @@ def run_directory(path: Path) -> Path:
     """Return the directory of a run that is named by it or by its run.toml.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or the file is not what it was begun with.
     """
     directory = directory_of(path)
+    if path.suffix == ".toml" and path.name != "run.toml":
+        raise ConfigError(
+            f"{path} is not the run.toml of a run",
+            hint="name the run's directory; a file becomes a run as the run.toml of its own",
+        )
     if not (directory / "run.toml").is_file():
         raise ConfigError(
             f"no run in {directory}: it has no run.toml", hint="begin one with: atoll new NAME"

@@ -27,7 +27,8 @@ def train(
     cache: CacheOption = None,
 ) -> None:
     """Train alone, with plain AdamW on the run's first samples: what a run is compared with."""
-    toml = run if run.is_file() else run_directory(run) / "run.toml"
+    is_file = run.is_file() or run.suffix == ".toml"
+    toml = run if is_file else run_directory(run) / "run.toml"
     config = load_run_config(toml)
     dataset = prepare(
         config,

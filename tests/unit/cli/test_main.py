@@ -113,6 +113,25 @@ def test_a_passphrase_that_is_no_text_is_an_error(atoll, tmp_path):
     assert "is no text" in outcome.err
 
 
+@pytest.mark.parametrize(
+    "command", [("host",), ("verify",), ("status",), ("keys", "--export", "x")]
+)
+def test_another_file_than_its_run_toml_does_not_stand_for_a_run(atoll, tmp_path, command):
+    (tmp_path / "run.toml").write_text("")
+    (tmp_path / "other.toml").write_text("")
+    name, *options = command
+    outcome = atoll(name, tmp_path / "other.toml", *options)
+    assert outcome.code == 2
+    assert "other.toml is not the run.toml of a run" in outcome.err
+    assert "passphrase" not in outcome.err
+
+
+def test_whoever_trains_alone_may_name_any_file_that_is_there(atoll, tmp_path):
+    outcome = atoll("train", tmp_path / "mine.toml")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {tmp_path / 'mine.toml'}: no such file")
+
+
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(atoll, tmp_path):
     (tmp_path / "events.jsonl").mkdir()
     outcome = atoll("follow", tmp_path)

@@ -171,6 +171,15 @@ def test_the_next_contribution_waits_for_whole_leases_that_are_not_offered():
     assert working().round_target(4) == 0
 
 
+def test_the_next_contribution_waits_for_all_that_is_begun_and_for_no_more():
+    work = working(ONE, TWO, THREE, done=4)
+    assert work.round_target(4) == 4
+    work.begin(6)  # two samples of the second lease are being trained on
+    assert work.round_target(4) == 8
+    work.advance(2)
+    assert work.round_target(4) == 8
+
+
 def test_what_is_committed_leaves_and_what_came_after_it_stays():
     work = working(ONE, TWO, THREE, done=5)
     assert work.offer(ROUND) == (1,)
