@@ -1,6 +1,6 @@
 """Random cases from a seed: machines of all kinds, and what may go wrong with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from atoll.sim.faults import (
     Leave,
     OnMessage,
     Partition,
+    Pause,
     Slow,
     Tamper,
     TrainerDeath,
@@ -37,6 +38,7 @@ KINDS = (
 )
 SECONDS = (0.1, 0.3, 1.0, 3.0, 8.0, 15.0, 40.0, 80.0)
 APPENDS = 40  # about as many as a short run writes
+UPDATE_CODECS = {"int8": "int8", "int4": "int8", "sparse": "sparse8"}
 
 
 def random_case(seed: int, *, in_flight: int = 1) -> Case:
@@ -67,13 +69,33 @@ def random_case(seed: int, *, in_flight: int = 1) -> Case:
         )
         for name in names
     )
-    regions = Random(f"{seed} regions")  # of chance of its own: the other cases stay what they were
+    # What follows has chance of its own, each time: the other cases stay what they were.
+    regions = Random(f"{seed} regions")
     if regions.random() < 0.5:
         run = replace(run, region_size=regions.choice((1, 2)))
+    run = _in_some_way(run, Random(f"{seed} ways"))
     is_far = Random(f"{seed} journal").random() < 0.5
     setting = Setting(seed=seed, peers=peers, run=run, far_journal=is_far)
     script = tuple(_random_fault(rng, setting) for _ in range(rng.randint(1, 6)))
-    return Case(setting=setting, script=script)
+    return Case(setting=setting, script=(*script, *_owners(Random(f"{seed} owners"), list(names))))
+
+
+def _in_some_way(run: RunSpec, rng: Random) -> RunSpec:
+    """Return the run at a pace, and with codecs: few but fp64, by which alone sums can be told."""
+    run = replace(run, pace=rng.choice(("steps", "steps", "time")))
+    if rng.random() < 0.25:
+        codec = rng.choice(tuple(UPDATE_CODECS))
+        run = replace(run, codec=codec, update_codec=UPDATE_CODECS[codec])
+    return run
+
+
+def _owners(rng: Random, names: list[str]) -> Iterator[Fault]:
+    """Yield what owners do with their machines meanwhile, now and then."""
+    if rng.random() < 0.25:
+        yield Pause(when=_when(rng, names), who=rng.choice(names), seconds=rng.choice(SECONDS))
+    if rng.random() < 0.25:
+        who, back_s = rng.choice(names), rng.choice(SECONDS)
+        yield Leave(when=_when(rng, names), who=who, back_s=back_s, in_order=True)
 
 
 def _random_fault(rng: Random, setting: Setting) -> Fault:

@@ -1,11 +1,23 @@
 """Cases are data: they print as what they are, and strike when and whom they say."""
 
+from typing import get_args
+
 import msgspec
 import pytest
 
 from atoll import events
 from atoll.sim import faults, setting
-from atoll.sim.faults import AtTime, Crash, Flicker, HostCrash, InRound, OnMessage, Slow, Tamper
+from atoll.sim.faults import (
+    AtTime,
+    BadWeights,
+    Crash,
+    Flicker,
+    HostCrash,
+    InRound,
+    OnMessage,
+    Slow,
+    Tamper,
+)
 from atoll.sim.play import Case, events_of, play
 from atoll.sim.scripts import random_case
 from atoll.sim.setting import HOST, PeerSpec, RunSpec, Setting
@@ -21,6 +33,16 @@ def test_a_case_is_python_and_json_of_itself(seed):
     assert eval(str(case), names) == case  # noqa: S307 - it is what a person would paste
     assert msgspec.json.decode(case.to_json(), type=Case) == case
     assert random_case(seed) == case
+
+
+def test_of_all_that_there_is_some_is_drawn():
+    cases = [random_case(seed) for seed in range(400)]
+    drawn = {type(fault) for case in cases for fault in case.script}
+    assert drawn == set(get_args(faults.Fault)) - {BadWeights}, "it would spoil the judge's sums"
+    runs = [case.setting.run for case in cases]
+    assert {run.pace for run in runs} == {"steps", "time"}
+    assert {run.codec for run in runs} == {"fp64", "int8", "int4", "sparse"}
+    assert sum(run.codec == "fp64" for run in runs) > 250
 
 
 def struck_at(outcome, fault):
