@@ -547,6 +547,8 @@ class World:
             if member.probed and member.state is not None and member.round == before
         ]
         assert len(holders) >= min(2, len(able)), f"seed {self.seed}: one disk alone has it"
+        is_believed = BUILT_IN in holders or 2 * len(holders) > len(able)
+        assert is_believed, f"seed {self.seed}: only {holders} have decoded it"
 
     def book(self) -> leases.LeaseBook:
         return decisions.replay(self.journal, slice_bytes=((1,) * NUM_SLICES,)).book

@@ -155,8 +155,27 @@ def short_of_slices(rnd: Round) -> set[PeerId]:
     return set(rnd.in_roster) - set(rnd.completed_at)
 
 
+def are_enough(holders: set[PeerId], present: Present) -> bool:
+    """Return whether one of the holders may die, and one of them is honest, if most members are.
+
+    Whoever says that it holds an update has decoded it. The keeper, the host's own, is believed;
+    without it more than half of the members are: so no reducer and its friends can have bytes
+    committed from which nobody else can go on.
+    """
+    is_safe = len(holders) >= max(1, min(MIN_HOLDERS, len(present.able)))
+    is_majority = 2 * len(holders & present.able) > len(present.able)
+    return is_safe and (present.keeper in holders or is_majority)
+
+
+def num_enough(present: Present) -> int:
+    """Return how many holders are enough, the keeper among them if it is able."""
+    num_able = len(present.able)
+    believed = MIN_HOLDERS if present.keeper in present.able else num_able // 2 + 1
+    return max(1, min(num_able, max(MIN_HOLDERS, believed)))
+
+
 def holders_of(rnd: Round) -> set[PeerId]:
-    """Return who has all the updates on disk that the reducers reported."""
+    """Return who has all the updates on disk that the reducers reported, and has decoded them."""
     updates = [rnd.reduced.get(place) for place in rnd.tree.places(rnd.tree.root)]
     digests = tuple(update.digest for update in updates if update is not None)
     if len(digests) < rnd.num_slices:

@@ -15,9 +15,9 @@ from atoll.config import SyncConfig
 from atoll.host.decision import Present, Replace, Wait
 from atoll.host.late import Arrivals, late_reducers
 from atoll.host.open_round import (
-    MIN_HOLDERS,
     Phase,
     Round,
+    num_enough,
     quorum_in,
     short_of_slices,
     waited_for,
@@ -211,7 +211,7 @@ def _is_served(rnd: Round) -> bool:
 def _fetched(rnd: Round, present: Present) -> dict[int, Arrivals]:
     """Return how far the updates are on their way to those whose disks a commit needs."""
     fetched = [rnd.fetched_at.get(k, {}) for k in range(rnd.num_slices)]
-    needed = _needed(fetched, enough=max(1, min(MIN_HOLDERS, len(present.able))))
+    needed = _needed(fetched, enough=num_enough(present))
     inputs_at = _inputs_at(rnd, rnd.tree.root)
     result = {}
     for place, times in zip(rnd.tree.places(rnd.tree.root), fetched, strict=True):

@@ -35,9 +35,9 @@ from atoll.host.decision import (
 from atoll.host.late import grace_s
 from atoll.host.numbers import is_loss
 from atoll.host.open_round import (
-    MIN_HOLDERS,
     Phase,
     Round,
+    are_enough,
     holders_of,
     is_complete,
     is_lost,
@@ -324,7 +324,7 @@ def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConf
     stalled_s = now - rnd.progress_at
     is_stuck = stalled_s > policy.silent_s + grace_s(rnd.closed_at - rnd.opened_at, policy)
     holders = holders_of(rnd)
-    if len(holders) >= max(1, min(MIN_HOLDERS, len(present.able))):
+    if are_enough(holders, present):
         kept_here = present.keeper in holders or present.keeper not in present.able
         if kept_here or is_stuck:
             return Commit()

@@ -197,7 +197,7 @@ class Fetched(Struct, frozen=True, kw_only=True, tag_field="t", tag="fetched"):
 
 
 class Unreachable(Struct, frozen=True, kw_only=True, tag_field="t", tag="unreachable"):
-    """Member to host: I cannot reach this reducer."""
+    """Member to host: I cannot reach this reducer, or what it serves is not what it should be."""
 
     round: RoundId
     reducer: PeerId

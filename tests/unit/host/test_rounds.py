@@ -23,7 +23,7 @@ from tests.unit.host.scene import (
 from atoll.host import relief, rounds
 from atoll.host.decision import Close, Commit, Expect, Present, Reopen, Replace, Share, Wait
 from atoll.host.open_round import NOBODY, Phase, Round, short_of_slices
-from atoll.ids import RoundId
+from atoll.ids import PeerId, RoundId
 from atoll.net import wire
 
 E = BUILT_IN
@@ -325,7 +325,13 @@ def reduce_all(rnd, *, at):
         ((), {A, B}, WAITING),
         ((A,), {A, B}, WAITING),
         ((A, B), {A, B}, Commit()),
+        ((A, B), {A, B, C}, Commit()),
+        ((A, B), {A, B, C, D}, WAITING),  # these two may be a reducer and its friend
+        ((A, B, C), {A, B, C, D}, Commit()),
+        ((B, C), {A, B}, WAITING),  # C may have left because it said so
         ((A, E), {A, B, E}, Commit()),
+        ((A, E), {A, B, C, D}, Commit()),  # the host's own went when it had them
+        ((C, D), set(), WAITING),
         ((A, B), {A, B, E}, WAITING),  # the host's own disk is to be one of them
         ((A,), {A}, Commit()),
         ((), set(), WAITING),
@@ -337,6 +343,36 @@ def test_a_commit_needs_the_updates_on_two_disks_if_there_are_two(holders, able,
     for peer in holders:
         rounds.hold(rnd, peer, held(version=version), now=1)
     assert decide(rnd, at=1, able=frozenset(able)) == expected
+
+
+@given(st.integers(2, 12), st.data(), st.booleans(), st.booleans())
+def test_what_no_honest_member_can_decode_is_not_committed_and_its_reducer_goes(
+    num_honest, data, keeper_is_able, complain
+):
+    """D forms bytes that do not decode; it and its friends, a minority, say that they hold them."""
+    num_friends = data.draw(st.integers(0, num_honest - 2))
+    honest = {PeerId(f"{k:032x}") for k in range(num_honest)} | ({E} if keeper_is_able else set())
+    liars = {D, *(PeerId(f"1{k:031x}") for k in range(num_friends))}
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=1)
+    for peer in honest | liars:
+        rounds.fetch(rnd, peer, fetched(0, 1 + (peer in liars), version=version), now=1)
+    for liar in liars:
+        rounds.hold(rnd, liar, held(version=version), now=1)
+    if complain:
+        for peer in honest:
+            rounds.complain(rnd, peer, D)
+    everyone = frozenset(honest | liars)
+
+    def due(*, at):
+        return decide(rnd, at=at, connected=EVERYONE | everyone, able=everyone)
+
+    if complain:
+        reason = "a reducer cannot be reached by those who still need it"
+        assert due(at=1) == Replace(frozenset({D}), reason)
+    else:
+        assert due(at=1) == WAITING
+        assert due(at=20) == Replace(frozenset({D}), "a reducer does not deliver what it should")
 
 
 def test_who_holds_other_bytes_is_no_holder():
