@@ -81,7 +81,7 @@ def config_of(num_members: int, *, heartbeat_s: float) -> RunConfig:
 # --- the host's process --------------------------------------------------------------------------
 
 
-async def serve(directory: Path, num_members: int) -> None:
+async def serve(directory: Path, num_members: int, port: int) -> None:
     """Serve the run of this directory, and print the invite."""
     allow_many_files()
     config = load_run_config(directory / "run.toml")
@@ -101,7 +101,7 @@ async def serve(directory: Path, num_members: int) -> None:
         emit=log.emit,
     )
     started = asyncio.Event()
-    serving = asyncio.create_task(host.serve(host="127.0.0.1", port=0, started=started))
+    serving = asyncio.create_task(host.serve(host="127.0.0.1", port=port, started=started))
     await started.wait()
     print(await host.make_invite(uses=num_members, valid_s=3600.0), flush=True)
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), serving.cancel)
@@ -112,8 +112,8 @@ async def serve(directory: Path, num_members: int) -> None:
 class HostProcess:
     """The host in a process of its own, and what the system says of that."""
 
-    def __init__(self, directory: Path, num_members: int) -> None:
-        command = [sys.executable, __file__, "--serve", str(directory), str(num_members)]
+    def __init__(self, directory: Path, num_members: int, *, port: int = 0) -> None:
+        command = [sys.executable, __file__, "--serve", str(directory), str(num_members), str(port)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # its end tells the host that we are gone
@@ -453,10 +453,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="that are measured")
     parser.add_argument("--train-s", type=float, default=10.0, help="of the slowest member")
     parser.add_argument("--heartbeat-s", type=float, default=5.0)
-    parser.add_argument("--serve", nargs=2, metavar=("DIR", "MEMBERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        asyncio.run(serve(Path(given.serve[0]), int(given.serve[1])))
+        asyncio.run(serve(Path(given.serve[0]), int(given.serve[1]), int(given.serve[2])))
         return 0
     allow_many_files()
     for num_members in given.members:

@@ -68,7 +68,9 @@ class Agent:
         self._transport = transport
         self._emit = emit
         self._hosts = _hosts(home, roams=start_trainer is not None)
-        self._link = HostLink(transport=transport, hosts=self._hosts, emit=emit)
+        self._link = HostLink(
+            peer=home.identity.peer_id, transport=transport, hosts=self._hosts, emit=emit
+        )
         self._board = self._link.board
         training = None
         if start_trainer is not None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
 from atoll.events import Connected, Disconnected, Emit
+from atoll.ids import PeerId, digest_of
 from atoll.net import wire
 from atoll.net.records import committed
 from atoll.net.transport import Connection, Transport
@@ -20,17 +21,32 @@ from atoll.peer.hosts import Hosts
 
 DIAL_S = 10.0
 GOODBYE_S = 2.0
-RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts: a restarted host has its peers back soon
+SHORTEST_S = 0.1  # between two attempts
+FIRST_S = 1.0  # the longest before the second attempt; twice as long each time
+LONGEST_S = 8.0  # a restarted host has its peers back soon
+
+
+def retry_s(peer: PeerId, failures: int) -> float:
+    """Return how long to wait after so many attempts in a row that failed.
+
+    Peers that have lost their host in one moment come back spread over all the time between the
+    shortest wait and the longest: what chance that takes is in their ids, which are digests.
+    """
+    chance = int(digest_of(f"{peer} {failures}".encode())[:12], 16) / 16**12
+    longest_s = min(LONGEST_S, FIRST_S * 2.0 ** min(failures, 10))
+    return SHORTEST_S + chance * (longest_s - SHORTEST_S)
 
 
 class HostLink:
     def __init__(
         self,
         *,
+        peer: PeerId,
         transport: Transport,
         hosts: Hosts,
         emit: Emit,
     ) -> None:
+        self._peer = peer
         self._transport = transport
         self._hosts = hosts
         self.board = Board()
@@ -98,7 +114,7 @@ class HostLink:
                 failures = 0
             else:
                 self._hosts.look_elsewhere()
-            await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            await asyncio.sleep(retry_s(self._peer, failures))
             failures += self._hosts.is_tried
 
     async def reconnect(self) -> None:

@@ -166,7 +166,7 @@ def linked(enrolled, *hosts_at, story):
         known = hosts_of(enrolled, others=(LAGOON,))
         reported = []
         transport = network.transport(enrolled.peer)
-        link = HostLink(transport=transport, hosts=known, emit=reported.append)
+        link = HostLink(peer=enrolled.peer, transport=transport, hosts=known, emit=reported.append)
         for host in hosts_at:
             await host.come()
         task = asyncio.create_task(

@@ -1,6 +1,7 @@
 """The connection to the host, which comes and goes, in virtual time."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from msgspec.structs import replace
@@ -11,10 +12,10 @@ from tests.unit.virtual import now, run
 from atoll.errors import ConfigError
 from atoll.events import Disconnected
 from atoll.exchange.tasks import together
-from atoll.ids import RoundId, digest_of
+from atoll.ids import RoundId, digest_of, peer_id_of
 from atoll.net import wire
 from atoll.peer.hosts import Hosts
-from atoll.peer.link import RETRY_S, HostLink
+from atoll.peer.link import LONGEST_S, SHORTEST_S, HostLink, retry_s
 
 HELLO = wire.Hello(
     protocol=wire.PROTOCOL,
@@ -67,6 +68,7 @@ class Linked:
         self.connections = []
         self.listener = None
         self.link = HostLink(
+            peer=enrolled.peer,
             transport=self.network.transport(enrolled.peer),
             hosts=Hosts(
                 peer=enrolled.host,
@@ -184,7 +186,7 @@ def test_a_lost_connection_is_made_anew_and_the_plan_asked_for_again(enrolled):
         link.link.send(wire.Heartbeat())  # nobody hears it
         await until(lambda: link.board.session == 2)
         assert link.board.plans == {}
-        assert now() == pytest.approx(RETRY_S[0], abs=0.05)
+        assert now() == pytest.approx(retry_s(enrolled.peer, 0), abs=0.05)
         (cut,) = link.cuts
         assert "the connection broke" in cut.reason
 
@@ -195,21 +197,41 @@ def test_a_host_that_is_away_is_tried_less_and_less_often(enrolled):
     async def main():
         link = Linked(enrolled)
         link.start()
-        await asyncio.sleep(sum(RETRY_S) + 3 * RETRY_S[-1] - 1)
+        expected_at = sum(retry_s(enrolled.peer, failures) for failures in range(8))
+        await asyncio.sleep(expected_at - 0.1)
         assert len(link.cuts) == 1, "said once"
         await link.host_comes()
         await until(lambda: link.board.session)
-        expected_at = sum(RETRY_S) + 3 * RETRY_S[-1]
         assert now() == pytest.approx(expected_at, abs=0.05)
         await link.stop()
 
     run(main())
 
 
+@pytest.mark.parametrize(("failures", "longest_s"), [(0, 1.0), (1, 2.0), (3, 8.0), (1000, 8.0)])
+def test_peers_that_lost_their_host_in_one_moment_come_back_spread_over_time(failures, longest_s):
+    """Two thousand of them: of ten equal parts of the time, each has its tenth."""
+    waits = [retry_s(peer_id_of(b"%d" % k), failures) for k in range(2000)]
+    assert min(waits) >= SHORTEST_S
+    assert max(waits) <= longest_s <= LONGEST_S
+    tenths = Counter(int(10 * (s - SHORTEST_S) / (longest_s - SHORTEST_S)) for s in waits)
+    assert set(tenths) == set(range(10))
+    assert max(tenths.values()) < 300
+
+
+def test_who_fails_with_another_fails_not_with_the_same_one_again():
+    one, *others = (peer_id_of(b"%d" % k) for k in range(500))
+    near = [
+        other for other in others if abs(retry_s(one, 3) - retry_s(other, 3)) < (LONGEST_S / 100)
+    ]
+    assert near
+    assert any(abs(retry_s(one, 4) - retry_s(other, 4)) > LONGEST_S / 100 for other in near)
+
+
 def test_a_host_that_is_frozen_counts_as_lost(enrolled):
     async def story(link):
         await until(lambda: len(link.hellos_at) == 2)
-        assert link.hellos_at[1] == pytest.approx(SILENT_S + RETRY_S[0], abs=0.1)
+        assert link.hellos_at[1] == pytest.approx(SILENT_S + retry_s(enrolled.peer, 0), abs=0.1)
         assert "it does not answer" in link.cuts[0].reason
 
     linked(enrolled, story)
