@@ -35,6 +35,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         trained=(LeaseId(1), LeaseId(2)),
         place="São Tomé",
         arriving=wire.Arriving(round=RoundId(5), state=D1, num_bytes=2**40),
+        instance="0123456789abcdef",
     ),
     wire.AtState(
         round=ROUND,

@@ -21,14 +21,14 @@ from atoll.events import Emit, HostStarted, Stopped, Warned
 from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
-from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
+from atoll.host.admission import NOT_LEADING, REMOVED, Admission, judge_hello, judge_protocol
 from atoll.host.deeds import Deeds
 from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal, deposed
 from atoll.host.lead import Alone, Leading
 from atoll.host.membership import Member
-from atoll.host.session import Session
+from atoll.host.session import Session, judge_instance
 from atoll.host.state import Run
 from atoll.ids import Digest, PeerId, RoundId, peer_id_of
 from atoll.model.layout import layout_of
@@ -49,9 +49,6 @@ FAREWELL_S = 600.0  # for the members of a complete run to fetch what they still
 END = wire.Stop(reason="the run is complete", complete=True)
 STOPS = wire.Stop(reason="the host stops; it may come back", complete=False)
 LOOPBACK = ("127.0.0.1", "::1")
-NOT_LEADING = wire.Refused(
-    reason="this host does not lead the run now", hint="ask its other hosts", final=False
-)
 
 
 class Host:
@@ -261,12 +258,12 @@ class Host:
             raise PeerError(f"{peer} connected, and said nothing") from error
         if not isinstance(hello, wire.Hello):
             raise PeerError(f"{peer} began with {type(hello).__name__}")
-        if refused := self._judge(peer, hello):
+        if refused := await self._judge(peer, hello):
             await connection.send(refused)
             return
-        session = Session(connection)
+        session = Session(connection, instance=hello.instance)
         if (older := self._sessions.get(peer)) is not None:
-            older.ended.set()
+            older.end()
             self._do(decisions.on_lost, peer, "it connected anew")
         self._sessions[peer] = session
         member = Member.of(peer, hello)
@@ -278,12 +275,13 @@ class Host:
                 self._send(peer, END)
             await self._serve_session(session, peer, hello)
         finally:
+            session.end()
             if self._sessions.get(peer) is session:
                 del self._sessions[peer]
                 self._do(decisions.on_lost, peer, session.reason)
                 self._news.set()
 
-    def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
+    async def _judge(self, peer: PeerId, hello: wire.Hello) -> wire.Refused | None:
         if peer in self._admission.removed:
             return REMOVED
         if peer not in self._admission.members:
@@ -291,7 +289,9 @@ class Host:
         if hello.led is not None and (refused := self._judge_led(hello.led)):
             return refused
         sync = self.run.config.sync
-        return judge_hello(hello, run=self._run_digest, codecs={sync.codec, sync.update_codec})
+        codecs: set[str] = {sync.codec, sync.update_codec}
+        refused = judge_hello(hello, run=self._run_digest, codecs=codecs)
+        return refused or await judge_instance(peer, hello, self._sessions, sync, emit=self._emit)
 
     def _judge_led(self, message: wire.Commit) -> wire.Refused | None:
         """Compare who leads, as the peer knows it, with our own lead."""
@@ -343,6 +343,7 @@ class Host:
     async def _read(self, session: Session, peer: PeerId) -> None:
         while True:
             message = await session.connection.receive()
+            session.heard.set()
             self._do(decisions.on_message, peer, message)
             if not isinstance(message, wire.Heartbeat):
                 self._news.set()

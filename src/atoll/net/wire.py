@@ -107,7 +107,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
 
     `round` and `state` say which committed state the peer holds (0 and the initial one: none yet);
     `trained` names the leases whose work is in its local weights and was not committed yet.
-    `arriving` is a state that it was fetching when it was stopped, or still is.
+    `arriving` is a state that it was fetching when it was stopped, or still is. `instance` is by
+    chance, and another one for each process: who comes back after a cut has the same.
     """
 
     protocol: int
@@ -124,6 +125,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="t", tag="hello"):
     rests: bool = False  # as `Resting` says
     place: Annotated[str, Meta(max_length=60)] = ""  # where its owner says that it is
     arriving: Arriving | None = None
+    instance: Text = ""
 
 
 class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import TypeVar
 
 import numpy as np
@@ -63,6 +64,7 @@ class Agent:
         emit: Emit,
         make_vectors: MakeVectors = SharedVectors.for_peer,
     ) -> None:
+        self._instance = token_hex(8)
         self._home = home
         self._peer = peer
         self._transport = transport
@@ -326,6 +328,7 @@ class Agent:
             trained=() if local is None else local.training.work.touched(),
             led=self._hosts.led,
             rests=local is not None and local.training.is_paused,
+            instance=self._instance,
         )
 
     def _heartbeat(self) -> wire.Heartbeat:

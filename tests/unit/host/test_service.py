@@ -381,6 +381,68 @@ def test_the_built_in_member_is_known_by_its_key_and_needs_no_probe(tmp_path):
 # --- sessions ------------------------------------------------------------------------------------
 
 
+ANNAS, ANOTHER = "a process", "another process"
+
+
+async def beats(member):
+    """Say now and then that we are alive, until the host has had enough of us."""
+    with suppress(ConnectionLost):
+        while True:
+            await member.say(wire.Heartbeat())
+            await asyncio.sleep(SYNC.heartbeat_s)
+
+
+def test_a_second_process_with_a_members_key_is_turned_away_and_the_first_stays(tmp_path):
+    """Somebody has copied a peer's directory; both would cut each other off for ever."""
+
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted(listens=False)
+            await member.come(instance=ANNAS)
+            beating = asyncio.create_task(beats(member))
+            await asyncio.sleep(200)
+            copy = Player(host, member.identity, "anna", listens=False)
+            await copy.connect()
+            await copy.say(copy.hello(instance=ANOTHER))
+            refused = await copy.hears(wire.Refused)
+            assert refused.final
+            assert "in use already, by a peer at 127.0.0.1 that came 3 min 2" in refused.reason
+            assert "a directory of its own" in refused.hint
+            assert "10.0 s later this one is let in" in refused.hint
+            (warned,) = [e for e in host.reported if isinstance(e, events.Warned)]
+            assert warned.text == f"a second anna was turned away: {refused.reason}"
+            assert not [e for e in host.reported if isinstance(e, events.PeerLeft)]
+            # The first one's line breaks: it is known when it comes back, and comes in at once.
+            await member.connection.close()
+            was_at = now()
+            await member.come(instance=ANNAS)
+            assert now() - was_at < SYNC.heartbeat_s
+            beating.cancel()
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_process_takes_the_place_of_one_that_is_gone_without_a_word(tmp_path, is_cut):
+    async def main():
+        async with serving(tmp_path) as host:
+            member = await host.admitted(listens=False)
+            await member.come(instance=ANNAS)
+            await member.say(wire.Heartbeat())  # its last one may be on its way
+            heir = Player(host, member.identity, "anna", listens=False)
+            was_at = now()
+            coming = asyncio.create_task(heir.come(instance=ANOTHER))
+            await asyncio.sleep(0.1)
+            await member.say(wire.Heartbeat())
+            if is_cut:
+                await asyncio.sleep(SYNC.heartbeat_s)
+                await member.connection.close()
+            await coming
+            assert now() - was_at <= 3 * SYNC.heartbeat_s
+
+    run(main())
+
+
 def test_a_second_connection_of_a_member_replaces_the_first(tmp_path):
     async def main():
         async with serving(tmp_path) as host:
