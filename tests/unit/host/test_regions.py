@@ -13,7 +13,7 @@ from tests.unit.host.scene import (
 )
 
 from atoll.host.open_round import Phase
-from atoll.host.run import LONGEST_TRIP_S
+from atoll.host.run import LONGEST_TRIP_S, on_message
 from atoll.host.state import MEASURED
 from atoll.ids import PeerId, RoundId
 from atoll.net import records, wire
@@ -226,6 +226,36 @@ def test_who_adds_up_says_whom_it_cannot_reach():
     below = reducer(scene, 2)
     scene.says(above, wire.Unreachable(round=rnd.id, reducer=below))
     assert below not in scene.run.round.assignment[:OF_REGIONS]
+
+
+def test_who_cannot_reach_most_of_those_below_is_out_of_reach_itself():
+    scene = delivered_all()
+    rnd = scene.run.round
+    tree, parent = rnd.tree, rnd.tree.parent(0)
+    above = reducer(scene, parent)
+    its = [k for k in range(NUM_SLICES) if reducer(scene, parent, k) == above]
+    below = {reducer(scene, child, k) for child in tree.children(parent) for k in its}
+    complaints = [wire.Unreachable(round=rnd.id, reducer=one) for one in sorted(below)]
+    scene.note([e for one in complaints for e in on_message(scene.run, above, one, now=scene.now)])
+    assert above not in rnd.assignment
+    assert below <= set(rnd.assignment)
+
+
+def test_whoever_has_no_sum_to_form_is_not_late_with_it():
+    scene = opening()
+    rnd, empty = scene.run.round, NUM_REGIONS - 1
+    scene.delivers(*(peer for peer in PEERS if peer not in members(scene, empty)))
+    scene.passes(100.0)
+    assert rnd.phase is Phase.REDUCE
+    assert empty not in rnd.populated
+    before = rnd.assignment
+    for place in (place for group in (1, 2) for place in rnd.tree.places(group)):
+        scene.says(rnd.assignment[place], reduced_at(rnd, place))
+    scene.passes(60.0)  # the grace time
+    moved = {k for k, (a, b) in enumerate(zip(before, rnd.assignment, strict=True)) if a != b}
+    groups = {rnd.tree.group_and_slice(place)[0] for place in moved}
+    assert 0 in groups
+    assert empty not in groups
 
 
 # --- by measured distance ------------------------------------------------------------------------
