@@ -178,7 +178,7 @@ def _summed(rnd: Round) -> list[dict[int, Arrivals]]:
 
 
 def _formed(rnd: Round, place: int, inputs_at: float) -> Arrivals:
-    since = max(inputs_at, rnd.moved_at.get(place, 0.0))
+    since = _since(rnd, place, inputs_at)
     done_at = rnd.reduced_at.get(place)
     return Arrivals(
         since=since,
@@ -187,6 +187,14 @@ def _formed(rnd: Round, place: int, inputs_at: float) -> Arrivals:
         last_at=since if done_at is None else done_at,
         done_at=done_at,
     )
+
+
+def _since(rnd: Round, place: int, inputs_at: float) -> float:
+    """Return since when the reducer of a place has what it needs: a new one gets it all again."""
+    if place not in rnd.moved_at:
+        return inputs_at
+    again = (at for peer, at in rnd.collected_at.get(place, {}).items() if peer in rnd.in_roster)
+    return max(inputs_at, rnd.moved_at[place], *again)
 
 
 def _inputs_at(rnd: Round, group: int) -> dict[int, float]:
@@ -215,7 +223,7 @@ def _fetched(rnd: Round, present: Present) -> dict[int, Arrivals]:
     inputs_at = _inputs_at(rnd, rnd.tree.root)
     result = {}
     for place, times in zip(rnd.tree.places(rnd.tree.root), fetched, strict=True):
-        since = max(inputs_at[place], rnd.moved_at.get(place, 0.0))
+        since = _since(rnd, place, inputs_at[place])
         first = list(islice(times.values(), needed))
         kept_at = times.get(present.keeper) if present.keeper in present.able else since
         result[place] = Arrivals(

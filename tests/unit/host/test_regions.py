@@ -241,6 +241,32 @@ def test_who_cannot_reach_most_of_those_below_is_out_of_reach_itself():
     assert below <= set(rnd.assignment)
 
 
+def test_who_has_added_up_already_has_nobody_to_complain_about():
+    scene = delivered_all()
+    rnd, before = scene.run.round, scene.run.round.assignment
+    scene.reduces()
+    for group in range(NUM_REGIONS):
+        above = reducer(scene, rnd.tree.parent(group))
+        scene.says(above, wire.Unreachable(round=rnd.id, reducer=reducer(scene, group)))
+    assert rnd.assignment == before
+
+
+def test_whoever_takes_over_above_the_regions_has_time_of_its_own():
+    scene = delivered_all()
+    rnd = scene.run.round
+    tree, slow = rnd.tree, rnd.tree.parent(0)
+    for group in (*range(NUM_REGIONS), slow + 1):
+        for place in tree.places(group):
+            scene.says(rnd.assignment[place], reduced_at(rnd, place))
+    before = rnd.assignment
+    scene.passes(5.0)
+    after = rnd.assignment
+    places = tree.places(slow)
+    assert all(before[place] != after[place] for place in places)
+    scene.passes(1.0)
+    assert rnd.assignment == after
+
+
 def test_whoever_has_no_sum_to_form_is_not_late_with_it():
     scene = opening()
     rnd, empty = scene.run.round, NUM_REGIONS - 1

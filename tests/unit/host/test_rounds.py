@@ -846,6 +846,28 @@ def test_a_reducer_whose_updates_reach_nobody_is_replaced():
     assert isinstance(relieve(rnd, at=20.0), Wait)
 
 
+def test_a_reducer_whose_updates_reach_all_but_the_hosts_disk_is_replaced():
+    rnd = closed(A, B, at=10)
+    reduce_all(rnd, at=11)
+    for peer, stop in [(A, 2), (B, 2), (E, 1)]:
+        rounds.fetch(rnd, peer, fetched(0, stop), now=12)
+    assert relieve(rnd, at=20.0) == Replace(frozenset({D}), SLOWER)
+    assert isinstance(relieve(rnd, at=1e6, able=(A, B, C)), Wait), "it is not there"
+
+
+def test_after_the_close_a_new_reducer_has_its_own_time_once_it_has_all_slices():
+    rnd = closed(A, B, at=10)
+    rounds.reduce(rnd, C, reduced(0, version=rnd.roster_version), now=11)
+    for peer in (A, B, E):
+        rounds.fetch(rnd, peer, fetched(0, 1), now=12)
+    rounds.reassign(rnd, (C, A), now=13)
+    rounds.deliver(rnd, A, delivered(A, 1), now=14)
+    assert isinstance(relieve(rnd, at=1e6), Wait), "it waits for what B delivers again"
+    rounds.deliver(rnd, A, delivered(B, 1), now=30)
+    assert isinstance(relieve(rnd, at=46.9), Wait)
+    assert relieve(rnd, at=47.0) == Replace(frozenset({A}), SLOWER)  # 30, 2, and half of 30
+
+
 def test_a_reducer_that_was_quick_enough_for_one_but_not_for_a_second_is_replaced():
     """The first updates of D came to the host just before its line broke down; D lacks those of C.
 
