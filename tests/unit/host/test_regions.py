@@ -267,6 +267,25 @@ def test_whoever_takes_over_above_the_regions_has_time_of_its_own():
     assert rnd.assignment == after
 
 
+def test_who_waits_for_a_sum_that_is_to_be_formed_again_is_not_late():
+    scene = delivered_all()
+    rnd = scene.run.round
+    tree, last = rnd.tree, NUM_SLICES - 1
+    waiting = tree.place(tree.parent(0), last)
+    for place in range(tree.places(tree.root).start):
+        if place != waiting:
+            scene.says(rnd.assignment[place], reduced_at(rnd, place))
+    waits, gone = rnd.assignment[waiting], reducer(scene, 0, last)
+    scene.says(waits, wire.Unreachable(round=rnd.id, reducer=gone))
+    again = reducer(scene, 0, last)
+    assert again not in (gone, waits)
+    for peer in members(scene, 0):
+        scene.says(again, delivered(peer, last))
+    scene.passes(5.0)
+    assert again not in rnd.assignment
+    assert rnd.assignment[waiting] == waits
+
+
 def test_whoever_has_no_sum_to_form_is_not_late_with_it():
     scene = opening()
     rnd, empty = scene.run.round, NUM_REGIONS - 1

@@ -715,6 +715,12 @@ def test_a_reducer_that_serves_other_bytes_than_it_reported_is_replaced():
     assert decision.reducers == {D}
 
 
+def test_reducers_that_are_stuck_stay_if_there_are_no_others():
+    rnd = closed(A, B, at=1)
+    assert isinstance(decide(rnd, at=1e6), Replace)
+    assert decide(rnd, at=1e6, can_reduce=frozenset({C, D})) == WAITING
+
+
 def test_while_nobody_reduces_a_slice_it_is_up_to_be_given_away():
     rnd = opened(A)
     rnd.assignment = (C, NOBODY)
@@ -856,7 +862,7 @@ def test_a_reducer_whose_updates_reach_all_but_the_hosts_disk_is_replaced():
 
 
 def test_after_the_close_a_new_reducer_has_its_own_time_once_it_has_all_slices():
-    rnd = closed(A, B, at=10)
+    rnd = closed(A, B, at=10, waited=(D,))
     rounds.reduce(rnd, C, reduced(0, version=rnd.roster_version), now=11)
     for peer in (A, B, E):
         rounds.fetch(rnd, peer, fetched(0, 1), now=12)
@@ -864,8 +870,20 @@ def test_after_the_close_a_new_reducer_has_its_own_time_once_it_has_all_slices()
     rounds.deliver(rnd, A, delivered(A, 1), now=14)
     assert isinstance(relieve(rnd, at=1e6), Wait), "it waits for what B delivers again"
     rounds.deliver(rnd, A, delivered(B, 1), now=30)
+    rounds.deliver(rnd, A, delivered(D, 1), now=40)  # which is not in the roster
     assert isinstance(relieve(rnd, at=46.9), Wait)
     assert relieve(rnd, at=47.0) == Replace(frozenset({A}), SLOWER)  # 30, 2, and half of 30
+
+
+def test_who_was_quick_before_the_close_shows_nobody_else_to_be_slow_after_it():
+    rnd = expected(A, B, at=1)
+    for peer in (A, B, E):
+        rounds.fetch(rnd, peer, fetched(0, 1), now=2)
+    for peer in (A, B):
+        arrive(rnd, peer, at=50)
+    assert not rounds.close(rnd, rnd.announced, now=50)
+    assert isinstance(relieve(rnd, at=76.9), Wait)
+    assert relieve(rnd, at=77.0) == Replace(frozenset({D}), SLOWER)  # 50, 2, and half of 50
 
 
 def test_a_reducer_that_was_quick_enough_for_one_but_not_for_a_second_is_replaced():
