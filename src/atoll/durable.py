@@ -3,6 +3,7 @@
 write beside --> fsync --> rename --> fsync the directory
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from atoll.errors import RunError
 from atoll.ids import Buffer
 from atoll.system import sync
 
+# What a process is refused now, whatever is in the file.
+REFUSED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}
 TEMPORARY = ".tmp-"  # a name that begins like this was left behind by a crash
 
 
@@ -66,6 +69,14 @@ def open_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(f"{TEMPORARY}*"):
             remove(leftover)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a file could not be read for a reason that says nothing of the file.
+
+    It is then not damaged, and nobody should be told to delete it.
+    """
+    return isinstance(error, OSError) and error.errno in REFUSED
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 0 done, or left cleanly    1 this machine or the run cannot go on    2 wrong arguments or config
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -71,10 +72,10 @@ def main() -> None:
     except AtollError as error:
         report(error)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except OSError as error:
-        if error.filename is None:
-            raise  # no file of the user's: a bug
-        report(RunError(f"{error.filename}: {error.strerror}", hint="who may read it, and write?"))
+    except (OSError, MemoryError) as error:
+        if (lack := lack_of(error)) is None:
+            raise
+        report(lack)
         sys.exit(1)
     except typer.TyperException as error:  # the arguments do not fit the command
         report(ConfigError(error.format_message(), hint=_usage_hint(arguments)))
@@ -94,6 +95,23 @@ def _need_torch(command: str) -> None:
             f"atoll {command} needs torch, which is not installed here",
             hint="pip install 'atoll[train]'",
         )
+
+
+def lack_of(error: OSError | MemoryError) -> RunError | None:
+    """Return what the system does not give us, and what to do; None: that is not it, but a bug."""
+    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+        return RunError(
+            "there is not enough memory",
+            hint="see what else runs here, and whether `ulimit -v` or a control group limits it",
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunError(
+            "no more files may be opened",
+            hint="raise the limit: ulimit -n 1024, or LimitNOFILE= in a service file",
+        )
+    if error.filename is None:
+        return None  # no file of the user's
+    return RunError(f"{error.filename}: {error.strerror}", hint="who may read it, and write?")
 
 
 def report(error: AtollError) -> None:

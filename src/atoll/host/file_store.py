@@ -12,10 +12,21 @@ from atoll.errors import DamagedError, RunError
 from atoll.net.records import Entry
 
 COLUMNS = "seq, previous, body, hash, signature"
+# What says something of the system, and nothing of the file: it is as it was written.
+SYSTEM = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+}
+SHORT_READ = sqlite3.SQLITE_IOERR_SHORT_READ  # an error of the system by its kind; of the file
 
 
 class FileStore:
-    """One process appends; others may read meanwhile, with `read_file`."""
+    """One process appends; others may read meanwhile, with `read_file`.
+
+    Raises:
+        DamagedError: the file is no journal.
+        RunError: the system does not let us write there now.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,6 +82,7 @@ def read_file(path: Path, *, start: int = 0) -> list[Entry]:
 
     Raises:
         DamagedError: the file is missing, or no journal.
+        RunError: the system does not let us read it now.
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
@@ -82,7 +94,15 @@ def read_file(path: Path, *, start: int = 0) -> list[Entry]:
         raise unusable(path, error) from error
 
 
-def unusable(path: Path, error: Exception) -> DamagedError:
+def unusable(path: Path, error: sqlite3.Error) -> RunError:
+    """Return what is wrong: the file, or what the system lets us do with it now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF in SYSTEM and code != SHORT_READ and path.exists():
+        return RunError(
+            f"the journal {path} cannot be opened: {error}",
+            hint="see whether the disk is full, who may write there, and how many files a process "
+            "may open; then start again: the journal is as it was",
+        )
     return DamagedError(
         f"the journal {path} cannot be read: {error}",
         hint="restore the file from a backup; without its journal a run cannot go on",

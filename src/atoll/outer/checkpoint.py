@@ -29,6 +29,7 @@ from atoll.durable import (
     TEMPORARY,
     Location,
     disk_errors,
+    is_refusal,
     open_directory,
     publish,
     remove,
@@ -200,6 +201,8 @@ class StateStore:
         try:
             manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes())
         except (OSError, BadBlobError) as error:
+            if is_refusal(error):
+                raise
             raise _damaged(folder / MANIFEST_FILE) from error
         if manifest.round != round:
             raise _damaged(folder / MANIFEST_FILE)
@@ -343,7 +346,9 @@ def _read_(state: PeerState, manifest: StateManifest, path: Path) -> bool:
                 if num_read != sum(map(len, parts)) or digest_of(*parts) != digest:
                     return False
             return not file.read(1)
-    except OSError:  # a sector that cannot be read is damage, too
+    except OSError as error:  # a sector that cannot be read is damage, too
+        if is_refusal(error):
+            raise
         return False
 
 
@@ -351,7 +356,9 @@ def _begins_with(path: Path, start: bytes) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(start)) == start
-    except OSError:
+    except OSError as error:
+        if is_refusal(error):
+            raise
         return False
 
 

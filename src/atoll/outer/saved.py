@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from atoll.durable import is_refusal
 from atoll.errors import BadBlobError, DamagedError, RunError
 from atoll.ids import Digest, RoundId
 from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE
@@ -60,6 +61,8 @@ def _read(folder: Path) -> tuple[StateManifest, NDArray[np.float32], NDArray[np.
                 raise _damaged(path, f"it does not belong to {MANIFEST_FILE}")
             params_N, momentum_N = file.get_tensor("params"), file.get_tensor("momentum")
     except (OSError, SafetensorError, BadBlobError) as error:
+        if is_refusal(error):
+            raise
         raise _damaged(path, str(error)) from error
     return (
         manifest,

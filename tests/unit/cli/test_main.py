@@ -1,4 +1,5 @@
 import ast
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 import atoll.cli
 from atoll import __version__
-from atoll.cli.main import COMMANDS, WITH_TORCH, report
+from atoll.cli.main import COMMANDS, WITH_TORCH, lack_of, report
 from atoll.errors import ConfigError
 
 
@@ -144,3 +145,23 @@ def test_an_error_is_printed_as_it_is_whatever_it_quotes(capsys):
     assert capsys.readouterr().err == (
         "error: data.sources[0]: [/bold] [red]x\nhint: write [[data.sources]] above each\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "no more files may be opened"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (MemoryError(), "there is not enough memory"),
+        (PermissionError(errno.EACCES, "Permission denied", "run.toml"), "run.toml: Permission"),
+    ],
+)
+def test_what_the_system_does_not_give_is_one_error_that_says_what_to_do(error, says):
+    said = lack_of(error)
+    assert said is not None
+    assert str(said).startswith(says)
+    assert said.hint
+
+
+def test_an_error_of_the_system_that_names_no_file_is_a_bug():
+    assert lack_of(OSError(errno.EBADF, "Bad file descriptor")) is None

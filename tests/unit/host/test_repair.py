@@ -1,7 +1,9 @@
 """A journal file whose end is damaged is mended, and says so; any other damage is refused."""
 
+import os
+import resource
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tests.unit.host.scene import A, B
 
-from atoll.errors import DamagedError
+from atoll import system
+from atoll.errors import DamagedError, RunError
 from atoll.host.file_store import FileStore, read_file
 from atoll.host.journal import Journal
 from atoll.host.repair import mend
@@ -50,6 +53,18 @@ def crashed(folder, source, *, records):
         copytree(source.parent, folder)
     folder.joinpath(NAME + "-shm").unlink()
     return folder / NAME, marks
+
+
+@contextmanager
+def no_more_files():
+    """Let this process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as newest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno(), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def mended(path):
@@ -226,6 +241,19 @@ def test_what_is_no_journal_at_all_is_refused(tmp_path):
     with pytest.raises(DamagedError, match="cannot be read"):
         mended(path)
     assert path.read_bytes() == b"?" * 8192
+
+
+@pytest.mark.parametrize("refusal", [system.full_disk, no_more_files], ids=["full disk", "files"])
+def test_a_journal_that_the_system_does_not_let_us_open_is_not_damaged(tmp_path, refusal):
+    path = written(tmp_path / "run")
+    before = path.read_bytes()
+    with refusal(), pytest.raises(RunError, match="cannot be opened") as caught:
+        mended(path)
+    assert not isinstance(caught.value, DamagedError)
+    assert "backup" not in caught.value.hint
+    assert path.read_bytes() == before
+    assert mended(path) == ()
+    assert reopened(path) == RECORDS
 
 
 def test_a_commit_that_was_announced_and_is_gone_is_said(tmp_path):
