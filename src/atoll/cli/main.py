@@ -4,6 +4,7 @@
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -56,6 +57,14 @@ WITH_TORCH = {
     "train",
 }
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+NO_MEMORY = RunError(
+    "there is not enough memory",
+    hint="see what else runs here, and whether `ulimit -v` or a control group limits it",
+)
+NO_THREAD = RunError(
+    "the system gives us no further thread",
+    hint="see what `ulimit -u`, `ulimit -v` or a control group allow",
+)
 
 
 def main() -> None:
@@ -63,6 +72,7 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     system.write_what_can_be_written(sys.stdout, sys.stderr)
     system.end_as_with_ctrl_c()
+    sys.unraisablehook = _end_without_memory
     called = next((word for word in arguments if not word.startswith("-")), "")
     try:
         if called in WITH_TORCH and "--help" not in arguments:
@@ -72,7 +82,7 @@ def main() -> None:
     except AtollError as error:
         report(error)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         if (lack := lack_of(error)) is None:
             raise
         report(lack)
@@ -97,13 +107,26 @@ def _need_torch(command: str) -> None:
         )
 
 
-def lack_of(error: OSError | MemoryError) -> RunError | None:
+def _end_without_memory(unraisable: "sys.UnraisableHookArgs") -> None:
+    """End the process if it lacked memory where nobody hears of it, as in a thread that begins.
+
+    Whoever has started such a thread waits for it for ever.
+    """
+    if not issubclass(unraisable.exc_type, MemoryError):
+        sys.__unraisablehook__(unraisable)
+        return
+    try:
+        report(NO_MEMORY)
+    finally:
+        os._exit(1)
+
+
+def lack_of(error: OSError | MemoryError | RuntimeError) -> RunError | None:
     """Return what the system does not give us, and what to do; None: that is not it, but a bug."""
+    if isinstance(error, RuntimeError):
+        return NO_THREAD if "can't start new thread" in str(error) else None
     if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
-        return RunError(
-            "there is not enough memory",
-            hint="see what else runs here, and whether `ulimit -v` or a control group limits it",
-        )
+        return NO_MEMORY
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return RunError(
             "no more files may be opened",

@@ -153,6 +153,7 @@ def test_an_error_is_printed_as_it_is_whatever_it_quotes(capsys):
         (OSError(errno.EMFILE, "Too many open files"), "no more files may be opened"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
         (MemoryError(), "there is not enough memory"),
+        (RuntimeError("can't start new thread"), "the system gives us no further thread"),
         (PermissionError(errno.EACCES, "Permission denied", "run.toml"), "run.toml: Permission"),
     ],
 )
@@ -163,5 +164,23 @@ def test_what_the_system_does_not_give_is_one_error_that_says_what_to_do(error, 
     assert said.hint
 
 
-def test_an_error_of_the_system_that_names_no_file_is_a_bug():
-    assert lack_of(OSError(errno.EBADF, "Bad file descriptor")) is None
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), RuntimeError("x")])
+def test_an_error_that_is_not_of_the_system_is_a_bug(error):
+    assert lack_of(error) is None
+
+
+def test_who_lacks_memory_where_nobody_hears_of_it_ends_and_says_so():
+    code = (
+        "import sys\nfrom atoll.cli.main import main\nsys.argv = ['atoll', '--help']\n"
+        "class Leaves:\n    def __init__(self, error): self.error = error\n"
+        "    def __del__(self): raise self.error\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "Leaves(ValueError('no matter'))\nprint('goes on', flush=True)\n"
+        "Leaves(MemoryError())\nprint('hangs', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no matter" in done.stderr
+    assert "error: there is not enough memory" in done.stderr
+    assert "goes on" in done.stdout
+    assert "hangs" not in done.stdout
