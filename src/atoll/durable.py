@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,13 @@ def write_synced(path: Path, parts: Iterable[Buffer]) -> None:
             file.write(part)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_all(file: RawIOBase, content: Buffer) -> None:
+    """Write all of this to a file without a buffer: a disk that is just full takes a part of it."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_whole(path: Path, content: Buffer) -> None:
@@ -89,6 +97,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise  # not of the system: a TimeoutError of ours, for example, is an OSError as well
         raise RunError(
             f"cannot write {path}: {error.strerror}",
             hint="free some space there, or see who may write there, and start again: "

@@ -18,7 +18,7 @@ from pathlib import Path
 from atoll.data import manifest as dataset_manifest
 from atoll.data.lock import alone_with
 from atoll.data.shards import DAMAGED_HINT, Dataset, adopt
-from atoll.durable import disk_errors, publish, remove
+from atoll.durable import disk_errors, publish, remove, write_all
 from atoll.errors import BusyError, DamagedError, PeerError, RunError
 from atoll.exchange.links import DIAL_S, Links, fetch, fetch_from_any, unexpected
 from atoll.exchange.tasks import in_thread, together
@@ -144,7 +144,7 @@ async def _fetch_inner_from(
     async def put(index: int, payload: bytearray) -> None:
         with disk_errors(arriving.parent):
             file.seek(missing[index] * CHUNK_BYTES)
-            file.write(payload)  # nothing comes in between: there is no await
+            write_all(file, payload)  # nothing comes in between: there is no await
 
     with disk_errors(arriving.parent):
         missing = await asyncio.to_thread(_missing_of, answer, arriving)

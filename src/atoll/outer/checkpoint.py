@@ -33,6 +33,7 @@ from atoll.durable import (
     open_directory,
     publish,
     remove,
+    write_all,
     write_synced,
     write_whole,
 )
@@ -249,7 +250,8 @@ class StateReceiver:
                 self._file.truncate(0)  # so that what is on the disk is what is of use
             _make_room(self._file.fileno(), folder, self._data_start + manifest.state_bytes)
             self._file.truncate(self._data_start + manifest.state_bytes)
-            self._write(0, header)
+            self._file.seek(0)
+            write_all(self._file, header)
             write_whole(folder / MANIFEST_FILE, manifest.encoded())
         except BaseException:
             self.close()
@@ -274,7 +276,8 @@ class StateReceiver:
             raise BadBlobError(f"chunk {index} of a state is not the one that was asked for")
         start, _ = self.manifest.bounds(index)
         with self._lock, disk_errors(self._folder):
-            self._write(self._data_start + start, chunk)
+            self._file.seek(self._data_start + start)
+            write_all(self._file, chunk)
             self._missing.discard(index)
 
     def finish_(self, state: PeerState) -> None:
@@ -305,12 +308,6 @@ class StateReceiver:
         # What lies beyond the end of the file will be zeros: so is a momentum that nobody moved.
         found = digest_of(content) if content else _digest_of_zeros(stop - start)
         return found == self.manifest.chunks[index]
-
-    def _write(self, offset: int, content: Buffer) -> None:
-        self._file.seek(offset)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[self._file.write(rest) :]
 
 
 @lru_cache(maxsize=2)  # all chunks of a state are of one size but the last

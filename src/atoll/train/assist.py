@@ -21,7 +21,7 @@ from atoll.config import PeerConfig
 from atoll.data.lock import alone_with
 from atoll.data.manifest import blobs_needed
 from atoll.data.shards import adopt
-from atoll.durable import disk_errors
+from atoll.durable import disk_errors, write_all
 from atoll.errors import BadBlobError, ConfigError, ConnectionLost, ProtocolError
 from atoll.ids import digest_of
 from atoll.net.site import SiteKey
@@ -195,12 +195,15 @@ class FirstMachine:
             await asyncio.to_thread(partial.mkdir, exist_ok=True)
         for blob in needed:
             left = blob.num_bytes
-            with disk_errors(partial), (partial / blob.file).open("wb") as file:
+            with disk_errors(partial):
+                file = await asyncio.to_thread((partial / blob.file).open, "wb", buffering=0)
+            with file:
                 while left > 0:
-                    part = await self._hear()
+                    part = await self._hear()  # a silence here is not the disk's
                     if not isinstance(part, Part) or not 0 < len(part.data) <= left:
                         raise ProtocolError("not the next part of the dataset")
-                    await asyncio.to_thread(file.write, part.data)
+                    with disk_errors(partial):
+                        await asyncio.to_thread(write_all, file, part.data)
                     left -= len(part.data)
         with disk_errors(partial):
             await asyncio.to_thread(adopt, partial, manifest=manifest, directory=cache)
