@@ -5,9 +5,12 @@ that is frozen, or cut off, in the middle holds no lock. What a primary key refu
 append.
 """
 
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
@@ -23,13 +26,7 @@ T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 ANSWER_S = 10  # for the database to answer, or else it counts as gone
-OPTIONS: dict[str, str | int] = {
-    "connect_timeout": ANSWER_S,
-    "tcp_user_timeout": 1000 * ANSWER_S,  # ms
-    "keepalives_idle": ANSWER_S,
-    "options": f"-c statement_timeout={ANSWER_S}s -c synchronous_commit=on",
-    "application_name": "atoll",
-}
+PATIENCE = 1.5  # times as long for one that does not even say that it takes too long
 # Two hosts may begin at once, and `IF NOT EXISTS` alone does not keep them apart.
 SCHEMA: LiteralString = """
     SELECT pg_advisory_xact_lock(7470);
@@ -92,9 +89,10 @@ TELL: LiteralString = """
 class PostgresStore:
     """The journal of the run of this digest. Methods may be called from several threads."""
 
-    def __init__(self, url: str, *, run: Digest) -> None:
-        self._conninfo = _conninfo(url)
+    def __init__(self, url: str, *, run: Digest, answer_s: int = ANSWER_S) -> None:
+        self._conninfo = _conninfo(url, answer_s=answer_s)
         self._run = run
+        self._answer_s = answer_s
         self._lock = Lock()
         self._db: Connection | None = None
         self._do(lambda db: db.execute(SCHEMA))
@@ -209,10 +207,10 @@ class PostgresStore:
         with self._lock:
             try:
                 try:
-                    return work(self._connection())
+                    return self._in_time(work)
                 except psycopg.OperationalError:
                     self._connection().close()
-                    return work(self._connection())
+                    return self._in_time(work)
             except psycopg.Error as error:
                 raise RunError(
                     f"the journal {self.place} cannot be used: {str(error).strip()}",
@@ -220,20 +218,51 @@ class PostgresStore:
                     "what it has confirmed is safe",
                 ) from error
 
+    def _in_time(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns; if that takes too long, break the connection.
+
+        A server that is frozen keeps to no timeout of its own, and TCP notices nothing: its kernel
+        goes on to acknowledge what we send.
+        """
+        db = self._connection()
+        patience = Timer(PATIENCE * self._answer_s, partial(_hang_up, db))
+        patience.daemon = True
+        patience.start()
+        try:
+            return work(db)
+        finally:
+            patience.cancel()
+
     def _connection(self) -> Connection:
         if self._db is None or self._db.closed:
             self._db = psycopg.connect(self._conninfo, autocommit=True)
         return self._db
 
 
-def _conninfo(url: str) -> str:
+def _hang_up(db: Connection) -> None:
+    """Break the connection under whoever waits for an answer."""
+    with (
+        suppress(psycopg.Error, OSError),  # it is closed by now
+        socket.socket(fileno=os.dup(db.fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _conninfo(url: str, *, answer_s: int) -> str:
     """Return the address with our options.
 
     Raises:
         ConfigError: this is no address of a database.
     """
+    options: dict[str, str | int] = {
+        "connect_timeout": answer_s,
+        "tcp_user_timeout": 1000 * answer_s,  # ms
+        "keepalives_idle": answer_s,
+        "options": f"-c statement_timeout={answer_s}s -c synchronous_commit=on",
+        "application_name": "atoll",
+    }
     try:
-        return make_conninfo(url, **OPTIONS)
+        return make_conninfo(url, **options)
     except psycopg.Error as error:
         raise ConfigError(
             f"not the address of a Postgres database: {str(error).strip()}",

@@ -232,6 +232,17 @@ def test_a_broken_connection_is_made_anew(two, database):
     assert len(one.store.read()) == 3
 
 
+def test_a_database_that_is_frozen_counts_as_gone_until_it_thaws(server, database):
+    store = PostgresStore(database, run=RUN, answer_s=1)
+    try:
+        assert store.lead() is None
+        with server.frozen(), pytest.raises(RunError, match="cannot be used"):
+            store.lead()
+        assert store.lead() is None
+    finally:
+        store.close()
+
+
 def test_a_database_that_is_gone_is_an_error_that_names_it_without_its_password():
     with pytest.raises(RunError, match=r"run at 127\.0\.0\.1:1 ") as caught:
         PostgresStore("postgresql://me:hidden@127.0.0.1:1/run", run=RUN)
