@@ -18,8 +18,25 @@ from atoll.events import Emit, HostStandsBy, Warned
 from atoll.exchange.tasks import in_thread
 from atoll.host.journal import Journal, deposed, led_in
 from atoll.host.store import Lead, SharedStore, Word
+from atoll.net import wire
 
 LOOKS = 8  # in the time that a lead lasts: how often a standby looks, and a leader renews
+
+
+def not_leading(journal: Journal, *, here: str) -> wire.Refused:
+    """Return what a host at this address says while it does not lead: ask whoever did so last."""
+    address = "" if journal.led is None else led_in(journal.led).address
+    return wire.Refused(
+        reason="this host does not lead the run now",
+        hint="ask its other hosts",
+        final=False,
+        hosts=() if address in ("", here) else (host_address(address),),
+    )
+
+
+def host_address(address: str) -> wire.HostAddress:
+    host, _, port = address.rpartition(":")
+    return wire.HostAddress(host=host, port=int(port))
 
 
 class Leading(Protocol):

@@ -26,7 +26,7 @@ from atoll.host.deeds import Deeds
 from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
 from atoll.host.journal import Journal, deposed
-from atoll.host.lead import Alone, Leading
+from atoll.host.lead import Alone, Leading, host_address, not_leading
 from atoll.host.membership import Member
 from atoll.host.session import Session, judge_instance
 from atoll.host.state import Run
@@ -183,7 +183,7 @@ class Host:
             port=self.port,
             authority=self._authority.digest,
             token=token,
-            others=tuple((a.host, a.port) for a in map(_host_address, self._standbys)),
+            others=tuple((a.host, a.port) for a in map(host_address, self._standbys)),
         )
         made = InviteMade(token=token_digest(token), uses=uses, expires_at=wall_s() + valid_s)
         self._append((made,))
@@ -213,7 +213,7 @@ class Host:
     async def _serve(self, connection: Connection) -> None:
         with suppress(RunError):  # the host ends with it already
             if not self._leads:
-                await connection.send(NOT_LEADING)
+                await connection.send(not_leading(self._journal, here=self.address))
             elif connection.peer is None:
                 await self._enrol(connection)
             else:
@@ -311,7 +311,7 @@ class Host:
 
     def _leader(self) -> wire.Leader:
         assert self._journal.led is not None, "it leads"
-        hosts = tuple(map(_host_address, (self.address, *self._standbys)))
+        hosts = tuple(map(host_address, (self.address, *self._standbys)))
         return wire.Leader(led=self._journal.led.to_commit(), hosts=hosts)
 
     def _note_standbys(self, standbys: tuple[str, ...]) -> None:
@@ -492,8 +492,3 @@ class Host:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _host_address(address: str) -> wire.HostAddress:
-    host, _, port = address.rpartition(":")
-    return wire.HostAddress(host=host, port=int(port))

@@ -77,11 +77,12 @@ class Enrolled(Struct, frozen=True, kw_only=True, tag_field="t", tag="enrolled")
 
 
 class Refused(Struct, frozen=True, kw_only=True, tag_field="t", tag="refused"):
-    """The other side will not go on. `final`: asking again is of no use."""
+    """The other side will not go on. `final`: asking again is of no use. `hosts`: who may know."""
 
     reason: Text
     hint: Text = ""
     final: bool = True
+    hosts: tuple[HostAddress, ...] = ()
 
 
 class Commit(Struct, frozen=True, kw_only=True, tag_field="t", tag="commit"):

@@ -1,11 +1,14 @@
 """The hosts of the run that a peer knows: where to look for the leader, and whom not to follow.
 
 A peer follows leaders of ever higher epochs. It remembers the newest on its disk, so one that was
-deposed finds no followers, not even a peer that was started again.
+deposed finds no followers, not even a peer that was started again. A leader names the hosts that
+stand by now. Others are not forgotten at once: one that is being started again may lead next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from atoll.errors import ConnectionLost
 from atoll.ids import PeerId
@@ -13,6 +16,7 @@ from atoll.net import wire
 from atoll.net.records import led
 
 Place = tuple[str, int]  # host name, port
+KNOWN = 6  # hosts besides the first: a run has one or two, and they may have moved
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,8 +64,15 @@ class Hosts:
                     f"followed {known.address} in epoch {known.epoch}: it looks for that one",
                     hint="stop the host that is not the newest leader",
                 )
-        self.remember(message)
         self.led = message.led
         here = self.place
-        self.others = (here, *((a.host, a.port) for a in message.hosts))
+        named = tuple((a.host, a.port) for a in message.hosts)
+        self.others = tuple(dict.fromkeys((here, *named, *self.others)))[:KNOWN]
         self._index = self._places.index(here)
+        hosts = tuple(wire.HostAddress(host=host, port=port) for host, port in self.others)
+        self.remember(replace(message, hosts=hosts))
+
+    def hear_of(self, hosts: Iterable[wire.HostAddress]) -> None:
+        """Look at these places as well: a host that does not lead has named them."""
+        named = tuple((a.host, a.port) for a in hosts)
+        self.others = tuple(dict.fromkeys((*self.others, *named)))[-KNOWN:]

@@ -168,9 +168,10 @@ class HostLink:
     def _take(self, message: wire.Message) -> None:
         """Find out whether we follow this host; what it then says goes to the board."""
         match message:
-            case wire.Refused(reason=reason, hint=hint, final=final):
+            case wire.Refused(reason=reason, hint=hint, final=final, hosts=hosts):
                 if final:
                     raise ConfigError(f"the host turned us away: {reason}", hint=hint)
+                self._hosts.hear_of(hosts)
                 raise ConnectionLost(reason, hint=hint)
             case wire.Leader():
                 self._hosts.follow(message)

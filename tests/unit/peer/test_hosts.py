@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from msgspec.structs import replace
 from tests.unit.memory import Network, until
 from tests.unit.peer.cast import HOST_PORT
 from tests.unit.peer.test_link import HELLO, WELCOME
@@ -14,7 +15,7 @@ from atoll.exchange.tasks import together
 from atoll.net import wire
 from atoll.net.authority import Authority
 from atoll.peer.home import Home
-from atoll.peer.hosts import Hosts
+from atoll.peer.hosts import KNOWN, Hosts
 from atoll.peer.link import HostLink
 
 REEF, LAGOON = ("reef", HOST_PORT), ("lagoon", HOST_PORT + 1)
@@ -53,6 +54,29 @@ def test_news_of_the_same_leader_may_name_other_standbys(enrolled):
     assert hosts.place == LAGOON
 
 
+def test_a_standby_that_is_away_for_a_while_is_not_forgotten_and_others_are_in_the_end(enrolled):
+    hosts = hosts_of(enrolled)
+    hosts.follow(enrolled.leader(epoch=1, hosts=(STANDBY,)))
+    hosts.follow(enrolled.leader(epoch=1))  # it is being started again
+    hosts.look_elsewhere()
+    assert hosts.place == LAGOON
+    for port in range(20):
+        hosts.follow(enrolled.leader(epoch=2, hosts=(wire.HostAddress(host="atoll", port=port),)))
+    assert len(hosts.others) == KNOWN
+    assert LAGOON in hosts.others, "it is where the leader is"
+
+
+def test_a_host_that_stands_by_says_who_leads(enrolled):
+    hosts = hosts_of(enrolled)
+    hosts.hear_of((STANDBY,))
+    assert hosts.place == REEF
+    hosts.look_elsewhere()
+    assert hosts.place == LAGOON
+    for port in range(20):
+        hosts.hear_of((wire.HostAddress(host="atoll", port=port),))
+    assert len(hosts.others) == KNOWN
+
+
 def test_the_hosts_own_member_stays_with_it(enrolled):
     hosts = hosts_of(enrolled, roams=False)
     hosts.follow(enrolled.leader(epoch=1, hosts=(STANDBY,)))
@@ -68,7 +92,8 @@ def test_a_deposed_host_and_a_second_one_of_the_same_epoch_are_not_followed(enro
     for epoch, address in ((1, "reef:7"), (2, "reef:7")):
         with pytest.raises(ConnectionLost, match=f"leads in epoch {epoch}, .*lagoon:8 in epoch 2"):
             hosts.follow(enrolled.leader(epoch=epoch, address=address))
-    assert (hosts.led, remembered) == (newest.led, [newest])
+    here = wire.HostAddress(host=REEF[0], port=REEF[1])
+    assert (hosts.led, remembered) == (newest.led, [replace(newest, hosts=(here,))])
     hosts.follow(enrolled.leader(epoch=3))
 
 
