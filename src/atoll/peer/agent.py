@@ -185,12 +185,15 @@ class Agent:
 
     async def _live(self) -> None:
         member, loop = self._member, asyncio.get_running_loop()
+        sync = self._home.config.sync
         give_up_at: float | None = None  # once the run is complete, and we cannot have its end
+        behind_since: float | None = None
         await self._board.wait_for(lambda: self._board.dataset)
         await self._prepare()
         while not (self._is_over() or self._may_leave()):
             try:
                 await self._next()
+                behind_since = None
             except StateDiffers:
                 pass  # the loop begins with fetching the right one
             except BadUpdateError as error:
@@ -211,7 +214,10 @@ class Agent:
                         hint="ask its operator for an export of the model",
                     ) from error
                 member.accounts.warn(f"cannot catch up yet: {error}", hint=BY_ITSELF)
-                self._lost_state = True
+                behind_since = loop.time() if behind_since is None else behind_since
+                # Whoever has the updates may come back as we did, and a whole state costs our work.
+                waits = self._has_work and loop.time() - behind_since < sync.reconnect_s
+                self._lost_state = is_complete or not waits
                 await asyncio.sleep(LAST_RETRY_S if is_complete else RETRY_S)
                 # Last: where rounds are short, the state that the host now names is soon replaced.
                 await self._link.reconnect()
@@ -300,6 +306,11 @@ class Agent:
         stop, member = self._board.stop, self._member
         missed = RoundId(member.state.round + 1) in self._board.commits or member.differs()
         return stop is not None and stop.complete and not missed
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether we have done work that is in no commit that we know."""
+        return self._member.local is not None and bool(self._member.local.training.work.touched())
 
     def _may_leave(self) -> bool:
         local = self._member.local
