@@ -46,12 +46,12 @@ def judged(case: Case) -> tuple[list[str], float, int, int]:
         return wrong, seconds, len(outcome.happened), len(outcome.commits)
 
 
-def case_of(seed: int, in_flight: int, num_rounds: int | None) -> Case:
+def case_of(seed: int, given: argparse.Namespace) -> Case:
     """Return the case of this seed; with so many rounds, if that is said."""
-    case = random_case(seed, in_flight=in_flight)
-    if num_rounds is None:
+    case = random_case(seed, in_flight=given.in_flight, standby=given.standby)
+    if given.rounds is None:
         return case
-    run = replace(case.setting.run, rounds=num_rounds)
+    run = replace(case.setting.run, rounds=given.rounds)
     return replace(case, setting=replace(case.setting, run=run))
 
 
@@ -94,20 +94,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--case", help="play this JSON instead")
     parser.add_argument("--in-flight", type=int, default=1, help="rounds that may be open at once")
+    parser.add_argument("--standby", action="store_true", help="a second host in every case")
     parser.add_argument("--rounds", type=int, help="of each run, in place of 3 to 6")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     if given.case or given.seed is not None:
         case = (
-            msgspec.json.decode(given.case, type=Case)
-            if given.case
-            else case_of(given.seed, given.in_flight, given.rounds)
+            msgspec.json.decode(given.case, type=Case) if given.case else case_of(given.seed, given)
         )
         wrong, *_ = judged(case)
         print(case, *(wrong or ["it ended well"]), sep="\n")
         return int(bool(wrong))
     seeds = range(given.first, given.first + given.seeds)
-    cases = [case_of(seed, given.in_flight, given.rounds) for seed in seeds]
+    cases = [case_of(seed, given) for seed in seeds]
     batches = [cases[at : at + BATCH] for at in range(0, len(cases), BATCH)]
     began_at, verdicts = time.monotonic(), []
     with ProcessPoolExecutor(given.processes) as pool:

@@ -16,9 +16,6 @@ ASK_AGAIN = "ask the operator of the run for a new invite"
 REMOVED = wire.Refused(
     reason="the operator has removed this machine from the run", hint="ask the operator why"
 )
-NOT_LEADING = wire.Refused(
-    reason="this host does not lead the run now", hint="ask its other hosts", final=False
-)
 
 
 @dataclass(slots=True)

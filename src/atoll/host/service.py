@@ -21,7 +21,7 @@ from atoll.events import Emit, HostStarted, Stopped, Warned
 from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
-from atoll.host.admission import NOT_LEADING, REMOVED, Admission, judge_hello, judge_protocol
+from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
 from atoll.host.deeds import Deeds
 from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits

@@ -49,7 +49,7 @@ class Crash(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class HostCrash(Struct, frozen=True, kw_only=True, tag=True):
-    """The host ends just before or after its `append`-th write to the journal."""
+    """A host ends just before or after the `append`-th write to the journal."""
 
     append: int
     moment: Moment = "after"
@@ -158,6 +158,13 @@ class BadWeights(Struct, frozen=True, kw_only=True, tag=True):
     factor: float
 
 
+class TakeOver(Struct, frozen=True, kw_only=True, tag=True):
+    """The operator tells this host to lead, if it stands by."""
+
+    when: When
+    who: str
+
+
 Fault: TypeAlias = (
     Crash
     | HostCrash
@@ -174,6 +181,7 @@ Fault: TypeAlias = (
     | Leave
     | Pause
     | BadWeights
+    | TakeOver
 )
 Script: TypeAlias = tuple[Fault, ...]
 

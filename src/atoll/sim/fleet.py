@@ -4,6 +4,7 @@ Setting --Fleet--> machines, each with a Seat, a program in it, and a directory 
 """
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,19 +12,32 @@ from random import Random
 from atoll.config import RunConfig, run_digest, template
 from atoll.events import Emit, Event
 from atoll.host.setup import RunDirectory, open_run
-from atoll.host.stores import JOURNAL_FILE
+from atoll.host.stores import JOURNAL_FILE, open_file
 from atoll.ids import PeerId
 from atoll.model.layout import layout_of
 from atoll.net.authority import Authority
 from atoll.net.invite import token_digest
 from atoll.net.records import InviteMade, Record
 from atoll.peer.home import RunFile, write_run_file
+from atoll.sim.database import Database
 from atoll.sim.links import LINKS
 from atoll.sim.loop import EPOCH_S, Condition, Process, VirtualLoop
 from atoll.sim.network import Machine, Network
 from atoll.sim.programs import DATASETS, HostProgram, MemberProgram
 from atoll.sim.seat import Seat
-from atoll.sim.setting import BUILT_IN, HOST, PORT, TOKEN, Keys, PeerSpec, Setting, write_dataset
+from atoll.sim.setting import (
+    BUILT_IN,
+    DATABASE,
+    HOST,
+    PORT,
+    STANDBY,
+    STANDBY_BUILT_IN,
+    TOKEN,
+    Keys,
+    PeerSpec,
+    Setting,
+    write_dataset,
+)
 from atoll.sim.trainer import Device, Idle, Model, Regression, Tally
 
 VALID_S = 10 * 365 * 86_400.0
@@ -54,21 +68,42 @@ class Fleet:
         self.dataset = write_dataset(directory / "dataset")
         self.devices: dict[str, Device] = {}
         self.programs: dict[str, MemberProgram] = {}
+        self.database = Database(now=loop.time) if setting.standby else None
+        self.hosts: dict[str, Seat] = {}
+        self.host_programs: dict[str, HostProgram] = {}
+        self.members: dict[str, Seat] = {}
         self._begin()
-        machine = self.network.join(HOST, LINKS[setting.host_link])
-        self.program = HostProgram(
-            self.directory, self.config, self.dataset, emit=self._emitter(HOST)
-        )
-        self.program.far_journal = setting.far_journal
-        self.host = Seat(HOST, machine, self.program, self.network)
-        self.program.built_in = self._seat(BUILT_IN, machine)
-        self.members = {BUILT_IN: self.program.built_in}
+        self._settle_host(HOST, BUILT_IN)
+        self.host = self.hosts[HOST]
         for spec in setting.peers:
             machine = self.network.join(spec.name, LINKS[spec.link], spec.place)
             self.members[spec.name] = self._seat(spec.name, machine, spec)
+        if setting.standby:
+            self._settle_host(STANDBY, STANDBY_BUILT_IN)
+
+    def _settle_host(self, name: str, built_in: str) -> None:
+        """Put a host on a machine of its own, and its built-in member beside it."""
+        setting, network = self.setting, self.network
+        link = LINKS[setting.host_link]
+        machine = network.join(name, link)
+        database = None
+        if self.database is not None:
+            there = network.machines.get(DATABASE) or network.join(DATABASE, link)
+            database = (self.database, there)
+        program = self.host_programs[name] = HostProgram(
+            self.directory.parent / name,
+            self.config,
+            self.dataset,
+            database=database,
+            emit=self._emitter(name),
+        )
+        program.far_journal = setting.far_journal
+        is_service = database is not None
+        self.hosts[name] = Seat(name, machine, program, network, is_service=is_service)
+        program.built_in = self.members[built_in] = self._seat(built_in, machine)
 
     def _begin(self) -> None:
-        """Write the directory of a new run, with an invite that is good for everybody."""
+        """Write the directories of a new run, with an invite that is good for everybody."""
         self.directory.mkdir()
         (self.directory / "run.toml").write_text(template(self.config))
         authority = Authority.create(run=run_digest(self.config), key=self.keys.key("authority"))
@@ -83,15 +118,20 @@ class Fleet:
         expires_at = EPOCH_S + VALID_S
         invite = InviteMade(token=token_digest(TOKEN), uses=10**6, expires_at=expires_at)
         opened.journal.append([invite])
-        run_file = RunFile(
-            config=self.config,
-            host=HOST,
-            port=PORT,
-            host_id=opened.identity.peer_id,
-            built_in=opened.built_in.peer_id,
-        )
-        write_run_file(self.home(BUILT_IN), run_file)
         opened.close()
+        if self.database is not None:
+            self.database.entries += opened.journal.entries
+            shutil.copytree(self.directory, self.directory.parent / STANDBY)  # as `atoll keys` does
+        for host, built_in in ((HOST, BUILT_IN), (STANDBY, STANDBY_BUILT_IN)):
+            if self.home(built_in).is_dir():
+                run_file = RunFile(
+                    config=self.config,
+                    host=host,
+                    port=PORT,
+                    host_id=opened.identity.peer_id,
+                    built_in=opened.built_in.peer_id,
+                )
+                write_run_file(self.home(built_in), run_file)
 
     def _seat(self, name: str, machine: Machine, spec: PeerSpec | None = None) -> Seat:
         if spec is not None:
@@ -102,11 +142,13 @@ class Fleet:
                 cache = self.home(name) / DATASETS
                 cache.mkdir()
                 (cache / self.dataset.digest).symlink_to(self.dataset.folder)
+        hosts = (HOST,) if self.database is None else (HOST, STANDBY)
         program = self.programs[name] = MemberProgram(
-            self.keys.identity(name),
+            self.keys.identity(BUILT_IN if spec is None else name),
             self.home(name),
             device=self.devices.get(name),
             dataset=self.dataset if spec is None else None,
+            hosts=hosts,
             emit=self._emitter(name),
         )
         seat = Seat(name, machine, program, self.network)
@@ -135,21 +177,23 @@ class Fleet:
 
     @property
     def seats(self) -> dict[str, Seat]:
-        return {HOST: self.host, **self.members}
+        return {**self.hosts, **self.members}
 
     def peer_id(self, name: str) -> PeerId:
         return self.keys.identity(name).peer_id
 
     def home(self, name: str) -> Path:
         """Return the directory of a member."""
-        parent = self.directory if name == BUILT_IN else self.directory.parent
-        return parent / name
+        folder = self.directory.parent
+        beside = {BUILT_IN: HOST, STANDBY_BUILT_IN: STANDBY}  # whose machine it is on
+        return folder / beside[name] / BUILT_IN if name in beside else folder / name
 
     # --- the whole of it ------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the host, and each peer when it joins."""
-        self.host.start()
+        """Start the hosts, and each peer when it joins."""
+        for host in self.hosts.values():
+            host.start()
         for spec in self.setting.peers:
             self.loop.call_later(spec.joins_at_s, self.members[spec.name].start)
 
@@ -160,7 +204,12 @@ class Fleet:
 
     async def ended(self) -> None:
         """Return once the run is complete, and all that run have seen it."""
-        await self.until(lambda: self.host.is_done and not self.still_running())
+        await self.until(lambda: self.is_complete and not self.still_running())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a host has come to the end of the run."""
+        return any(host.is_done for host in self.hosts.values())
 
     def still_running(self) -> list[str]:
         """Return who runs, and is not frozen."""
@@ -173,7 +222,11 @@ class Fleet:
         return clerk.run(lambda: open_run(self.directory, self.config, dataset=dataset))
 
     def records(self) -> list[Record]:
-        """Return what the journal has, when no host is running."""
+        """Return what the journal has, when no host is running; from now on it is in a file."""
+        if self.database is not None:
+            store = open_file(self.directory)
+            store.append(self.database.entries[len(store.read()) :])
+            store.close()
         opened = self.opened()
         try:
             return [entry.record for entry in opened.journal.entries]

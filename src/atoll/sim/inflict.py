@@ -10,7 +10,9 @@ import numpy as np
 
 from atoll import system
 from atoll.events import Event, RoundPlanned
+from atoll.host.store import Word
 from atoll.net.wire import Message
+from atoll.sim.database import DatabaseStore
 from atoll.sim.faults import (
     AtTime,
     BadWeights,
@@ -29,6 +31,7 @@ from atoll.sim.faults import (
     Pause,
     Script,
     Slow,
+    TakeOver,
     Tamper,
     TrainerDeath,
     TrainerHang,
@@ -38,7 +41,7 @@ from atoll.sim.fleet import Fleet
 from atoll.sim.journal import Moment
 from atoll.sim.network import Harm, Machine, Tampering
 from atoll.sim.seat import Seat
-from atoll.sim.setting import HOST
+from atoll.sim.setting import PORT
 
 ENDING_S = 10.0  # for a process that cannot write, to say goodbye to all
 
@@ -63,7 +66,8 @@ class Mischief:
                 self._arrange(fault)
         fleet.watch = self._note_event
         fleet.network.tamper = self._judge_message
-        fleet.program.dies_at = self._note_append
+        for name, program in fleet.host_programs.items():
+            program.dies_at = partial(self._note_append, fleet.hosts[name])
 
     # --- when -----------------------------------------------------------------------------------
 
@@ -81,7 +85,9 @@ class Mischief:
         self._loop.call_later(seconds, act, context=self._context)
 
     def _note_event(self, name: str, event: Event) -> None:
-        if name != HOST or not isinstance(event, RoundPlanned) or event.round in self._planned:
+        if name not in self._fleet.hosts or not isinstance(event, RoundPlanned):
+            return
+        if event.round in self._planned:
             return
         self._planned.add(event.round)
         for when, fault in self._by_round:
@@ -106,14 +112,14 @@ class Mischief:
                 self._after(0.0, partial(self._strike, fault))
         return verdict
 
-    def _note_append(self, moment: Moment) -> bool:
-        """Return whether the host dies now."""
+    def _note_append(self, host: Seat, moment: Moment) -> bool:
+        """Return whether this host dies now."""
         self._appends += moment == "before"
         for fault in self._host_crashes:
             if (fault.append, fault.moment) == (self._appends, moment):
                 self._host_crashes.remove(fault)
                 self._note(fault)
-                self._after(fault.back_s, self._fleet.host.start)
+                self._after(fault.back_s, host.start)
                 return True
         return False
 
@@ -145,6 +151,8 @@ class Mischief:
                 return self._cut(list(product(side, rest)))
             case Flicker(who=who):
                 self._seat(who).flicker()
+            case TakeOver(who=who):
+                self._call(who)
             case _:
                 pass
         return None
@@ -172,6 +180,12 @@ class Mischief:
 
     def _seat(self, who: str) -> Seat:
         return self._fleet.seats[who]
+
+    def _call(self, host: str) -> None:
+        """Tell the host there to take over, if it stands by."""
+        if self._fleet.database is not None:
+            store = DatabaseStore(self._fleet.database, lambda: True)
+            store.tell(f"{host}:{PORT}", Word.LEAD)
 
     def _leave(self, who: str, *, in_order: bool) -> None:
         agent = self._fleet.programs[who].agent

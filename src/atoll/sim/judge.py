@@ -1,6 +1,7 @@
 """Whether a run that had faults ended as it should have: what is wrong, a sentence for each.
 
-journal      one chain, audited       leases   every sample in one place, none committed twice
+journal      one chain, audited; whoever led, what it said is in it
+                                      leases   every sample in one place, none committed twice
 states       all members hold the agreed ones
 work         the model has what the commits name, once; no survivor did anything in vain
 rounds       each ends in time once the faults are over, and none who is there is left out for long
@@ -40,7 +41,7 @@ from atoll.outer.saved import read_saved
 from atoll.sim.faults import DiskFull, Fault
 from atoll.sim.fleet import Fleet
 from atoll.sim.seat import LEFT
-from atoll.sim.setting import BUILT_IN, HOST
+from atoll.sim.setting import BUILT_IN, HOST, STANDBY, STANDBY_BUILT_IN
 from atoll.sim.trainer import Tally
 
 TOLERANCE = 1e-6
@@ -64,7 +65,12 @@ class Outcome:
         """Whether the run was complete while a fault may have kept a member away for too long."""
         sync = self.fleet.config.sync
         complete_at = next(
-            (at for at, name, e in self.trace if name == HOST and isinstance(e, Stopped)), 0.0
+            (
+                at
+                for at, name, e in self.trace
+                if name in self.fleet.hosts and isinstance(e, Stopped)
+            ),
+            0.0,
         )
         return complete_at <= self.over_at + sync.reconnect_s + sync.silent_s
 
@@ -91,7 +97,8 @@ class Outcome:
 
 def judge(outcome: Outcome) -> list[str]:
     """Return all that is wrong."""
-    wrong = [*_ends(outcome), *_journal(outcome), *_rounds(outcome), *_left_out(outcome)]
+    wrong = [*_ends(outcome), *_journal(outcome), *_history(outcome)]
+    wrong += [*_rounds(outcome), *_left_out(outcome)]
     if not wrong:  # else what follows would only say so once more
         wrong += [*_states(outcome), *_leases(outcome), *_model(outcome), *_work(outcome)]
     return wrong
@@ -104,13 +111,22 @@ def _ends(outcome: Outcome) -> Iterator[str]:
     for context in outcome.fleet.loop.bugs:
         yield f"a bug: {context.get('message')}: {context.get('exception')!r}"
     excused = {fault.who for fault in outcome.happened if isinstance(fault, DiskFull)}
-    if HOST in excused:
-        excused.add(BUILT_IN)  # they share a disk
+    for host, built_in in ((HOST, BUILT_IN), (STANDBY, STANDBY_BUILT_IN)):
+        if host in excused:
+            excused.add(built_in)  # they share a disk
     for name, seat in outcome.fleet.seats.items():
         for end in seat.ends:
             is_late = "the run is complete" in end and outcome.may_have_missed_the_end
-            if end not in ("", LEFT) and name not in excused and not is_late:
+            is_explained = name in excused or is_late or _lost_the_lead(outcome, name, end)
+            if end not in ("", LEFT) and not is_explained:
                 yield f"{name} ended: {end}"
+
+
+def _lost_the_lead(outcome: Outcome, name: str, end: str) -> bool:
+    """Return whether a host ended because of what had happened to it, or to its database."""
+    is_host = outcome.fleet.database is not None and name in outcome.fleet.hosts
+    reasons = ("DeposedError: ", "RunError: the database cannot be reached")
+    return is_host and bool(outcome.happened) and end.startswith(reasons)
 
 
 # --- journal and rounds --------------------------------------------------------------------------
@@ -121,6 +137,23 @@ def _journal(outcome: Outcome) -> Iterator[str]:
         list(audit(outcome.fleet.directory))
     except AtollError as error:
         yield f"the audit: {error}"
+
+
+def _history(outcome: Outcome) -> Iterator[str]:
+    """Whoever led: each round was committed by one host, as the journal has it, and leads last."""
+    written = {commit.round: {entry.peer for entry in commit.roster} for commit in outcome.commits}
+    committed_by: dict[RoundId, str] = {}
+    quiet_at = outcome.over_at + round_limit_s(outcome.fleet)
+    for at, name, event in outcome.trace:
+        match event:
+            case RoundCommitted(round=round_id, roster=roster) if name in outcome.fleet.hosts:
+                if (other := committed_by.get(round_id)) is not None:
+                    yield f"round {round_id} was committed by {other}, and again by {name}"
+                if written.get(round_id) != set(roster):
+                    yield f"round {round_id} is in the journal otherwise than {name} said"
+                committed_by[round_id] = name
+            case HostStarted(epoch=epoch) if at > quiet_at:
+                yield f"{name} leads in epoch {epoch}, though nothing went wrong any more"
 
 
 def _rounds(outcome: Outcome) -> Iterator[str]:
@@ -154,7 +187,7 @@ def _left_out(outcome: Outcome) -> Iterator[str]:
                 since[peer] = max(at, outcome.over_at)
             case PeerLeft(peer=peer) | PeerRests(peer=peer):
                 since.pop(peer, None)
-            case RoundCommitted(round=round_id, roster=roster) if name == HOST:
+            case RoundCommitted(round=round_id, roster=roster) if name in outcome.fleet.hosts:
                 since |= {peer: max(at, outcome.over_at) for peer in roster if peer in since}
                 for peer in [peer for peer, then in since.items() if at - then > limit_s]:
                     left_out_s = at - since.pop(peer)

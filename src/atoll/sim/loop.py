@@ -322,9 +322,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def abandon_all(self) -> None:
         """End all tasks without a trace: the simulation is over, and this loop is closed."""
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined] # as gather() does
-            _close(task.get_coro())
+        abandoned: set[asyncio.Task[Any]] = set()
+        while tasks := asyncio.all_tasks(self) - abandoned:  # a `finally` may begin further ones
+            for task in tasks:
+                task._log_destroy_pending = False  # type: ignore[attr-defined] # as gather() does
+                _close(task.get_coro())
+            abandoned |= tasks
         self._due.clear()
         self._timers.clear()
 

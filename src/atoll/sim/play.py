@@ -49,7 +49,7 @@ def play(
         look(fleet)
         fleet.start()
         try:
-            await fleet.until(lambda: fleet.host.is_done)
+            await fleet.until(lambda: fleet.is_complete)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LATECOMERS_S):
                     await fleet.ended()

@@ -21,16 +21,19 @@ from atoll.sim.faults import (
     Partition,
     Pause,
     Slow,
+    TakeOver,
     Tamper,
     TrainerDeath,
     TrainerHang,
     When,
 )
+from atoll.sim.links import LINKS
 from atoll.sim.play import Case
-from atoll.sim.setting import BUILT_IN, HOST, PeerSpec, RunSpec, Setting
+from atoll.sim.setting import BUILT_IN, DATABASE, HOST, STANDBY, PeerSpec, RunSpec, Setting
 
 NAMES = ("anna", "ben", "carl", "dora", "emil")
-LINES = ("home-fibre", "home-fibre", "home-dsl", "lte", "datacenter", "intercontinental")
+FIBRE = "home-fibre"
+LINES = (FIBRE, FIBRE, "home-dsl", "lte", "datacenter", "intercontinental")
 KINDS = (
     *("Hello", "AtState", "Contribution", "Delivered", "Reduced", "Held", "Heartbeat", "Welcome"),
     *("Plan", "Closed", "Reduce", "Commit", "Bring", "Holding", "Slice", "Taken", "FetchUpdates"),
@@ -41,8 +44,11 @@ APPENDS = 40  # about as many as a short run writes
 UPDATE_CODECS = {"int8": "int8", "int4": "int8", "sparse": "sparse8"}
 
 
-def random_case(seed: int, *, in_flight: int = 1) -> Case:
-    """Return the case of this seed; with so many rounds in flight, where they are more than one."""
+def random_case(seed: int, *, in_flight: int = 1, standby: bool = False) -> Case:
+    """Return the case of this seed; with so many rounds in flight, where they are more than one.
+
+    `standby`: with a second host in any case, and faults for the two; else in one of three.
+    """
     rng = Random(f"case {seed}")
     names = NAMES[: rng.randint(2, len(NAMES))]
     mode = rng.choice(("blocking", "overlap"))
@@ -77,7 +83,14 @@ def random_case(seed: int, *, in_flight: int = 1) -> Case:
     is_far = Random(f"{seed} journal").random() < 0.5
     setting = Setting(seed=seed, peers=peers, run=run, far_journal=is_far)
     script = tuple(_random_fault(rng, setting) for _ in range(rng.randint(1, 6)))
-    return Case(setting=setting, script=(*script, *_owners(Random(f"{seed} owners"), list(names))))
+    script = (*script, *_owners(Random(f"{seed} owners"), list(names)))
+    pair = Random(f"{seed} standby")
+    if pair.random() < 1 / 3 or standby:
+        # From behind NAT nobody can give the state to the second host's built-in member.
+        peers = tuple(replace(p, link=FIBRE) if LINKS[p.link].nat else p for p in peers)
+        setting = replace(setting, standby=True, peers=peers)
+        script += tuple(_pair_fault(pair, names) for _ in range(pair.randint(1, 3)))
+    return Case(setting=setting, script=script)
 
 
 def _in_some_way(run: RunSpec, rng: Random) -> RunSpec:
@@ -104,6 +117,29 @@ def _random_fault(rng: Random, setting: Setting) -> Fault:
         *(_tamper, _tamper, _tamper, _disk_full, _skew, _trainer, _trainer, _leave),
     )
     return rng.choice(makers)(rng, [peer.name for peer in setting.peers])
+
+
+def _pair_fault(rng: Random, names: tuple[str, ...]) -> Fault:
+    """Return what may make one of two hosts take the place of the other."""
+    peers = list(names)
+    when, seconds = _when(rng, peers), rng.choice(SECONDS)
+    one, other = rng.sample((HOST, STANDBY), 2)
+    match rng.choice(("crash", "freeze", "freeze", "cut", "cut", "side", "call", "full")):
+        case "crash":
+            return Crash(when=when, who=one, back_s=seconds, power=rng.random() < 0.7)
+        case "freeze":
+            return Freeze(when=when, who=one, seconds=seconds)
+        case "cut":
+            return Cut(
+                when=when, one=one, other=rng.choice((DATABASE, DATABASE, other)), seconds=seconds
+            )
+        case "side":
+            side = (one, *rng.sample(peers, rng.randint(0, len(peers))))
+            return Partition(when=when, side=side, seconds=seconds)
+        case "full":
+            return DiskFull(when=when, who=STANDBY, seconds=seconds)
+        case _:
+            return TakeOver(when=when, who=one)
 
 
 def _when(rng: Random, names: list[str]) -> When:

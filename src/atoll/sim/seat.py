@@ -5,6 +5,7 @@ Program.release: what the kernel lets go of when the process is gone
 """
 
 import asyncio
+from contextvars import copy_context
 from typing import Protocol
 
 from atoll.errors import AtollError
@@ -14,6 +15,7 @@ from atoll.sim.network import Machine, Network
 from atoll.sim.transport import SimTransport
 
 LEFT = "it left"  # because somebody stopped it
+RESTART_S = 2.0  # until a service that has failed is started again
 
 
 class Program(Protocol):
@@ -29,10 +31,19 @@ class Program(Protocol):
 class Seat:
     """`process` is the present life; None: it is not running. `ends` tells how lives ended.
 
-    Empty: it came to its end by itself. Deaths are counted, but are no ends.
+    Empty: it came to its end by itself. Deaths are counted, but are no ends. A service is started
+    again when it has failed.
     """
 
-    def __init__(self, name: str, machine: Machine, program: Program, network: Network) -> None:
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        program: Program,
+        network: Network,
+        *,
+        is_service: bool = False,
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.name = name
@@ -43,7 +54,9 @@ class Seat:
         self.num_deaths = 0
         self._program = program
         self._network = network
+        self._is_service = is_service
         self._loop = loop
+        self._context = copy_context()  # of whoever starts it again: no process of its own
         self._life: asyncio.Task[None] | None = None
         self._transports: list[SimTransport] = []
 
@@ -84,6 +97,9 @@ class Seat:
             self.num_deaths += 1
             self._end()
 
+    def reaches(self, machine: Machine) -> bool:
+        return self._network.reaches(self.machine, machine)
+
     def leave(self) -> None:
         """Stop the program as a person does, who then waits for it."""
         if self._life is not None:
@@ -121,6 +137,12 @@ class Seat:
             end = f"bug: {error!r}"
         self.ends.append(end)
         self._end()
+        if self._is_service and end not in ("", LEFT):
+            self._loop.call_later(RESTART_S, self._start_again, context=self._context)
+
+    def _start_again(self) -> None:
+        if self.machine.is_up:  # else it starts with the machine
+            self.start()
 
     def _end(self) -> None:
         assert self.process is not None

@@ -30,6 +30,9 @@ from atoll.net.identity import Identity
 
 HOST = "reef"
 BUILT_IN = "built-in"
+STANDBY = "lagoon"  # where a second host is, if there is one
+STANDBY_BUILT_IN = "built-in of lagoon"
+DATABASE = "ledger"  # where the two have their journal
 PORT = 7777
 TOKEN = "0" * 32
 SEQUENCE_LENGTH = 8
@@ -106,8 +109,9 @@ class RunSpec(Struct, frozen=True, kw_only=True):
 class Setting(Struct, frozen=True, kw_only=True):
     """`work_s`: what runs in a thread takes up to so long; `model`: see `trainer.py`.
 
-    `far_journal`: so do the writes to the journal, which the host does not wait for. `between_s`,
-    `tells_round_trips`: as in `network.Network`.
+    `far_journal`: so do the writes to the journal, which the host does not wait for. `standby`: it
+    is in a database, and a second host stands by. `between_s`, `tells_round_trips`: as in
+    `network.Network`.
     """
 
     seed: int
@@ -117,6 +121,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     host_link: str = "datacenter"
     work_s: float = 0.05
     far_journal: bool = False
+    standby: bool = False
     between_s: float = 0.0
     tells_round_trips: bool = True
 

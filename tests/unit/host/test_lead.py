@@ -6,7 +6,6 @@ What the real database does is in test_stores.py, what real processes do in test
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -16,10 +15,11 @@ from atoll.errors import DeposedError, RunError
 from atoll.events import HostStandsBy, Warned
 from atoll.host.journal import Journal, checked, led_in
 from atoll.host.lead import LOOKS, Shared
-from atoll.host.store import Lead, Word
+from atoll.host.store import Word
 from atoll.ids import RoundId
 from atoll.net.identity import Identity
-from atoll.net.records import Committed, Entry
+from atoll.net.records import Committed
+from atoll.sim.database import Database, DatabaseStore
 
 IDENTITY = Identity.create()
 LEAD_S = 8.0
@@ -34,97 +34,22 @@ def commit(round_id):
     )
 
 
-@dataclass
-class Database:
-    """What the hosts share."""
-
-    entries: list[Entry] = field(default_factory=list)
-    epoch: int = 0
-    address: str = ""
-    ends_at: float = 0.0
-    standbys: dict[str, tuple[float, Word]] = field(default_factory=dict)
-
-    def rounds(self):
-        return [e.record.round for e in checked(self.entries, place="it") if not e.is_led]
-
-    def epochs(self):
-        return [led_in(entry).epoch for entry in self.entries if entry.is_led]
+def rounds(database):
+    """Return the rounds that are committed, in the order of the journal; its chain is checked."""
+    entries = checked(database.entries, place="it")
+    return [entry.record.round for entry in entries if not entry.is_led]
 
 
-class MemoryStore:
-    """A host's connection to the database, which can be cut. It implements `SharedStore`."""
-
-    place, is_far = "memory", True
-
-    def __init__(self, database):
-        self._database = database
-        self.is_cut = False
-
-    @property
-    def _db(self):
-        if self.is_cut:
-            raise RunError("the database cannot be reached")
-        return self._database
-
-    def read(self, *, start=0):
-        return self._db.entries[start:]
-
-    def append(self, entries):
-        if entries[0].seq != len(self._db.entries):
-            return False
-        self._db.entries += entries
-        return True
-
-    def close(self):
-        pass
-
-    def lead(self):
-        db = self._db
-        return Lead(db.epoch, db.address, db.ends_at, now() >= db.ends_at) if db.epoch else None
-
-    def take_lead(self, led, *, lead_s, called):
-        record = led_in(led)
-        if not called and now() < self._db.ends_at:
-            return False
-        if record.epoch <= self._db.epoch or not self.append([led]):
-            return False
-        self._db.epoch, self._db.address = record.epoch, record.address
-        self._db.ends_at = now() + lead_s
-        return True
-
-    def renew_lead(self, epoch, *, lead_s):
-        if self._db.epoch != epoch:
-            return False
-        self._db.ends_at = now() + lead_s
-        return True
-
-    def end_lead(self, epoch):
-        if self._db.epoch == epoch:
-            self._db.ends_at = now()
-
-    def stand_by(self, address, *, stays_s):
-        _, word = self._db.standbys.get(address, (0.0, Word.STAY))
-        self._db.standbys[address] = (now() + stays_s, word)
-        return word
-
-    def standbys(self):
-        return [a for a, (until, _) in sorted(self._db.standbys.items()) if until > now()]
-
-    def leave(self, address):
-        self._db.standbys.pop(address, None)
-
-    def tell(self, address, word):
-        if address not in self.standbys():
-            return False
-        self._db.standbys[address] = (self._db.standbys[address][0], word)
-        return True
+def epochs(database):
+    return [led_in(entry).epoch for entry in database.entries if entry.is_led]
 
 
 class Machine:
     """A machine on which a host is started again whenever it ends, to stand by."""
 
     def __init__(self, database, place, *, lead_s=LEAD_S):
-        self.store = MemoryStore(database)
+        self.is_cut = False  # off the database
+        self.store = DatabaseStore(database, lambda: not self.is_cut)
         self.place = place
         self.lead_s = lead_s
         self.reported = []
@@ -216,9 +141,9 @@ class Machine:
             case "thaw":
                 self.thawed.set()
             case "cut":
-                self.store.is_cut = True
+                self.is_cut = True
             case "heal":
-                self.store.is_cut = False
+                self.is_cut = False
             case "call":
                 with suppress(RunError):
                     self.store.tell(self.place, Word.LEAD)
@@ -228,7 +153,7 @@ class Machine:
 
 def in_virtual_time(story):
     async def main():
-        database = Database()
+        database = Database(now)
         machines = [Machine(database, place) for place in PLACES]
         try:
             await story(database, *machines)
@@ -261,12 +186,12 @@ def test_whatever_befalls_two_hosts_there_is_one_history_and_it_goes_on(faults):
         for machine in machines:
             for mend in ("heal", "thaw", "start"):
                 await machine.do(mend)
-        before = len(database.rounds())
+        before = len(rounds(database))
         await asyncio.sleep(4 * LEAD_S + 2 * RESTART_S)
-        rounds, epochs = database.rounds(), database.epochs()
-        assert rounds == list(range(1, len(rounds) + 1))
-        assert epochs == list(range(1, len(epochs) + 1))
-        assert len(rounds) > before, "nobody leads"
+        committed, led = rounds(database), epochs(database)
+        assert committed == list(range(1, len(committed) + 1))
+        assert led == list(range(1, len(led) + 1))
+        assert len(committed) > before, "nobody leads"
         assert sum(machine.leads for machine in machines) == 1
 
     in_virtual_time(story)
@@ -304,7 +229,7 @@ def test_a_frozen_leader_is_deposed_and_its_decided_round_is_not_committed():
         (error,) = reef.ends
         assert isinstance(error, DeposedError)
         assert "lagoon:2 leads this run by now, in epoch 2" in str(error)
-        assert database.epochs() == [1, 2]
+        assert epochs(database) == [1, 2]
 
     in_virtual_time(story)
 
@@ -345,7 +270,6 @@ def test_a_leader_lives_through_a_moment_without_the_database_and_not_longer():
 
 def test_a_standby_without_the_database_says_so_once_and_waits():
     async def story(database, reef, lagoon):
-        lagoon.store.is_cut = False
         reef.start()
         await asyncio.sleep(1.0)
         lagoon.start()
@@ -368,7 +292,7 @@ def test_a_host_that_was_killed_waits_for_the_end_of_its_own_lead():
         await asyncio.sleep(LEAD_S)
         await reef.crash()
         assert await reef.shared(standby=False).take(PLACES[0])
-        assert database.epochs() == [1, 2]
+        assert epochs(database) == [1, 2]
         (warning,) = [event for event in reef.reported if isinstance(event, Warned)]
         assert "waiting for its end" in warning.text
 
@@ -382,7 +306,7 @@ def test_a_host_that_would_lead_beside_a_living_one_is_refused():
         with pytest.raises(RunError, match="reef:1 leads this run, in epoch 1") as caught:
             await lagoon.shared(standby=False).take(PLACES[1])
         assert "--standby" in caught.value.hint
-        assert database.epochs() == [1]
+        assert epochs(database) == [1]
 
     in_virtual_time(story)
 
@@ -404,6 +328,6 @@ def test_a_leader_that_leaves_hands_over_at_once_and_after_the_last_round_all_go
         )
         await after.end(complete=True)
         assert not await going
-        assert database.epochs() == [1, 2]
+        assert epochs(database) == [1, 2]
 
     in_virtual_time(story)

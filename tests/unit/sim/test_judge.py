@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from msgspec.structs import replace
 
-from atoll.events import RoundCommitted
+from atoll.events import HostStarted, RoundCommitted
 from atoll.host.stores import JOURNAL_FILE
 from atoll.net.records import Committed
 from atoll.sim.judge import judge, round_limit_s
@@ -90,6 +90,28 @@ def test_a_peer_that_is_there_and_in_no_roster(outcome):
     outcome.over_at = trace[at][0]  # else the round itself would be late
     trace[at + 1 :] = [(outcome.over_at + limit_s * k / 2, HOST, without) for k in (1, 2, 3)]
     assert only(judge(outcome), "ben is there, but in no roster for")
+
+
+def test_a_round_that_a_second_host_commits_again(outcome):
+    at, name, event = next(one for one in outcome.fleet.trace if isinstance(one[2], RoundCommitted))
+    outcome.fleet.trace.append((at, name, event))
+    assert only(judge(outcome), "round 1 was committed by reef, and again by reef")
+
+
+def test_a_commit_that_is_not_the_one_of_the_journal(outcome):
+    trace = outcome.fleet.trace
+    k = next(k for k, (_, _, e) in enumerate(trace) if isinstance(e, RoundCommitted))
+    at, name, event = trace[k]
+    trace[k] = (at, name, replace(event, roster=event.roster[1:]))
+    assert only(judge(outcome), "round 1 is in the journal otherwise than reef said")
+
+
+def test_a_lead_that_changes_hands_without_a_reason(outcome):
+    again = HostStarted(run="sim", address="lagoon:7777", committed=2, epoch=2)
+    outcome.over_at = -1e4
+    at = outcome.fleet.trace[-1][0]
+    outcome.fleet.trace.append((at, HOST, again))
+    assert any("leads in epoch 2, though nothing" in sentence for sentence in judge(outcome))
 
 
 def test_a_commit_that_is_missing(outcome):
