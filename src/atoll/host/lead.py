@@ -25,12 +25,13 @@ LOOKS = 8  # in the time that a lead lasts: how often a standby looks, and a lea
 
 def not_leading(journal: Journal, *, here: str) -> wire.Refused:
     """Return what a host at this address says while it does not lead: ask whoever did so last."""
-    address = "" if journal.led is None else led_in(journal.led).address
+    address = here if journal.led is None else led_in(journal.led).address
+    is_elsewhere = address != here
     return wire.Refused(
         reason="this host does not lead the run now",
-        hint="ask its other hosts",
+        hint=f"the host at {address} led it last" if is_elsewhere else "ask its other hosts",
         final=False,
-        hosts=() if address in ("", here) else (host_address(address),),
+        hosts=(host_address(address),) if is_elsewhere else (),
     )
 
 
