@@ -4,6 +4,7 @@
 """
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -72,7 +73,8 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     system.write_what_can_be_written(sys.stdout, sys.stderr)
     system.end_as_with_ctrl_c()
-    sys.unraisablehook = _end_without_memory
+    sys.unraisablehook = _note_unraisable
+    logging.getLogger("asyncio").addFilter(_note_logged)
     called = next((word for word in arguments if not word.startswith("-")), "")
     try:
         if called in WITH_TORCH and "--help" not in arguments:
@@ -107,16 +109,28 @@ def _need_torch(command: str) -> None:
         )
 
 
-def _end_without_memory(unraisable: "sys.UnraisableHookArgs") -> None:
-    """End the process if it lacked memory where nobody hears of it, as in a thread that begins.
+def _note_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    _end_without_memory(unraisable.exc_type)
+    sys.__unraisablehook__(unraisable)
 
-    Whoever has started such a thread waits for it for ever.
+
+def _note_logged(record: logging.LogRecord) -> bool:
+    """Look at what an event loop says of an error that no task has; True: it is to be logged."""
+    if record.exc_info:
+        _end_without_memory(record.exc_info[0])
+    return True
+
+
+def _end_without_memory(kind: type[BaseException] | None) -> None:
+    """End the process if it lacked memory where nobody hears of it, and somebody may wait for ever.
+
+    Such as for a thread that could not begin, or for an answer that could not be read.
     """
-    if not issubclass(unraisable.exc_type, MemoryError):
-        sys.__unraisablehook__(unraisable)
+    if kind is None or not issubclass(kind, MemoryError):
         return
     try:
         report(NO_MEMORY)
+        sys.stdout.flush()
     finally:
         os._exit(1)
 

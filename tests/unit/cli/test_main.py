@@ -169,14 +169,24 @@ def test_an_error_that_is_not_of_the_system_is_a_bug(error):
     assert lack_of(error) is None
 
 
-def test_who_lacks_memory_where_nobody_hears_of_it_ends_and_says_so():
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "Leaves(error)",
+        "loop.call_soon(throw, error)\nloop.call_soon(loop.stop)\nloop.run_forever()",
+    ],
+    ids=["in a finalizer", "in an event loop"],
+)
+def test_who_lacks_memory_where_nobody_hears_of_it_ends_and_says_so(raised):
     code = (
-        "import sys\nfrom atoll.cli.main import main\nsys.argv = ['atoll', '--help']\n"
+        "import asyncio, sys\nfrom atoll.cli.main import main\nsys.argv = ['atoll', '--help']\n"
+        "def throw(error): raise error\n"
         "class Leaves:\n    def __init__(self, error): self.error = error\n"
         "    def __del__(self): raise self.error\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "Leaves(ValueError('no matter'))\nprint('goes on', flush=True)\n"
-        "Leaves(MemoryError())\nprint('hangs', flush=True)"
+        "loop = asyncio.new_event_loop()\n"
+        f"error = ValueError('no matter')\n{raised}\nprint('goes on', flush=True)\n"
+        f"error = MemoryError()\n{raised}\nprint('hangs', flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
