@@ -14,7 +14,10 @@ from atoll.clock import monotonic_s
 
 # The first that has one of its words in the name of an operation has it.
 PURPOSES: Final = {
-    "attention": ("scaled_dot_product", "flash_attention", "flex_attention", "efficient_attention"),
+    "attention": (
+        *("scaled_dot_product", "flash_attention", "flex_attention", "efficient_attention"),
+        *("atoll::attend", "baddbmm", "_softmax"),  # on a CPU, and what it is made of
+    ),
     "products": ("::mm", "::addmm", "::bmm", "_scaled_mm", "::matmul", "mkldnn_linear"),
     "optimizer": ("adam", "foreach", "_foreach"),
     "between ranks": ("nccl", "gloo", "all_gather", "reduce_scatter", "c10d"),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from atoll.config import ModelConfig
+from atoll.model import attention
 
 Mask: TypeAlias = Tensor | BlockMask
 """Which token may look where: for each pair of them, or in blocks, those of nobody left out."""
@@ -90,6 +91,8 @@ def attend(q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, mask: Mask | None) ->
         y_BHTE = flex_attention(q_BHTE, k_BGSE, v_BGSE, block_mask=mask, enable_gqa=grouped)
         assert isinstance(y_BHTE, Tensor), "no more is asked for"
         return y_BHTE
+    if q_BHTE.device.type == "cpu" and q_BHTE.shape[2] == k_BGSE.shape[2]:
+        return attention.attend(q_BHTE, k_BGSE, v_BGSE, mask)
     return F.scaled_dot_product_attention(
         q_BHTE,
         k_BGSE,

@@ -149,9 +149,9 @@ def activation_bytes_per_token(config: RunConfig, *, bf16: bool) -> tuple[int, i
 
     In a layer, fp32: what enters each norm and what it normalises (4 D), and what leaves it (2 D);
     queries and what attention gives (2 D); keys and values (2 G); the feed-forward's gate, its
-    SiLU, the other branch, and their product (4 F); a number for each head and norm. In bf16 the
-    norms stay in fp32, but for the casts of what left them (2 D). Outside: the last norm, and the
-    gradient of the hidden state (3 D).
+    SiLU, the other branch, and their product (4 F); a number for each norm and, but on CPUs, for
+    each head. In bf16 the norms stay in fp32, but for the casts of what left them (2 D). Outside:
+    the last norm, and the gradient of the hidden state (3 D).
     """
     model = config.model
     width, kv_width = model.width, model.num_kv_heads * model.head_width

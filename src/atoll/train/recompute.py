@@ -27,7 +27,7 @@ _TAKES_LONG = {
     torch.ops.aten._scaled_mm.default,
     torch.ops.aten.max.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.atoll.attend.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
