@@ -168,20 +168,28 @@ def assign(num_slices: int, reducers: Sequence[PeerId]) -> tuple[PeerId, ...]:
     return tuple(reducers[k * len(reducers) // num_slices] for k in range(num_slices))
 
 
-def assign_by_shares(num_slices: int, shares: Mapping[PeerId, float]) -> tuple[PeerId, ...]:
+def assign_by_shares(
+    num_slices: int, shares: Mapping[PeerId, float], *, at_most: int | None = None
+) -> tuple[PeerId, ...]:
     """Return the reducer of each slice: contiguous runs, as long as the shares say.
 
     Whoever would have less than half a slice has none. The rest is rounded down, and the largest
-    remainders have one more.
+    remainders have one more. Nobody has more than `at_most`, if all together can have so many: what
+    is left then goes one by one to whoever lacks most of its share.
     """
     if len(set(shares.values())) == 1:
         return assign(num_slices, list(shares))
     kept = {peer: share for peer, share in shares.items() if share * num_slices >= 0.5} or shares
+    if at_most is not None and at_most * len(kept) < num_slices <= at_most * len(shares):
+        kept = shares
+    most = max(at_most or num_slices, -(-num_slices // len(kept)))
     scale = num_slices / sum(kept.values())
-    lengths = {peer: floor(share * scale) for peer, share in kept.items()}
-    by_remainder = sorted(kept, key=lambda peer: lengths[peer] - kept[peer] * scale)
-    for peer in by_remainder[: num_slices - sum(lengths.values())]:
-        lengths[peer] += 1
+    lengths = {peer: min(floor(share * scale), most) for peer, share in kept.items()}
+    while (left := num_slices - sum(lengths.values())) > 0:
+        able = [peer for peer in kept if lengths[peer] < most]
+        by_remainder = sorted(able, key=lambda peer: lengths[peer] - kept[peer] * scale)
+        for peer in by_remainder[:left]:
+            lengths[peer] += 1
     return tuple(peer for peer, length in lengths.items() for _ in range(length))
 
 
@@ -191,22 +199,28 @@ def reassign(
     lost: frozenset[PeerId],
     reducers: Sequence[PeerId],
     shares: Mapping[PeerId, float] = _NO_SHARES,
+    at_most: int | None = None,
 ) -> tuple[PeerId, ...]:
     """Return the assignment with the slices of lost reducers dealt out, the others where they are.
 
     A slice goes to whoever lacks most of its share of all slices, the first of `reducers` among
-    equals; without shares, to whoever reduces fewest so far.
+    equals; without shares, to whoever reduces fewest so far. Nobody gets more than `at_most` slices
+    as long as somebody has fewer.
     """
     scale = len(assignment) / (sum(shares.get(peer, 0.0) for peer in reducers) or 1.0)
     room = {peer: shares.get(peer, 0.0) * scale for peer in reducers}
+    number = dict.fromkeys(reducers, 0)
     for peer in assignment:
         if peer in room and peer not in lost:
             room[peer] -= 1
+            number[peer] += 1
+    most = at_most or len(assignment)
     result = list(assignment)
     for k, peer in enumerate(assignment):
         if peer in lost:
-            result[k] = max(room, key=lambda other: room[other])
+            result[k] = max(room, key=lambda other: (number[other] < most, room[other]))
             room[result[k]] -= 1
+            number[result[k]] += 1
     return tuple(result)
 
 

@@ -10,9 +10,11 @@ two parts, by the first bit that leaves somebody in both who can reduce, and so 
 near each other inside, follow from who is where and from nothing else, and whoever comes or goes
 changes its own region, and now and then the one beside it.
 
-A region is reduced by those of its own members who can; where there are none, by some of all who
-can. A level above, a group's reducers are the heads of the regions below it: of each region the
-one with the least to reduce. What each of them takes on follows from the lines (plan.py).
+A region is reduced by those of its own members who can, but for one or two; where there are none,
+by those who have nothing to do in the next region. A level above, a group's reducers are the heads
+of the regions below it: of each region the one with the least to reduce, which is nothing as a
+rule. What each of them takes on follows from the lines (plan.py), as far as nobody has more than
+some dozens to talk to then (dials.py).
 """
 
 from collections import Counter
@@ -21,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from atoll.exchange import plan
+from atoll.exchange.dials import BUNDLES, LARGEST, MOST_DIALS, WIDEST, fan_in
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
 from atoll.exchange.tree import Tree, divided
@@ -30,6 +33,8 @@ CELL_S: Final = 0.032  # members of one cell are near each other
 CELL_BITS: Final = 6  # 64 cells on each axis; the outermost reach to the end of the world
 ID_BITS: Final = 128
 WAY_BITS: Final = 1 + 3 * CELL_BITS + ID_BITS
+MANY_ABLE: Final = 6  # who can reduce in one region: then it spares two of them for groups above
+MANY_HEADS: Final = 2
 SMALL: Final = 4  # a region with a fourth of what fits, or less, is joined with one beside it
 
 
@@ -57,6 +62,21 @@ class Division:
     volumes: Volumes
 
 
+def divide(
+    members: Iterable[PeerId],
+    reducers: Collection[PeerId],
+    *,
+    positions: Mapping[PeerId, Position],
+    size: int,
+    num_slices: int,
+) -> tuple[Tree, dict[PeerId, int]]:
+    """Return the tree for these members, and the region of each; with one region, of nobody."""
+    most_able = BUNDLES + MANY_HEADS if num_slices > BUNDLES else None
+    parts = by_distance(members, reducers, positions=positions, size=size, most_able=most_able)
+    tree = Tree.over(num_slices, num_regions=len(parts), fan_in=fan_in(size, num_slices))
+    return tree, numbered(parts)
+
+
 def count_regions(num_members: int, num_reducers: int, *, size: int) -> int:
     """Return into how many regions these are divided, of at most `size`; 0: all are in one.
 
@@ -73,9 +93,11 @@ def by_distance(
     *,
     positions: Mapping[PeerId, Position],
     size: int,
+    most_able: int | None = None,
 ) -> list[list[PeerId]]:
     """Return the members of each region, at most `size` in one; 0: all are in one.
 
+    Where there are several, no more than `most_able` of one can reduce: more could not all do so.
     There are no more regions than have somebody to reduce them: with few of these they are larger.
     """
     way = {peer: _way(peer, positions.get(peer)) for peer in members}
@@ -84,8 +106,12 @@ def by_distance(
         return [in_order]
     among = frozenset(reducers)
 
+    def fits(some: list[PeerId]) -> bool:
+        able = 0 if most_able is None else len(among.intersection(some))
+        return len(some) <= size and able <= (most_able or 0)
+
     def parts_of(some: list[PeerId], bit: int) -> list[list[PeerId]]:
-        if len(some) <= size:
+        if fits(some):
             return [some]
         if len(among.intersection(some)) < 2:
             return [list(part) for part in divided(some, -(-len(some) // size))]
@@ -98,7 +124,7 @@ def by_distance(
     def joined(left: list[list[PeerId]], right: list[list[PeerId]]) -> list[list[PeerId]]:
         one, other = left[-1], right[0]
         is_small = min(len(one), len(other)) <= size // SMALL
-        if not is_small or len(one) + len(other) > size:
+        if not is_small or not fits(one + other):
             return left + right
         return [*left[:-1], one + other, *right[1:]]
 
@@ -129,25 +155,23 @@ def numbered(parts: Sequence[Sequence[PeerId]]) -> dict[PeerId, int]:
     return {peer: region for region, part in enumerate(parts) for peer in part}
 
 
-def by_id(members: Sequence[PeerId], num_regions: int) -> dict[PeerId, int]:
-    """Return the region of each of these members, equally large, in the order of their ids."""
-    if num_regions == 1:
-        return {}
-    parts = divided(sorted(members), num_regions)
-    return {peer: region for region, part in enumerate(parts) for peer in part}
-
-
 def assign_places(division: Division) -> tuple[PeerId, ...]:
     """Return the reducer of each place. Somebody has to be able to reduce."""
     choice, load = _Choice(division), Counter[PeerId]()
-    result: list[PeerId] = []
-    for group in range(division.tree.num_groups):
-        chosen = choice.candidates(group, load)
-        shares = choice.shares(group, chosen)
-        assigned = plan.assign_by_shares(division.tree.num_slices, shares)
+    reducers: dict[int, list[PeerId]] = {}
+    for group in choice.in_order():
+        candidates = choice.candidates(group, load)
+        shares = choice.shares(group, candidates)
+        most = choice.most_reducers(group, len(candidates), load)
+        if len(shares) > most:
+            chosen = sorted(shares, key=lambda peer: (-shares[peer], peer))[:most]
+            shares = {peer: share for peer, share in shares.items() if peer in chosen}
+        assigned = plan.assign_by_shares(
+            len(choice.bundles), shares, at_most=choice.most_bundles(group)
+        )
         load.update(assigned)
-        result += assigned
-    return tuple(result)
+        reducers[group] = choice.of_slices(assigned)
+    return tuple(peer for group in sorted(reducers) for peer in reducers[group])
 
 
 def reassign_places(
@@ -158,44 +182,122 @@ def reassign_places(
     result = list(assignment)
     for group in range(division.tree.num_groups):
         places = division.tree.places(group)
-        before = assignment[places.start : places.stop]
+        before = [assignment[places.start + bundle[0]] for bundle in choice.bundles]
         if not lost.isdisjoint(before):
-            able = choice.candidates(group, load)
-            # Not who has something to do in another group, if there are others: it has its dozens.
-            chosen = [peer for peer in able if peer in before or not load[peer]] or able
+            chosen = choice.substitutes(group, load, beside=frozenset(before) - lost)
             shares = choice.shares(group, chosen)
-            after = plan.reassign(before, lost=lost, reducers=chosen, shares=shares)
+            most = choice.most_bundles(group)
+            after = plan.reassign(before, lost=lost, reducers=chosen, shares=shares, at_most=most)
             load.update(after)
-            result[places.start : places.stop] = after
+            result[places.start : places.stop] = choice.of_slices(after)
     return tuple(result)
 
 
 class _Choice:
-    """Who can reduce for a group, and how much of it each should."""
+    """Who can reduce for a group, and how much of it each should.
+
+    `load` is how much each has to do already.
+    """
 
     def __init__(self, division: Division) -> None:
         self._division = division
+        self.bundles = division.tree.bundles(BUNDLES)
         num_regions, reducers = division.tree.num_regions, division.reducers
         self._members: list[list[PeerId]] = [[] for _ in range(num_regions)]
         for peer, region in division.regions.items():
             self._members[region].append(peer)
-        own: list[list[PeerId]] = [[] for _ in range(num_regions)]
+        self._own: list[list[PeerId]] = [[] for _ in range(num_regions)]
         for peer in reducers:
             if (its_region := division.regions.get(peer)) is not None:
-                own[its_region].append(peer)
-        spare = divided(reducers, num_regions)
-        self._reducers = [own[region] or spare[region] or reducers for region in range(num_regions)]
+                self._own[its_region].append(peer)
+
+    def in_order(self) -> list[int]:
+        """Return the groups in the order in which they choose: who has nobody of its own, later."""
+        tree = self._division.tree
+        regions = sorted(range(tree.num_regions), key=lambda region: not self._own[region])
+        return [*regions, *range(tree.num_regions, tree.num_groups)]
+
+    def of_slices(self, of_bundles: Sequence[PeerId]) -> list[PeerId]:
+        """Return the reducer of each slice."""
+        return [
+            peer
+            for peer, run in zip(of_bundles, self.bundles, strict=True)
+            for _ in range(len(run))
+        ]
 
     def candidates(self, group: int, load: Counter[PeerId]) -> Sequence[PeerId]:
-        """Return who can reduce for the group; `load` is how much each has to do already."""
-        tree = self._division.tree
+        """Return who can reduce for the group: of a region, or the heads of those below it.
+
+        Who has nothing to do so far, if these are enough.
+        """
+        reducers = self._division.reducers
+        if group < self._division.tree.num_regions:
+            return self._own[group] or self._idle_beside(group, load) or reducers
+        heads = {
+            min(self._own[region] or reducers, key=lambda peer: (load[peer], peer))
+            for region in self._regions_below(group)
+        }
+        free = sorted(peer for peer in heads if not load[peer])
+        return free if len(free) >= self._enough(group) else sorted(heads)
+
+    def _idle_beside(self, region: int, load: Counter[PeerId]) -> Sequence[PeerId]:
+        """Return who has nothing to do in the next region where there is somebody."""
+        num_regions = self._division.tree.num_regions
+        for other in sorted(range(num_regions), key=lambda one: abs(one - region)):
+            if idle := [peer for peer in self._own[other] if not load[peer]]:
+                return idle
+        return ()
+
+    def substitutes(
+        self, group: int, load: Counter[PeerId], *, beside: frozenset[PeerId]
+    ) -> Sequence[PeerId]:
+        """Return who can take over from others `beside` these, the reducers of the group now.
+
+        Not who has something to do in another group, if there are others: it has its dozens. So
+        somebody of the next region is better than the head of this one.
+        """
+        able = self.candidates(group, load)
+        if chosen := [peer for peer in able if peer in beside or not load[peer]]:
+            return chosen
+        is_region = group < self._division.tree.num_regions
+        return (self._idle_beside(group, load) if is_region else ()) or able
+
+    def most_reducers(self, group: int, num_able: int, load: Counter[PeerId]) -> int:
+        """Return how many reducers the group has at most, of so many that can.
+
+        Each region spares a member or two, to be heads, and a group above spares some of these for
+        each level above it. With one region no more than one can talk to, beside those who bring
+        their slices.
+        """
+        tree, num_others = self._division.tree, len(self._division.links)
+        if tree.num_groups == 1:
+            return MOST_DIALS - num_others if num_others <= LARGEST + 1 else len(self.bundles)
         if group < tree.num_regions:
-            return self._reducers[group]
+            num_heads = MANY_HEADS if num_able >= MANY_ABLE else 1
+            return min(len(self.bundles), max(1, num_able - num_heads))
+        below = self._regions_below(group)
+        num_free = sum(not load[peer] for region in below for peer in self._own[region])
+        if num_free < self._enough(group):
+            return len(self.bundles)
+        num_above = sum(group < level.start for level in tree.levels)
+        return min(len(self.bundles), max(self._enough(group), num_free - num_above))
+
+    def _enough(self, group: int) -> int:
+        """Return how many reducers have no more bundles each than they should."""
+        return -(-len(self.bundles) // self.most_bundles(group))
+
+    def most_bundles(self, group: int) -> int:
+        """Return how many bundles one reducer of the group has at most, if there are others."""
+        if group < self._division.tree.num_regions:
+            return len(self.bundles)
+        return max(1, WIDEST // (len(self._division.tree.children(group)) + 1))
+
+    def _regions_below(self, group: int) -> list[int]:
+        tree = self._division.tree
         regions: list[int] = [group]
         while regions[0] >= tree.num_regions:
             regions = [child for one in regions for child in tree.children(one)]
-        heads = (min(self._reducers[r], key=lambda peer: (load[peer], peer)) for r in regions)
-        return sorted(set(heads))
+        return regions
 
     def shares(self, group: int, chosen: Sequence[PeerId]) -> dict[PeerId, float]:
         """Return how much of the group's work each of the chosen should do, by their lines.

@@ -44,6 +44,12 @@ class Tree:
         return None if num_groups else cls(num_slices)
 
     @property
+    def is_one(self) -> bool:
+        """Whether it is one: each level has fewer groups than the one below it, the last one."""
+        narrows = all(above < below for below, above in pairwise(self.widths))
+        return narrows and self.widths[-1:] == (1,)
+
+    @property
     def num_regions(self) -> int:
         return self.widths[0]
 
@@ -70,6 +76,11 @@ class Tree:
     def places(self, group: int) -> range:
         """Return the places of a group, one for each slice."""
         return range(group * self.num_slices, (group + 1) * self.num_slices)
+
+    def bundles(self, most: int) -> list[Sequence[int]]:
+        """Return the slices in runs of near equal length: so many, but for one region all apart."""
+        num = self.num_slices if self.num_groups == 1 else min(most, self.num_slices)
+        return divided(range(self.num_slices), num)
 
     def place(self, group: int, index: int) -> int:
         return group * self.num_slices + index

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from atoll.config import RunConfig
+from atoll.exchange.dials import enough_reducers
 from atoll.forecast.exchange import AGENT_BYTES_PER_S, PAYLOAD_SHARE
 from atoll.forecast.fleet import FleetConfig
 from atoll.forecast.forecast import Forecast, GroupForecast
@@ -28,7 +29,8 @@ def concerns(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> tuple[str
         *_host_carries(fleet, seen),
         *_slow_processes(fleet, seen),
         *_joiners(config, seen),
-        *_many(seen),
+        *_few_reduce(config, fleet, seen),
+        *_many(config, seen),
     )
 
 
@@ -183,8 +185,22 @@ def _joiners(config: RunConfig, seen: Forecast) -> Iterator[str]:
             )
 
 
-def _many(seen: Forecast) -> Iterator[str]:
-    if seen.num_peers > MANY_PEERS:
+def _few_reduce(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> Iterator[str]:
+    num_able = sum(group.count for group in fleet.groups if group.reachable)
+    least = enough_reducers(seen.num_peers, config.sync.region_size)
+    if num_able < least:
+        able = f"{num_able} of the {seen.num_peers} peers" if num_able else "none of the peers"
+        each = ceil(seen.num_peers / max(1, num_able))
+        yield (
+            f"{able} can be dialled: whoever reduces has connections with {each} members and more. "
+            f"With {least} peers that have an open port (reachable = true; atoll join --port, and "
+            "the router forwards that port) there are regions, and some dozens are enough"
+        )
+
+
+def _many(config: RunConfig, seen: Forecast) -> Iterator[str]:
+    is_divided = 0 < config.sync.region_size < seen.num_peers
+    if seen.num_peers > MANY_PEERS and not is_divided:
         yield (
             f"{seen.num_peers} peers send to all reducers at once; beyond {MANY_PEERS} what so "
             "many flows cost is not in these figures"

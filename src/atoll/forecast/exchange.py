@@ -15,16 +15,18 @@ bound (with one region).
 Shapes: M members, S slices, G groups (exchange/tree.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.exchange.plan import Link
-from atoll.exchange.regions import Division, Volumes, assign_places, by_id, count_regions
-from atoll.exchange.tree import Tree
+from atoll.exchange.positions import Position
+from atoll.exchange.regions import Division, Volumes, assign_places, divide
+from atoll.ids import PeerId, peer_id_of
 from atoll.units import KIB
 
 Floats = NDArray[np.float64]
@@ -94,13 +96,19 @@ class Exchange:
         return float(self.contributions.seconds().max() + self.updates.seconds().max())
 
 
-def exchange_of(lines: Sequence[Link], sizes: Sizes, *, region_size: int) -> Exchange:
+def exchange_of(
+    lines: Sequence[Link],
+    sizes: Sizes,
+    *,
+    region_size: int,
+    positions: Mapping[PeerId, Position] = MappingProxyType({}),
+) -> Exchange:
     """Return the exchange of a fragment of these slices among these members; all rates are known.
 
-    Somebody has to reduce.
+    Somebody has to reduce. `positions` say who is near whom.
     """
     lines = tuple(sorted(lines, key=lambda line: line.peer))
-    division = _division(lines, sizes, region_size=region_size)
+    division = _division(lines, sizes, region_size=region_size, positions=positions)
     number = {line.peer: index for index, line in enumerate(lines)}
     reducer_GS = np.array([number[peer] for peer in assign_places(division)], np.int64).reshape(
         division.tree.num_groups, -1
@@ -132,13 +140,27 @@ def exchange_of(lines: Sequence[Link], sizes: Sizes, *, region_size: int) -> Exc
     )
 
 
-def _division(lines: Sequence[Link], sizes: Sizes, *, region_size: int) -> Division:
+def _division(
+    lines: Sequence[Link],
+    sizes: Sizes,
+    *,
+    region_size: int,
+    positions: Mapping[PeerId, Position],
+) -> Division:
+    """Return how the host would divide these, with ids that are chance, as those of members are."""
+    peers = {peer_id_of(line.peer.encode()): line.peer for line in lines}
+    ids = {peer: chance for chance, peer in peers.items()}
     reducers = [line.peer for line in lines if line.reduces]
-    peers = [line.peer for line in lines if line.contributes]
-    num_regions = count_regions(len(peers), len(reducers), size=region_size)
+    tree, regions = divide(
+        [ids[line.peer] for line in lines if line.contributes],
+        [ids[peer] for peer in reducers],
+        positions={ids[peer]: position for peer, position in positions.items()},
+        size=region_size,
+        num_slices=len(sizes.update),
+    )
     return Division(
-        tree=Tree.over(len(sizes.update), num_regions=num_regions, fan_in=region_size),
-        regions=by_id(peers, num_regions),
+        tree=tree,
+        regions={peers[chance]: region for chance, region in regions.items()},
         links={line.peer: line for line in lines},
         reducers=reducers,
         volumes=Volumes(

@@ -27,7 +27,7 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     name: Annotated[str, Meta(min_length=1), about("of the group, in the tables")]
     count: Annotated[Positive, about("peers")] = 1
-    place: Annotated[str, about("where they are, for the reader")] = ""
+    place: Annotated[str, about("where they are; groups of one place are near each other")] = ""
     device: Annotated[DeviceName, about("what trains; own: as the next two keys say")]
     peak_tflops: Annotated[
         NotNegativeFloat,

@@ -10,7 +10,7 @@ were measured.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import isfinite
+from math import cos, isfinite, pi, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from msgspec import Struct
 from atoll.config import RunConfig
 from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.plan import Link
+from atoll.exchange.positions import Position
 from atoll.exchange.step import encoded_slices
 from atoll.forecast.exchange import Exchange, Floats, Sizes, exchange_of, payload_rate
 from atoll.forecast.fleet import FleetConfig, GroupConfig
@@ -100,7 +101,12 @@ def forecast(config: RunConfig, fleet: FleetConfig) -> Forecast:
     """Return what a round, and the whole run, will cost on this fleet."""
     layout = layout_of(config)
     sizes = sizes_of(config)
-    exchange = exchange_of(lines_of(fleet), sizes, region_size=config.sync.region_size)
+    exchange = exchange_of(
+        lines_of(fleet),
+        sizes,
+        region_size=config.sync.region_size,
+        positions=positions_of(fleet),
+    )
     steps_s_P = _spread(fleet, [config.steps_per_round * step_s(config, g) for g in fleet.groups])
     machines = Machines(
         disk_bytes_per_s_P=_spread(fleet, [group.disk_mb_per_s * 1e6 for group in fleet.groups]),
@@ -155,7 +161,7 @@ def lines_of(fleet: FleetConfig) -> list[Link]:
     """
     lines = [
         Link(
-            peer=PeerId(f"{number:06}"),
+            peer=_peer(number),
             up=payload_rate(group.up_mbps),
             down=payload_rate(group.down_mbps),
             contributes=True,
@@ -172,6 +178,27 @@ def lines_of(fleet: FleetConfig) -> list[Link]:
         reduces=not any(line.reduces for line in lines),
     )
     return [*lines, built_in]
+
+
+def positions_of(fleet: FleetConfig) -> dict[PeerId, Position]:
+    """Return where the peers of groups with a place are on the host's map; others are anywhere.
+
+    Those of one place are in one point, and places on a circle about as wide as the round trips to
+    them are long. It is the cell of a point alone that says who is near whom (exchange/regions.py).
+    """
+    places = list(dict.fromkeys(group.place for group in fleet.groups if group.place))
+    positions: dict[PeerId, Position] = {}
+    for group, peers in zip(fleet.groups, _places(fleet), strict=True):
+        if group.place:
+            angle = 2 * pi * places.index(group.place) / len(places)
+            rtt_s = min(g.rtt_ms for g in fleet.groups if g.place == group.place) / 1000
+            point = Position(rtt_s / 2 * cos(angle), rtt_s / 2 * sin(angle), 0.0, 0.0)
+            positions |= {_peer(number): point for number in range(peers.start, peers.stop)}
+    return positions
+
+
+def _peer(number: int) -> PeerId:
+    return PeerId(f"{number:06}")
 
 
 def step_s(config: RunConfig, group: GroupConfig) -> float:

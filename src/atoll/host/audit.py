@@ -254,16 +254,22 @@ def _fault_of(commit: Committed, config: RunConfig, members: set[PeerId]) -> str
     sizes = [codec.encoded_bytes(stop - start) for start, stop in slices_of(layout, commit.round)]
     if [update.num_bytes for update in commit.updates] != sizes:
         return "its updates are not one for each slice"
-    return _fault_of_regions(commit, len(sizes), fan_in=config.sync.region_size)
+    return fault_of_regions(commit, len(sizes), fan_in=config.sync.region_size)
 
 
-def _fault_of_regions(commit: Committed, num_slices: int, *, fan_in: int) -> str:
+def fault_of_regions(commit: Committed, num_slices: int, *, fan_in: int) -> str:
     """Return what is wrong with how a roster is divided, and what its partial sums are, or nothing.
 
     Each group of the tree that has a contributor below it, and no other, has a partial sum of each
-    slice.
+    slice. Where the journal does not say which tree it is, it is the lowest in which no group adds
+    up more than `fan_in`.
     """
-    tree = Tree.below_root(num_slices, len(commit.partials), fan_in=fan_in)
+    tree: Tree | None
+    if commit.widths:
+        tree = Tree(num_slices, commit.widths)
+        tree = tree if tree.is_one and tree.root == len(commit.partials) else None
+    else:
+        tree = Tree.below_root(num_slices, len(commit.partials), fan_in=fan_in)
     groups = {entry.region for entry in commit.roster}
     if tree is None or not groups <= set(range(tree.num_regions)):
         return "its regions are not those of a tree"

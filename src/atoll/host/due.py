@@ -29,6 +29,8 @@ from atoll.host.state import (
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net import records, wire
 
+MANY_MORE = 2  # times as many who can reduce as regions, or as before: it is worth the plans
+
 
 def advance(run: Run, *, now: float) -> list[Effect]:
     """Do all that is due: agree on a state, free leases, open, close, reduce, commit."""
@@ -36,6 +38,7 @@ def advance(run: Run, *, now: float) -> list[Effect]:
     effects += _free_departed(run, now=now)
     effects += _open(run, now=now)
     for rnd in list(run.open_rounds.values()):
+        effects += _divide_anew(run, rnd, now=now)
         while rnd.id in run.open_rounds and (due := _act(run, rnd, now=now)):
             effects += due
     return effects + evaluate(run, now=now)
@@ -146,6 +149,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
         waited=set(ready),
         assignment=assign_places(divided),
         widths=divided.tree.widths,
+        num_able=len(chosen),
         regions=dict(divided.regions),
         version=version,
         roster_version=version,
@@ -156,6 +160,27 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     planned = records.Planned(round=round_id, peers=tuple(ready))
     effects: list[Effect] = [Append((planned,)), plan_report(rnd, "a new round")]
     return effects + invite(run, rnd, sorted(present(run, round_id).able))
+
+
+def _divide_anew(run: Run, rnd: Round, *, now: float) -> list[Effect]:
+    """Divide a round that has grown, if many more can reduce by now.
+
+    As a first round has: it opens with a few, and most come while it is open.
+    """
+    size = run.config.sync.region_size
+    if rnd.phase is not Phase.COLLECT or not run.has_regions:
+        return []
+    chosen = reducers(run, rnd.id, without=rnd.excluded)
+    num_there = rnd.largest_region or run.membership.num_connected - 1  # the built-in one is not
+    is_due = num_there > size and len(chosen) >= MANY_MORE * rnd.tree.num_regions
+    if not is_due and (not rnd.regions or len(chosen) < MANY_MORE * rnd.num_able):
+        return []
+    rnd.num_able = len(chosen)
+    divided = division(run, rnd.id, chosen)
+    rounds.divide_anew(rnd, divided.tree, divided.regions, assign_places(divided), now=now)
+    here = present(run, rnd.id)
+    told = sorted(here.able | (here.resting & rnd.said.keys()))
+    return [plan_report(rnd, "many more have come"), *plans_for(run, rnd, told)]
 
 
 def _may_open(run: Run, round_id: RoundId) -> bool:
@@ -342,6 +367,7 @@ def _commit(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         roster=entries,
         updates=updates,
         partials=rounds.partial_sums(rnd),
+        widths=rnd.widths if rnd.tree.root else (),
     )
     run.note_committed(record)
     exchange_s = rounds.exchange_s(rnd, now=now)

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from atoll.config import SyncConfig
+from atoll.exchange.dials import enough_reducers
 from atoll.host.live import Live
 from atoll.host.overview import Overview, PeerView, RoundView
 from atoll.ids import PeerId
@@ -37,6 +38,7 @@ def concerns(
         *_paused(live),
         *_nobody(view, live, sync),
         *_stuck(live, names),
+        *_few_reduce(view, live, sync),
         *_members(view, live, names, at=at),
         *_often_late(rounds, names),
         *_loss(view),
@@ -94,6 +96,21 @@ def _stuck(live: Live, names: dict[PeerId, str]) -> Iterator[Concern]:
                 f"and rounds usually take {format_seconds(rnd.usual_s)}{waits}.",
                 hint="It closes without those that are late as soon as a quorum has delivered.",
             )
+
+
+def _few_reduce(view: Overview, live: Live, sync: SyncConfig) -> Iterator[Concern]:
+    num_in = len(live.members)
+    num_able = sum(peer.is_in and peer.trains and peer.reachable for peer in view.peers)
+    least = enough_reducers(num_in, sync.region_size)
+    if num_able < least:
+        who = f"only {num_able} average" if num_able > 1 else "one averages"
+        who = who if num_able else "the host's built-in member averages"
+        yield Concern(
+            severity="warning",
+            text=f"{num_able or 'None'} of {num_in} peers can be dialled: {who} for all of them.",
+            hint=f"At least {least} should have an open port: atoll join --port, and the router "
+            "forwards that port.",
+        )
 
 
 def _members(

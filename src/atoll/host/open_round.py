@@ -33,6 +33,7 @@ class Round:
     widths: tuple[int, ...] = (1,)  # of the tree
     tree: Tree = field(init=False)
     _region_sizes: list[int] = field(init=False)
+    num_able: int = 0  # who could reduce when it was divided
     regions: dict[PeerId, int] = field(default_factory=dict)  # of members; not in it: the root's
     invited: set[PeerId] = field(default_factory=set)
     work: dict[PeerId, int] = field(default_factory=dict)  # samples that each is to contribute
@@ -68,10 +69,24 @@ class Round:
     fetched_at: dict[int, dict[PeerId, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tree = Tree(len(self.assignment) // sum(self.widths), self.widths)
-        self._region_sizes = [0] * self.tree.num_regions
-        for region in self.regions.values():
+        tree = Tree(len(self.assignment) // sum(self.widths), self.widths)
+        self.divide(tree, self.regions, self.assignment)
+
+    def divide(
+        self, tree: Tree, regions: dict[PeerId, int], assignment: tuple[PeerId, ...]
+    ) -> None:
+        """Let the members be in these regions, and these reduce the places of this tree."""
+        self.tree, self.widths = tree, tree.widths
+        self.assignment = assignment
+        self.regions = regions
+        self._region_sizes = [0] * tree.num_regions
+        for region in regions.values():
             self._region_sizes[region] += 1
+
+    @property
+    def largest_region(self) -> int:
+        """How many members the largest region has; 0: there is one, and all are in it."""
+        return max(self._region_sizes)
 
     @property
     def num_slices(self) -> int:

@@ -60,17 +60,14 @@ def division(run: Run, round_id: RoundId, chosen: Sequence[PeerId]) -> Division:
 
     All that are connected: who is not ready yet may well be while the round is open.
     """
-    size = run.config.sync.region_size
-    members = present(run, round_id).connected - {run.built_in}
-    parts = regions.by_distance(members, chosen, positions=run.positions, size=size)
-    num_slices = len(run.slice_bytes[run.fragment_of(round_id)])
-    return _division(
-        run,
-        round_id,
+    tree, of_peers = regions.divide(
+        present(run, round_id).connected - {run.built_in},
         chosen,
-        tree=Tree.over(num_slices, num_regions=len(parts), fan_in=size),
-        of_peers=regions.numbered(parts),
+        positions=run.positions,
+        size=run.config.sync.region_size,
+        num_slices=len(run.slice_bytes[run.fragment_of(round_id)]),
     )
+    return _division(run, round_id, chosen, tree=tree, of_peers=of_peers)
 
 
 def replaced(run: Run, rnd: Round, lost: frozenset[PeerId]) -> tuple[PeerId, ...]:

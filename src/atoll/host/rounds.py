@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 from atoll.config import SyncConfig
 from atoll.exchange import plan
+from atoll.exchange.tree import Tree
 from atoll.host.decision import (
     Close,
     Commit,
@@ -196,6 +197,29 @@ def reopen(rnd: Round) -> None:
     rnd.roster = rnd.announced = ()
     rnd.in_roster = {}
     _void_updates(rnd)
+
+
+def divide_anew(
+    rnd: Round,
+    tree: Tree,
+    regions: Mapping[PeerId, int],
+    assignment: tuple[PeerId, ...],
+    *,
+    now: float,
+) -> None:
+    """Take over other regions, and their reducers: all deliver again, or say that it is there."""
+    members = [*rnd.regions, *rnd.invited]
+    reopen(rnd)
+    rnd.divide(tree, dict(regions), assignment)
+    for peer in members:  # also who is away, and may come back
+        if peer not in regions:
+            rnd.join_region(peer)
+    rnd.delivered = {}
+    rnd.completed_at = {}
+    rnd.collected_at = {}
+    rnd.moved_at = {}
+    rnd.version += 1
+    rnd.progress_at = now
 
 
 def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:

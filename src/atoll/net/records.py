@@ -101,7 +101,7 @@ class Committed(
 
     `partials` are what these are made of, where the roster is divided (exchange/tree.py): the
     digests of the partial sums of each group below the root, one for each slice, or none if the
-    roster has nobody below that group.
+    roster has nobody below that group. `widths` are those of the tree; older journals do not say.
     """
 
     round: RoundId
@@ -111,6 +111,7 @@ class Committed(
     roster: tuple[RosterEntry, ...]
     updates: tuple[SliceUpdate, ...]
     partials: tuple[tuple[Digest, ...], ...] = ()
+    widths: tuple[int, ...] = ()
 
 
 class Announced(
@@ -126,6 +127,7 @@ class Announced(
     roster: Digest  # of the canonical JSON of all its entries
     updates: tuple[SliceUpdate, ...]
     partials: Digest | None = None  # the same, of theirs; None: there are none
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +276,7 @@ def brief(body: bytes) -> bytes:
         roster=_name(record.roster),
         updates=record.updates,
         partials=_name(record.partials) if record.partials else None,
+        widths=record.widths,
     )
     return msgspec.json.encode(announced, order="sorted")
 

@@ -1,11 +1,15 @@
 """Who reduces what, where the members are divided into regions."""
 
 from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
 from random import Random
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan, regions
+from atoll.exchange.dials import BUNDLES, LARGEST, MOST_DIALS, dials
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
 from atoll.exchange.regions import (
@@ -14,6 +18,7 @@ from atoll.exchange.regions import (
     Volumes,
     assign_places,
     by_distance,
+    divide,
     reassign_places,
 )
 from atoll.exchange.tree import Tree
@@ -32,10 +37,12 @@ def division(
     """Return peers of one kind, every so many of which can be reached."""
     peers = [peer(number) for number in range(num_peers)]
     reducers = peers[::every]
-    num_regions = regions.count_regions(num_peers, len(reducers), size=size)
+    tree, of_peers = divide(peers, reducers, positions={}, size=size, num_slices=num_slices)
+    if fan_in is not None:
+        tree = Tree.over(num_slices, num_regions=tree.num_regions, fan_in=fan_in)
     return Division(
-        tree=Tree.over(num_slices, num_regions=num_regions, fan_in=fan_in or size),
-        regions=regions.by_id(peers, num_regions),
+        tree=tree,
+        regions=of_peers,
         links={
             one: Link(peer=one, up=1.0, down=1.0, contributes=True, reduces=one in reducers)
             for one in peers
@@ -130,16 +137,116 @@ def test_whoever_takes_over_a_region_reduces_nothing_above_where_others_can():
         assert len(set(after)) == len(after)
 
 
-def test_nobody_has_more_than_some_dozens_to_talk_to():
-    one = division(10_000, size=64, every=4)
-    assignment = assign_places(one)
-    clients = Counter(one.regions.values())
-    talks: Counter[PeerId] = Counter()
-    for group in range(one.tree.num_groups):
-        reducer = assignment[one.tree.place(group, 0)]
-        below = len(one.tree.children(group)) if group >= one.tree.num_regions else clients[group]
-        talks[reducer] += below + 1
-    assert max(talks.values()) <= 2 * 64 + 2
+# --- how many others each has to talk to ---------------------------------------------------------
+
+
+def groups_of(division: Division) -> dict[PeerId, int]:
+    """Return to whose reducers each turns; who is in no region, to the root's."""
+    root = division.tree.root
+    groups = {one: division.regions.get(one, root) for one in division.links}
+    return groups | {BUILT_IN: root}
+
+
+def most_of(division: Division, assignment: tuple[PeerId, ...], but: set[PeerId]) -> int:
+    """Return in how many dials one is at most, but for these and the built-in member."""
+    counted = dials(division.tree, assignment, groups_of(division))
+    return max(num for one, num in counted.items() if one not in but | {BUILT_IN})
+
+
+def fleet(num_peers: int, num_slices: int, share_able: float, seed: int) -> Division:
+    """Return peers here and there, with lines of all kinds, of whom so many can reduce."""
+    rng = Random(seed)
+    peers = [peer_id_of(rng.randbytes(32)) for _ in range(num_peers)]
+    able = sorted(one for one in peers if rng.random() < share_able) or peers[:1]
+    positions = {one: around(rng, PLACES) for one in peers if rng.random() < 0.7}
+    tree, of_peers = divide(peers, able, positions=positions, size=LARGEST, num_slices=num_slices)
+    among = frozenset(able)
+    return Division(
+        tree=tree,
+        regions=of_peers,
+        links={
+            one: Link(
+                peer=one,
+                up=rng.choice((None, 1e6, 5e6, 1e8)),
+                down=rng.choice((None, 1e7, 1e8)),
+                contributes=True,
+                reduces=one in among,
+            )
+            for one in peers
+        },
+        reducers=able,
+        volumes=VOLUMES,
+    )
+
+
+def fewest(division: Division, some: Collection[PeerId]) -> int:
+    """Return how many of these are in the region with the fewest of them."""
+    if division.tree.num_regions == 1:
+        return len(some)
+    each = Counter(division.regions[one] for one in some)
+    return min(each[region] for region in range(division.tree.num_regions))
+
+
+def without(division: Division, lost: set[PeerId]) -> Division:
+    return replace(division, reducers=[one for one in division.reducers if one not in lost])
+
+
+fleets = st.builds(
+    fleet,
+    st.sampled_from((1, 2, 30, 63, 64, 65, 66, 100, 129, 200, 333, 900)),
+    st.sampled_from((1, 2, 7, BUNDLES, BUNDLES + 1, 32, 128)),
+    st.floats(0.03, 1.0),
+    st.integers(0, 2**32),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(fleets)
+def test_nobody_has_more_than_some_dozens_to_talk_to(division):
+    """As long as each region has one that can reduce, and another one for the groups above."""
+    if fewest(division, division.reducers) >= 2:
+        assert most_of(division, assign_places(division), set()) <= MOST_DIALS
+
+
+@settings(deadline=None, max_examples=60)
+@given(fleets, st.data())
+def test_nor_whoever_is_lost(division, data):
+    """As long as each region has somebody left who can reduce, and has nothing to do yet."""
+    assignment, lost = assign_places(division), set[PeerId]()
+    while fewest(division, set(division.reducers) - lost - set(assignment)) > 0:
+        assert most_of(division, assignment, lost) <= MOST_DIALS
+        gone = data.draw(st.sampled_from(sorted(set(assignment))))
+        lost.add(gone)
+        assignment = reassign_places(without(division, lost), assignment, lost=frozenset({gone}))
+        if len(lost) > 12:
+            break
+
+
+@pytest.mark.parametrize(
+    ("num_peers", "num_slices", "share_able"),
+    [(10_000, 1, 0.25), (10_000, 32, 0.5), (4_000, 128, 1.0), (1_000, 128, 0.3), (65, 128, 1.0)],
+)
+def test_with_any_number_of_peers_of_whom_a_quarter_can_reduce_it_is_some_dozens(
+    num_peers, num_slices, share_able
+):
+    division = fleet(num_peers, num_slices, share_able, seed=num_peers)
+    assignment = assign_places(division)
+    assert most_of(division, assignment, set()) <= MOST_DIALS
+    lost = set(assignment[:: 20 * num_slices])
+    after = reassign_places(without(division, lost), assignment, lost=frozenset(lost))
+    assert most_of(division, after, lost) <= MOST_DIALS
+
+
+def test_dials_are_those_of_members_and_of_reducers_above_and_below_each_other():
+    a, b, c, d = (peer(number) for number in range(4))
+    tree, groups = Tree(2, (2, 1)), {a: 0, b: 0, c: 1, d: 1, BUILT_IN: 2}
+    assert dials(tree, (a, a, c, c, d, b), groups) == {
+        a: 1 + 2 + 2,  # the host; of the root, slice by slice, d and b, who is a member as well
+        b: 1 + 2 + 2 + 1,  # the host; a and c, who are below; the built-in member
+        c: 1 + 2 + 2,
+        d: 1 + 2 + 2 + 1,
+        BUILT_IN: 1 + 2,
+    }
 
 
 # --- who is in which region ----------------------------------------------------------------------

@@ -50,6 +50,17 @@ def test_nothing_hurts_where_the_exchange_hides_behind_equal_peers():
         ),
         (
             {},
+            fleet_of(group_of(reachable=False, count=5000), host=SMALL_HOST),
+            "none of the peers can be dialled: whoever reduces has connections with 5000 members",
+        ),
+        (
+            {},
+            fleet_of(group_of(reachable=False, count=4950), group_of("few", count=50)),
+            "50 of the 5000 peers can be dialled: whoever reduces has connections with 100 "
+            "members and more. With 158 peers that have an open port",
+        ),
+        (
+            {},
             fleet_of(group_of(), host=SMALL_HOST),
             "each commit waits until the host's built-in member has all updates",
         ),
@@ -64,7 +75,11 @@ def test_nothing_hurts_where_the_exchange_hides_behind_equal_peers():
             fleet_of(group_of(), group_of("far", down_mbps=6.0, count=1)),
             "far: a joiner trains after",
         ),
-        ({}, fleet_of(group_of(count=100)), "100 peers send to all reducers at once"),
+        (
+            {"region_size": 0},
+            fleet_of(group_of(count=100)),
+            "100 peers send to all reducers at once",
+        ),
     ],
 )
 def test_what_hurts_is_said(sync, fleet, words):

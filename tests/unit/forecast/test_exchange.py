@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan
 from atoll.exchange.plan import Link
+from atoll.exchange.positions import Position
 from atoll.forecast.exchange import AGENT_BYTES_PER_S, Sizes, exchange_of, payload_rate, ring_rate
 from atoll.ids import PeerId
 
@@ -108,19 +109,34 @@ def test_the_rate_of_a_ring():
 
 
 def test_in_regions_each_reducer_takes_in_its_region_and_passes_updates_on():
-    """Four regions of four, of equal lines; one slice; the built-in member turns to the root."""
+    """Of up to eight, with equal lines; one slice; the built-in member turns to the root."""
     peers = [line(number) for number in range(16)]
     built_in = line(99, contributes=False, reduces=False)
-    exchange = exchange_of([*peers, built_in], sizes_of([100], [100]), region_size=4)
-    regional = [0, 4, 8, 12]
+    exchange = exchange_of([*peers, built_in], sizes_of([100], [100]), region_size=8)
+    taken_M = exchange.contributions.down_bytes_M
+    regional = np.flatnonzero(taken_M)
     (root,) = set(np.flatnonzero(exchange.num_slices_M)) - set(regional)
+    num = len(regional)
+    assert 2 <= num <= 8
     assert exchange.num_levels == 2
-    assert [exchange.contributions.down_bytes_M[r] for r in regional] == [300] * 4
-    assert exchange.contributions.up_bytes_M.sum() == 12 * 100
-    assert [exchange.updates.up_bytes_M[r] for r in regional] == [400 + 3 * 100] * 4
-    assert exchange.updates.down_bytes_M[root] == 4 * 400 + 100
-    assert exchange.updates.up_bytes_M[root] == 4 * 100 + 100
-    assert exchange.formed_bytes_M[[root, *regional]].tolist() == [100, *[400] * 4]
+    assert taken_M.max() <= 7 * 100
+    assert taken_M.sum() == exchange.contributions.up_bytes_M.sum() == (16 - num) * 100
+    assert (exchange.updates.up_bytes_M[regional] == 400 + taken_M[regional]).all()
+    assert exchange.updates.down_bytes_M[root] == num * 400 + 100
+    assert exchange.updates.up_bytes_M[root] == num * 100 + 100
+    assert exchange.formed_bytes_M[[root, *regional]].tolist() == [100, *[400] * num]
+
+
+def test_regions_are_those_of_the_host():
+    """Two places far from each other: no slice of a contribution goes from one to the other."""
+    peers = [line(number) for number in range(40)]
+    where = {one.peer: Position(0.1 * (-1) ** k, 0.0, 0.0, 0.0) for k, one in enumerate(peers)}
+    near, by_id = (
+        exchange_of(peers, sizes_of([100], [100]), region_size=20, positions=positions)
+        for positions in (where, {})
+    )
+    assert sorted(near.contributions.down_bytes_M)[-3:] == [0, 1900, 1900]
+    assert sorted(by_id.contributions.down_bytes_M)[-2:] != [1900, 1900], "ids are chance"
 
 
 @settings(deadline=None, max_examples=50)

@@ -9,8 +9,9 @@ from tests.unit.host.conftest import CONFIG
 
 from atoll.config import run_digest
 from atoll.errors import AtollError
-from atoll.host.audit import Proved, Unproved, audit
-from atoll.net.records import Committed, Led
+from atoll.host.audit import Proved, Unproved, audit, fault_of_regions
+from atoll.ids import PeerId, RoundId, digest_of
+from atoll.net.records import Committed, Led, RosterEntry
 from atoll.outer.checkpoint import MANIFEST_FILE, STATE_FILE, StateStore
 from atoll.outer.manifest import manifest_of
 
@@ -213,3 +214,47 @@ def test_epochs_that_do_not_rise_are_found(run):
     run.opened.journal.append([Led(epoch=3, address="lagoon:8", at=0.0)])
     with pytest.raises(AtollError, match="epoch 3 follows epoch 3"):
         list(audit(run.path))
+
+
+# --- regions -------------------------------------------------------------------------------------
+
+
+def divided(widths: tuple[int, ...], *, says_so: bool) -> Committed:
+    """Return a commit of one slice whose tree has these widths, with somebody in each region."""
+    entry = RosterEntry(
+        peer=PeerId("a"),
+        share=0.0,
+        num_tokens=1,
+        num_steps=1,
+        mean_loss=0.0,
+        leases=(),
+        contribution=digest_of(b""),
+    )
+    return Committed(
+        round=RoundId(1),
+        fragment=0,
+        codec="int8",
+        update_codec="int8",
+        roster=tuple(replace(entry, region=region) for region in range(widths[0])),
+        updates=(),
+        partials=((digest_of(b""),),) * (sum(widths) - 1),
+        widths=widths if says_so else (),
+    )
+
+
+def fault_of(commit: Committed) -> str:
+    return fault_of_regions(commit, 1, fan_in=4)
+
+
+def test_a_roster_is_divided_as_the_journal_says_or_as_all_were_before_it_said_so():
+    for widths in ((2, 1), (4, 1), (5, 2, 1)):  # with four at most, from the regions up
+        assert fault_of(divided(widths, says_so=False)) == ""
+    for widths in ((2, 1), (5, 1), (4, 2, 1), (5, 3, 2, 1)):
+        assert fault_of(divided(widths, says_so=True)) == ""
+    assert "not those of a tree" in fault_of(divided((4, 2, 1), says_so=False))
+
+
+@pytest.mark.parametrize("widths", [(3, 2), (2, 2, 1), (2, 0, 1), (4, 1), (2, 1), (1,), (3, -1, 1)])
+def test_what_is_no_tree_of_this_commit_is_none(widths):
+    commit = replace(divided((3, 1), says_so=True), widths=widths)
+    assert "not those of a tree" in fault_of(commit)

@@ -102,3 +102,15 @@ def test_a_complete_run_is_complete():
     peers = seen.gather(2)
     seen.commit_round(*peers)
     assert texts(seen) == [("note", "The run is complete.")]
+
+
+def test_few_of_many_can_be_dialled():
+    for num_able, expected in (
+        (0, "None of 4 peers can be dialled: the host's built-in member averages for all of them."),
+        (1, "1 of 4 peers can be dialled: one averages for all of them."),
+        (2, "2 of 4 peers can be dialled: only 2 average for all of them."),
+        (4, None),
+    ):
+        seen = Seen.new(region_size=2, min_peers=4)
+        seen.gather(4, num_able=num_able)
+        assert texts(seen) == ([("warning", expected)] if expected else [])

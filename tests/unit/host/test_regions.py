@@ -12,6 +12,7 @@ from tests.unit.host.scene import (
     state,
 )
 
+from atoll.host.effects import Send
 from atoll.host.open_round import Phase
 from atoll.host.run import LONGEST_TRIP_S, on_message
 from atoll.host.state import MEASURED
@@ -59,6 +60,10 @@ def delivered_all() -> Scene:
     scene.delivers(*PEERS)
     assert scene.run.round.phase is Phase.REDUCE
     return scene
+
+
+def sends_plan(effect: object) -> bool:
+    return isinstance(effect, Send) and isinstance(effect.message, wire.Plan)
 
 
 def test_each_member_hears_of_the_reducers_of_its_region_alone():
@@ -162,16 +167,17 @@ def test_whoever_is_lost_above_the_regions_no_contributor_is_asked_for_anything(
     scene.reduces()
     scene.lost(min(set(before[OF_REGIONS:]) - set(before[:OF_REGIONS])))
     assert set(rnd.completed_at) == set(PEERS)
-    ((group, k),) = [
+    moved = [
         rnd.tree.group_and_slice(place)
         for place, (old, new) in enumerate(zip(before, rnd.assignment, strict=True))
         if old != new
     ]
     # Those below fetch the update from another one now; the root has what it needs.
-    asked = {job.group: job for job in scene.sent(wire.Reduce)}
-    assert set(asked) == {group, *rnd.tree.children(group)}
-    assert {job.slice for job in asked.values()} == {k}
-    assert all(asked[c].parent.peer == reducer(scene, group, k) for c in rnd.tree.children(group))
+    asked = {(job.group, job.slice): job for job in scene.sent(wire.Reduce)}
+    assert set(asked) == {(g, k) for group, k in moved for g in (group, *rnd.tree.children(group))}
+    for group, k in moved:
+        parents = {asked[child, k].parent.peer for child in rnd.tree.children(group)}
+        assert parents == {reducer(scene, group, k)}
 
 
 def test_who_comes_later_joins_the_smallest_region_and_comes_back_to_it():
@@ -184,6 +190,31 @@ def test_who_comes_later_joins_the_smallest_region_and_comes_back_to_it():
     scene.lost(late)
     scene.join(late)
     assert region_of(scene, late) == region
+
+
+def test_a_round_that_opens_with_few_is_divided_anew_when_many_have_come():
+    """No region has more than it should while there is somebody to reduce for each."""
+    scene = Scene.of(replace(SYNC, region_size=SIZE, min_peers=2))
+    scene.join(BUILT_IN, *PEERS[:2])
+    rnd = scene.run.round
+    assert (rnd.tree.widths, rnd.regions) == ((1,), {})
+    scene.delivers(PEERS[0])
+    told: dict[PeerId, wire.Plan] = {}
+    for peer in PEERS[2:]:
+        scene.join(peer)
+        told |= {e.peer: e.message for e in scene.effects if sends_plan(e)}
+        assert rnd.largest_region <= SIZE
+    for one, plan in told.items():
+        named = {k: r.reducer.peer for r in plan.reductions for k in range(r.start, r.stop)}
+        assert named == {k: reducer(scene, rnd.group_of(one), k) for k in range(NUM_SLICES)}
+    assert set(PEERS) <= set(told)
+    assert rnd.tree.num_regions >= NUM_REGIONS
+    assert not rnd.completed_at, "whoever has delivered says so again"
+    scene.delivers(*reversed(PEERS))  # the round is there for the first two
+    scene.commits(PEERS[0], BUILT_IN)
+    (commit,) = scene.recorded(records.Committed)
+    assert {entry.peer for entry in commit.roster} == set(PEERS)
+    assert commit.widths == rnd.tree.widths
 
 
 def test_a_contributor_that_is_lost_with_a_slice_missing_makes_all_partial_sums_void():

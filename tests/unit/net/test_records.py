@@ -70,6 +70,7 @@ def test_the_hash_of_a_commit_is_of_all_of_it(name):
         "roster": (replace(entry, leases=(LeaseId(2),)),),
         "updates": (),
         "partials": ((COMMIT.updates[0].digest,),),
+        "widths": (2, 1),
     }
     other = records.encode(replace(COMMIT, **{name: others[name]}))
     assert announced(other).hash != GOOD.hash

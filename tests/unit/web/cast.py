@@ -65,13 +65,17 @@ class Seen(Scene):
     def report(self, event: events.Event) -> None:
         self.board.replay([Stamped(at=self.began_at + self.now, event=event)])
 
-    def gather(self, num_peers: int, *, start: int = 0) -> list[PeerId]:
-        """Let so many new peers, and the built-in member, come in."""
+    def gather(
+        self, num_peers: int, *, start: int = 0, num_able: int | None = None
+    ) -> list[PeerId]:
+        """Let so many new peers, and the built-in member, come in; others can dial all, or some."""
         peers = [peer_id(number) for number in range(start, start + num_peers)]
         for number, peer in enumerate(peers, start=start):
             self.admit(peer, f"peer-{number}")
         self.board.catch_up()
-        self.join(BUILT_IN, *peers, round_id=self.run.committed)
+        self.join(BUILT_IN, *peers[:num_able], round_id=self.run.committed)
+        if num_able is not None:
+            self.join(*peers[num_able:], reachable=False, round_id=self.run.committed)
         self.passes(3.0)
         return peers
 

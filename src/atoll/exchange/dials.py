@@ -1,0 +1,73 @@
+"""With how many others a plan has each member talk, and what keeps that to some dozens. Pure.
+
+A dial is a member that turns to another one, as the plan says: each of a region to its reducers;
+the reducer of a sum to those of the sums that it is made of; and these to it, for the update. So
+two that reduce one slice above and below each other are two dials, and both count for both.
+
+Of a divided round, n members of a region turn to its m reducers. Slices are dealt out in K bundles,
+K <= BUNDLES, that are the same everywhere, so who has b of them turns to b others at most for each
+group above or below:
+
+    reducer of a region    (n - 1) + (m - 1) + 2 b + 1 host         b <= K - (m - 1)
+    reducer above, of c    2 b c + 2 b + m of its own region + 1 host, or at the root 2 b c + m + 2
+
+With n <= 64 the first is MOST_DIALS at most. The second is, if b (c + 1) <= WIDEST.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from atoll.exchange.tree import Tree
+from atoll.ids import PeerId
+
+LARGEST: Final = 64  # members of a region; where the config has larger ones, so are these figures
+BUNDLES: Final = 16
+MOST_DIALS: Final = LARGEST + 2 * BUNDLES
+WIDEST: Final = (MOST_DIALS - BUNDLES - 2) // 2
+FAN_IN: Final = WIDEST - 1  # with a bundle each
+
+
+def most_dials(region_size: int) -> int:
+    """Return how many dials a plan has of one member at most, if enough of them can reduce."""
+    return max(region_size, LARGEST) + 2 * BUNDLES
+
+
+def fan_in(region_size: int, num_slices: int) -> int:
+    """Return how many groups one above them adds up at most.
+
+    Where slices are many, so many that whoever has one bundle takes in as much as one sum of all.
+    """
+    return min(region_size, FAN_IN if num_slices < BUNDLES else BUNDLES)
+
+
+def enough_reducers(num_members: int, region_size: int) -> int:
+    """Return how many who can reduce so many members need at least; 0: there is one region."""
+    return 2 * -(-num_members // region_size) if 0 < region_size < num_members else 0
+
+
+def dials(
+    tree: Tree, assignment: Sequence[PeerId], groups: Mapping[PeerId, int]
+) -> Counter[PeerId]:
+    """Return in how many dials each member is that turns to a group, or reduces; the host is one.
+
+    `groups` are those to whose reducers members turn: a region, or the root.
+    """
+    pairs: set[tuple[PeerId, PeerId]] = set()  # who turns to whom
+    reducers = [
+        frozenset(assignment[place] for place in tree.places(group))
+        for group in range(tree.num_groups)
+    ]
+    for peer, group in groups.items():
+        pairs.update((peer, reducer) for reducer in reducers[group])
+    for group in range(tree.root):
+        parent = tree.parent(group)
+        assert parent is not None, "it is below the root"
+        for below, above in zip(tree.places(group), tree.places(parent), strict=True):
+            pairs.add((assignment[below], assignment[above]))
+            pairs.add((assignment[above], assignment[below]))
+    result = Counter({*groups, *assignment})
+    for one, other in pairs:
+        if one != other:
+            result.update((one, other))
+    return result
