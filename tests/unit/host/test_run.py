@@ -14,6 +14,7 @@ from tests.unit.host.scene import (
     A,
     B,
     C,
+    D,
     Scene,
     contribution,
     delivered,
@@ -324,6 +325,19 @@ def test_the_state_of_most_is_the_state_and_the_others_fetch_it():
     assert SendCommits(A, RoundId(1), RoundId(1)) in scene.effects
     scene.passes(SYNC.grace_floor_s)
     assert scene.run.round.waited == {B, C}
+
+
+def test_whoever_is_far_behind_has_no_say_in_what_is_agreed_on():
+    scene = Scene.of(replace(SYNC, quorum=0.5))
+    scene.join(BUILT_IN, A, B, C, D)
+    for round_id, peers in ((1, (BUILT_IN, A, B)), (2, (BUILT_IN, A))):
+        scene.passes(SYNC.grace_floor_s)
+        scene.delivers(A, B)
+        scene.passes(100.0)  # C and D stay where they are
+        scene.commits(BUILT_IN, A)
+        for peer in peers:
+            scene.at_state(peer, round_id)
+    assert [agreed.round for agreed in scene.recorded(records.Agreed)] == [0, 1, 2]
 
 
 def test_who_reports_another_state_later_is_told_to_fetch_the_agreed_one():
