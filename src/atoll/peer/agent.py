@@ -166,6 +166,7 @@ class Agent:
                 self._reducing.run(),
                 self._evaluate(),
                 self._measure(),
+                *([] if member.local is None else [member.local.training.mind()]),
             )
         except Done as done:
             self._emit(Stopped(reason=str(done)))

@@ -231,6 +231,8 @@ class Local:
             await in_thread(self._residual.save, round_id, contribution)
         if not inner or self._inner_round == round_id:
             return True
+        if not self._is_ours(round_id):
+            return False  # its heir has other moments
         with self._accounts.timed("save_inner", round_id):
             await self.training.save(self._home.inner_path(round_id))
         if not self._is_ours(round_id):

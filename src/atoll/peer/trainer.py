@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.train.channel import Evaluated, How, Started, Train as Work, Trained
-from atoll.train.launch import OnStep
+from atoll.train.launch import OnStep, TrainerDied
 from atoll.train.shared import SharedVectors
 
 # Makes the vectors of the peer that lives in this directory, of so many values.
@@ -50,6 +50,10 @@ class Trainer(Protocol):
 
     async def evaluate(self, state: Path) -> Evaluated:
         """Return how good the state in the file is; RunError: it cannot say."""
+        ...
+
+    async def death(self) -> TrainerDied:
+        """Return how it died, once it has, also while it has nothing to do."""
         ...
 
     def kill(self) -> None: ...

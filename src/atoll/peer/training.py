@@ -22,6 +22,7 @@ from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerS
 from atoll.ids import Lease, LeaseId, RoundId
 from atoll.net import wire
 from atoll.peer.loss import Loss
+from atoll.peer.patience import Patience
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
@@ -30,9 +31,6 @@ from atoll.train.launch import TrainerDied
 from atoll.train.shared import SharedVectors
 
 MAX_DEATHS = 3
-HUNG_S = 300.0  # for the first step, which may compile; later at the least
-HUNG_STEPS = 10  # times the slowest step of late
-SLOWEST_KEPT = 0.9  # with each step: one that compiled, or had company, is forgotten after a while
 _Answer = TypeVar("_Answer")
 
 
@@ -74,10 +72,11 @@ class Training:
         self._emit = emit
         self._dataset: Path | None = None
         self._trainer: Trainer | None = None
+        self._is_new = asyncio.Event()  # that trainer, to whoever minds it
+        self._starting = asyncio.Lock()  # whoever starts a trainer
         self._lives = 0  # of trainers that have started
         self._deaths = 0
-        self._stepped_at = 0.0
-        self._slowest_s = 0.0
+        self._patience = Patience()
         self._steps_s = 0.0
         self._has_stepped = False
         self._loss = Loss()  # of the work that is not offered
@@ -100,6 +99,26 @@ class Training:
         while (trainer := await self._alive()) is None:
             await self._resumed.wait()
         return trainer.started.device
+
+    async def mind(self) -> None:
+        """Notice the death of a trainer that has nothing to do, and start the next; for ever.
+
+        While it has something to do, whoever waits for that notices.
+
+        Raises:
+            RunError: it died three times in a row.
+        """
+        while await self._is_new.wait():
+            self._is_new.clear()
+            trainer = self._trainer
+            if trainer is None:
+                continue
+            death = await trainer.death()
+            await self._patience.idle()
+            if self._trainer is trainer:
+                self._note(death, trainer)
+                while self.is_paused or await self._alive() is None:
+                    await self._resumed.wait()
 
     # --- while its owner wants the machine for something else ------------------------------------
 
@@ -318,44 +337,31 @@ class Training:
 
         Or until a pause: then it is to be called again, and waits for its end.
         """
+        consumed = self.work.consumed
         if not await self._may_train(ending):
             return
         trainer = await self._alive()
-        if trainer is None:
-            return
+        if trainer is None or self.work.consumed != consumed:
+            return  # there is none, or it is another one, and begins from the first sample
         # With pace "time" a fast peer has more steps in a round than the run has: the learning rate
         # waits for the others, so that it has not cooled down when they are still at work.
         order = Train(first_step=first_step, last_step=self._last_step, spans=self.work.begin(stop))
-        self._stepped_at = asyncio.get_running_loop().time()
-        training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
-        watching = asyncio.ensure_future(self._watch(trainer))
-        pausing = asyncio.ensure_future(self._paused.wait())
-        try:
-            first = (training, ending, pausing)
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            trainer.halt()
-            await training
-            self.work.end(0)
-        except TrainerDied as death:
-            self._note(death, trainer)
-        finally:
-            for task in (training, watching, pausing):
-                task.cancel()
-
-    @property
-    def _patience_s(self) -> float:
-        """How long a trainer may take for a step or an answer before it counts as hung."""
-        return max(HUNG_S, HUNG_STEPS * self._slowest_s)
-
-    async def _watch(self, trainer: Trainer) -> None:
-        """Kill the trainer when it takes far longer for a step than it did of late: it hangs."""
-        loop = asyncio.get_running_loop()
-        while True:
-            wait_s = self._stepped_at + self._patience_s - loop.time()
-            if wait_s <= 0:
-                trainer.kill()
-                return
-            await asyncio.sleep(wait_s)
+        self._patience.begin()
+        with self._patience.asking():
+            training = asyncio.ensure_future(trainer.train(order, on_step=self._note_step))
+            watching = asyncio.ensure_future(self._patience.watch(trainer))
+            pausing = asyncio.ensure_future(self._paused.wait())
+            try:
+                first = (training, ending, pausing)
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                trainer.halt()
+                await training
+                self.work.end(0)
+            except TrainerDied as death:
+                self._note(death, trainer)
+            finally:
+                for task in (training, watching, pausing):
+                    task.cancel()
 
     def take_steps_s(self) -> float:
         """Return the seconds spent in inner steps since the last call."""
@@ -391,37 +397,39 @@ class Training:
         trainer = self._trainer
         if trainer is None:
             return None
-        try:
-            async with asyncio.timeout(self._patience_s):
-                return await command(trainer)
-        except TimeoutError:
-            trainer.kill()  # it hangs
-            self._note(TrainerDied("it does not answer"), trainer)
-            return None
-        except TrainerDied as death:
-            self._note(death, trainer)
-            return None
+        with self._patience.asking():
+            try:
+                async with asyncio.timeout(self._patience.seconds):
+                    return await command(trainer)
+            except TimeoutError:
+                trainer.kill()  # it hangs
+                self._note(TrainerDied("it does not answer"), trainer)
+            except TrainerDied as death:
+                self._note(death, trainer)
+        return None
 
     async def _alive(self) -> Trainer | None:
         """Return the trainer, started anew from the global weights if it is gone.
 
         None: that did not succeed, and it is paused by now.
         """
-        while self._trainer is None:
-            try:
-                self._trainer = await self._started()
+        async with self._starting:
+            while self._trainer is None:
+                try:
+                    self._trainer = await self._started()
+                except TrainerDied as death:
+                    self._note(death, None)
+                    if self.is_paused:
+                        return None
+                    continue
                 self._lives += 1
-            except TrainerDied as death:
-                self._note(death, None)
-                if self.is_paused:
-                    return None
-                continue
-            self._has_stepped = False
-            started = self._trainer.started
-            self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
-            if self.inner is not None and await asyncio.to_thread(self.inner.exists):
-                await self._load(self.inner)
-        return self._trainer
+                self._is_new.set()
+                self._has_stepped = False
+                started = self._trainer.started
+                self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
+                if self.inner is not None and await asyncio.to_thread(self.inner.exists):
+                    await self._load(self.inner)
+            return self._trainer
 
     async def _started(self) -> Trainer:
         assert self._dataset is not None
@@ -479,8 +487,7 @@ class Training:
         self.work.advance(step.num_samples)
         self._loss += Loss(step.loss * step.num_tokens, step.num_tokens)
         self._moved.set()
-        self._stepped_at = asyncio.get_running_loop().time()
-        self._slowest_s = max(SLOWEST_KEPT * self._slowest_s, step.seconds)
+        self._patience.note_step(step.seconds)
         self._steps_s += step.seconds
         if self._has_stepped:  # the first step of a trainer may compile: it tells nothing of others
             self.speed.note(step.num_samples, step.seconds)

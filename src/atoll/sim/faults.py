@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from atoll.peer.training import HUNG_S
+from atoll.peer.patience import HUNG_S
 from atoll.sim.journal import Moment
 
 NEVER = 1e9  # seconds until something is mended that never is

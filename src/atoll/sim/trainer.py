@@ -156,6 +156,10 @@ class SimTrainer:
         """Do nothing any more, and say nothing."""
         self._is_hung = True
 
+    async def death(self) -> TrainerDied:
+        await asyncio.wait([self._death])
+        return TrainerDied("it was killed")
+
     def kill(self) -> None:
         if not self._death.done():
             self._death.set_result(None)
@@ -170,7 +174,7 @@ class SimTrainer:
         if self._is_hung:
             await asyncio.wait([self._death])
         if self._death.done():
-            raise TrainerDied("it was killed")
+            raise await self.death()
 
 
 # --- models --------------------------------------------------------------------------------------

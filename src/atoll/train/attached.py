@@ -14,7 +14,7 @@ from typing import Final
 
 from atoll.config import PeerConfig, RunConfig
 from atoll.train.channel import Failed, Setup
-from atoll.train.launch import Trainer
+from atoll.train.launch import Trainer, TrainerDied
 from atoll.train.shared import SharedVectors
 
 GONE: Final = Failed(reason="the loop that trains has ended", hint="start it again")
@@ -45,7 +45,7 @@ class AttachedLoop:
         if self._writer is not None:
             await asyncio.get_running_loop().create_future()
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        trainer = Trainer(self, (reader, self._writer))
+        trainer = _Loop(self, (reader, self._writer))
         await trainer.set_up(
             Setup(config=config, peer=peer, vectors=str(vectors.path), dataset=str(dataset))
         )
@@ -63,3 +63,10 @@ class AttachedLoop:
     async def ended(self) -> Failed:
         self.gone.set()
         return GONE
+
+
+class _Loop(Trainer):
+    async def death(self) -> TrainerDied:
+        """Never return: its end is no death to make good: the agent leaves with it."""
+        never: asyncio.Future[TrainerDied] = asyncio.get_running_loop().create_future()
+        return await never

@@ -233,6 +233,11 @@ class Trainer:
         """
         return await self._ask(Evaluate(state=str(state)), Evaluated)
 
+    async def death(self) -> TrainerDied:
+        """Return how it died, once it has, also while nobody waits for an answer."""
+        await asyncio.wait([self._listener])
+        return self._died()
+
     def kill(self) -> None:
         """End the process at once; whoever waits for an answer learns that it died."""
         self._other.kill()
@@ -245,6 +250,10 @@ class Trainer:
         finally:
             self._other.kill()
             await asyncio.wait([self._listener])
+
+    def _died(self) -> TrainerDied:
+        assert self._end is not None
+        return TrainerDied(self._end.reason, hint=self._end.hint, lasting=self._end.lasting)
 
     def _send(self, message: ToTrainer) -> None:
         if self._end is None:
@@ -263,8 +272,7 @@ class Trainer:
             if on_step is not None:
                 on_step(message)
         if message is None:
-            assert self._end is not None
-            raise TrainerDied(self._end.reason, hint=self._end.hint, lasting=self._end.lasting)
+            raise self._died()
         if isinstance(message, Declined):
             raise RunError(message.reason, hint=message.hint)
         assert isinstance(message, answer), f"{message} is no answer to {command}"

@@ -90,6 +90,10 @@ class ScriptedTrainer:
     async def load(self, path):
         assert path.read_bytes() == b"moments"
 
+    async def death(self):
+        await self._death.wait()
+        return TrainerDied("killed")
+
     def kill(self):
         self._death.set()
 
@@ -103,4 +107,4 @@ class ScriptedTrainer:
                 await self._death.wait()
         except TimeoutError:
             return
-        raise TrainerDied("killed")
+        raise await self.death()
