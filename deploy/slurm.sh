@@ -25,7 +25,7 @@ export ATOLL_INVITE
 export ATOLL_HOME="${ATOLL_HOME:-$HOME/atoll}"
 export ATOLL_VENV="${ATOLL_VENV:-$ATOLL_HOME/venv}" # pip install 'atoll[train]' in it beforehand
 export ATOLL_TOGETHER="${ATOLL_TOGETHER:-}"
-export ATOLL_SITE_PORT="${ATOLL_SITE_PORT:-7790}" # and ATOLL_SITE_ADDRESS, if it is not the node's name
+export ATOLL_SITE_PORT="${ATOLL_SITE_PORT:-7779}" # and ATOLL_SITE_ADDRESS, if it is not the node's name
 
 # exec: signals reach atoll itself. Quoted: each node takes its own name and number.
 # shellcheck disable=SC2016

@@ -275,7 +275,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=1), about("that are one peer together, this one first: see `atoll assist`")
     ] = 1
     site: Annotated[
-        str, about('where the other machines reach this one, inside the site: "10.0.0.1:7790"')
+        str, about('where the other machines reach this one, inside the site: "10.0.0.1:7779"')
     ] = ""
     micro_batch: Annotated[
         NotNegative, about("samples at once on each device; 0: as many as fit")

@@ -1,14 +1,17 @@
 """`atoll chat`: write with the newest model of a run, and stay with it while it trains on."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
 
 from atoll.cli.options import CacheOption, DeviceOption, ModelArgument, ReaderDirectoryOption
 from atoll.cli.places import cache_directory
-from atoll.cli.show import console
+from atoll.cli.show import console, write
+from atoll.cli.wrapped import Wrapped
 
 
 def chat(
@@ -39,7 +42,7 @@ def chat(
         speaker = using.first
         _note(f"{', '.join(filter(None, (speaker.name, speaker.version)))}. It goes on from what")
         _note("you write; it was not taught to answer. /help says what else there is.\n")
-        conversation = Conversation(using.source, speaker, settings, write=_write, note=_note)
+        conversation = Conversation(using.source, speaker, settings, write=_write(), note=_note)
         while (line := _read_line()) is not None and conversation.hear(line):
             for news in using.check():
                 _note(news)
@@ -56,9 +59,11 @@ def _read_line() -> str | None:
         return None
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def _write() -> Callable[[str], None]:
+    """Return what writes the model's text: on a terminal, without broken words."""
+    if not sys.stdout.isatty():
+        return write
+    return Wrapped(write, lambda: get_terminal_size().columns).write
 
 
 def _note(text: str) -> None:

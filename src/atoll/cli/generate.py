@@ -1,6 +1,5 @@
 """`atoll generate`: let the newest model of a run write."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from atoll.cli.options import CacheOption, DeviceOption
 from atoll.cli.places import cache_directory
+from atoll.cli.show import write
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
     load_flat_(model, newest.state.params_N, layout_of(newest.config))
     tokenizer = Tokenizer.load(newest.tokenizer)
     decoder = StreamDecoder(tokenizer)
-    _write(prompt)
+    write(prompt)
     for token in generated(
         model,
         [tokenizer.start_token, *tokenizer.encode(prompt)],
@@ -46,10 +46,5 @@ def generate(
         sampling=Sampling(temperature=temperature, top_k=top_k, seed=seed),
         stop_token=tokenizer.start_token,
     ):
-        _write(decoder.push(token))
-    _write(decoder.finish() + "\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        write(decoder.push(token))
+    write(decoder.finish() + "\n")

@@ -42,7 +42,7 @@ MachinesOption = Annotated[
 ]
 SiteOption = Annotated[
     str | None,
-    typer.Option(help="Where they reach this one: 10.0.0.1:7790.", show_default=False),
+    typer.Option(help="Where they reach this one: 10.0.0.1:7779.", show_default=False),
 ]
 HoursOption = Annotated[
     str | None,

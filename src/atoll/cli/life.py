@@ -85,6 +85,7 @@ async def take_part(
     if invite:
         await become_member(Invite.parse(invite), directory, name=peer.name)
     system.give_way(peer.nice)
+    Home(directory, keep_states=peer.keep_states).close()  # if another process has it, say so now
     run_file = read_run_file(directory)
     part = Part(run_file.config, began_at=wall_s(), host=run_file.host)
     part.say(f"joining {run_file.config.name} at {run_file.host}:{run_file.port}", at=wall_s())

@@ -55,6 +55,12 @@ def run_directory(path: Path) -> Path:
             f"{path} is not the run.toml of a run",
             hint="name the run's directory; a file becomes a run as the run.toml of its own",
         )
+    if not (directory / "run.toml").is_file() and (directory / "run.json").is_file():
+        raise ConfigError(
+            f"{directory} is the directory of a peer, not that of the run, which is at its host",
+            hint=f"what the peer does: atoll follow {directory}; it goes on with: atoll join --dir "
+            f"{directory}; its model: atoll generate, chat, eval or export",
+        )
     if not (directory / "run.toml").is_file():
         raise ConfigError(
             f"no run in {directory}: it has no run.toml", hint="begin one with: atoll new NAME"

@@ -1,7 +1,6 @@
 """`atoll serve`: a model as programs ask for it, by OpenAI's API for completions."""
 
 import ipaddress
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from atoll.cli.show import console, errors
 from atoll.errors import ConfigError
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
     from atoll.talk.source import Source, Speaker
@@ -62,15 +62,18 @@ def serve(
         url = f"http://{in_url(listen)}:{listening.getsockname()[1]}/v1"
         what = f"{speaker.name}, {speaker.version}" if speaker.version else speaker.name
         console.print(f"serving {what}\n\n    {url}\n", markup=False, soft_wrap=True)
-        _run(application(engine, key=key), listening)
+        server_of(application(engine, key=key)).run(sockets=[listening])
 
 
-def _run(app: "ASGIApp", listening: socket.socket) -> None:
-    """Serve until Ctrl-C."""
+def server_of(app: "ASGIApp") -> "uvicorn.Server":
+    """Return what serves this until Ctrl-C, and is kept busy by nobody who takes no answers."""
     import uvicorn
+
+    from atoll.net.http_connection import GuardedConnection
 
     config = uvicorn.Config(
         app,
+        http=GuardedConnection,
         ws="none",
         log_config=None,
         log_level="error",  # what strangers do wrong is no news
@@ -79,7 +82,7 @@ def _run(app: "ASGIApp", listening: socket.socket) -> None:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=LAST_WORDS_S,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 class _Watched:

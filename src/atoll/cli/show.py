@@ -1,6 +1,8 @@
 """Events as lines for people, and progress on the terminal."""
 
+import errno
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -8,6 +10,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+import typer
 from rich.console import Console
 
 from atoll import events
@@ -39,6 +42,22 @@ class Terminal(Console):
 console = Terminal(highlight=False)
 errors = Terminal(stderr=True, highlight=False)
 BARS = "▁▂▃▄▅▆▇█"
+
+
+def write(text: str) -> None:
+    """Write a piece of a text at once, as it is.
+
+    Raises:
+        typer.Exit: nobody reads it any more.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
+            raise
+        console.on_broken_pipe()
+        raise typer.Exit from None
 
 
 class Lines:

@@ -109,9 +109,11 @@ def split_site(site: str) -> tuple[str, int]:
         ConfigError: it is not that.
     """
     address, _, port = site.rpartition(":")
+    if address.startswith("[") and address.endswith("]"):  # IPv6, as a URL has it
+        address = address[1:-1]
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
             f"not an address and a port: {site!r}",
-            hint="where the other machines of the site reach this one, for example 10.0.0.1:7790",
+            hint="where the other machines of the site reach this one, for example 10.0.0.1:7779",
         )
     return address, int(port)

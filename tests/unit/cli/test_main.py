@@ -133,6 +133,16 @@ def test_whoever_trains_alone_may_name_any_file_that_is_there(atoll, tmp_path):
     assert outcome.err.startswith(f"error: {tmp_path / 'mine.toml'}: no such file")
 
 
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_what_is_asked_of_a_peers_directory_hears_what_fits_there(atoll, tmp_path, command):
+    (tmp_path / "run.json").write_text("{}")
+    outcome = atoll(command, tmp_path)
+    assert outcome.code == 2
+    assert f"{tmp_path} is the directory of a peer" in outcome.err
+    assert f"atoll follow {tmp_path}" in outcome.err
+    assert f"atoll join --dir {tmp_path}" in outcome.err
+
+
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(atoll, tmp_path):
     (tmp_path / "events.jsonl").mkdir()
     outcome = atoll("follow", tmp_path)

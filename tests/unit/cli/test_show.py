@@ -1,10 +1,12 @@
 import os
 import re
+import sys
 
 import pytest
+import typer
 from rich.live import Live
 
-from atoll.cli.show import Lines, Terminal, sparkline
+from atoll.cli.show import Lines, Terminal, sparkline, write
 from atoll.events import RoundClosed, RoundPlanned, StateAgreed, Stopped, Training
 from atoll.ids import Digest, PeerId, RoundId
 
@@ -29,6 +31,20 @@ def test_when_the_window_is_closed_nothing_more_is_said_and_nothing_ends(made):
             terminal.print("a line")
         terminal.print("another one")
     assert terminal.quiet
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a pipe is closed in another way")
+def test_a_text_that_nobody_reads_any_more_ends_the_command_without_a_word(monkeypatch):
+    theirs, ours = os.pipe()
+    with os.fdopen(ours, "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr("atoll.cli.show.console", Terminal(file=file))
+        write("as long as somebody reads")
+        os.close(theirs)
+        with pytest.raises(typer.Exit) as ended:
+            write("and then")
+        assert ended.value.exit_code == 0
+        file.write("what Python still writes at its end goes nowhere")
 
 
 def test_one_is_not_several():

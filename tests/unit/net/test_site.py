@@ -65,3 +65,7 @@ def test_a_peer_keeps_its_secret_and_takes_a_new_address(tmp_path):
 def test_a_site_has_an_address_and_a_port(site):
     with pytest.raises(ConfigError, match="not an address and a port"):
         split_site(site)
+
+
+def test_an_address_with_colons_may_stand_in_brackets():
+    assert split_site("[2001:db8::1]:7779") == ("2001:db8::1", 7779)

@@ -12,7 +12,8 @@ from tests.unit.virtual import now, run
 from tests.unit.web.cast import Seen
 
 from atoll.errors import RunError
-from atoll.web import admin, server
+from atoll.net import http_connection
+from atoll.web import admin
 from atoll.web.app import STALLED_S, application
 from atoll.web.server import serving
 from atoll.web.stream import BEAT_S, Stream
@@ -167,7 +168,7 @@ def test_what_is_not_http_ends_that_connection_alone(text):
 
 
 def test_a_connection_that_asks_for_nothing_ends(monkeypatch):
-    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    monkeypatch.setattr(http_connection, "IDLE_S", 0.1)
 
     async def test(_, port):
         assert await answer_of(port, b"") == b""
@@ -177,7 +178,7 @@ def test_a_connection_that_asks_for_nothing_ends(monkeypatch):
 
 
 def test_a_connection_that_never_ends_its_second_request_ends(monkeypatch):
-    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    monkeypatch.setattr(http_connection, "IDLE_S", 0.1)
 
     async def test(_, port):
         reader, writer = await ask(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nG")
@@ -190,8 +191,8 @@ def test_a_connection_that_never_ends_its_second_request_ends(monkeypatch):
 
 
 def test_answers_that_are_not_taken_end_their_connection(monkeypatch):
-    monkeypatch.setattr(server, "IDLE_S", 0.1)
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(http_connection, "IDLE_S", 0.1)
+    monkeypatch.setattr(http_connection, "MAX_CONNECTIONS", 1)
 
     async def test(_, port):
         with socket.socket() as deaf:
@@ -210,7 +211,7 @@ def test_answers_that_are_not_taken_end_their_connection(monkeypatch):
 
 
 def test_one_connection_too_many_is_closed_and_the_others_live(monkeypatch):
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_connection, "MAX_CONNECTIONS", 3)
 
     async def test(_, port):
         async with AsyncExitStack() as stack:
@@ -233,7 +234,7 @@ def test_most_files_are_left_to_members():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
-        assert server.most_connections() == 100
+        assert http_connection.most_connections() == 100
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
