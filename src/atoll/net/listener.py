@@ -52,6 +52,7 @@ class TcpListener:
         self._answer = answer
         self._serve = serve
         self._limits = limits
+        self._is_refused = False  # by the system: it lets us accept nothing, as it last said
         self._num_handshakes = 0
         self._num_strangers = 0
         self._num_of_members: Counter[PeerId] = Counter()
@@ -76,10 +77,14 @@ class TcpListener:
         except BlockingIOError:
             return  # it has gone again
         except OSError as error:  # too many open files, most likely: wait until some are closed
-            _report("a connection could not be accepted", error)
+            if not self._is_refused:  # once, not ten times a second
+                text = f"no connection can be accepted for now: {error.strerror}"
+                self._loop.call_exception_handler({"message": f"{text} (see ulimit -n)"})
+            self._is_refused = True
             self._stop_accepting()
             self._loop.call_later(_RETRY_S, self._accept_again)
             return
+        self._is_refused = False
         self._num_handshakes += 1
         if self._num_handshakes == self._limits.handshakes:
             self._stop_accepting()
