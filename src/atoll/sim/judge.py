@@ -97,10 +97,15 @@ class Outcome:
 
 def judge(outcome: Outcome) -> list[str]:
     """Return all that is wrong."""
-    wrong = [*_ends(outcome), *_journal(outcome), *_history(outcome)]
-    wrong += [*_rounds(outcome), *_left_out(outcome)]
+    wrong = [*_ends(outcome), *_journal(outcome), *_rounds(outcome), *_left_out(outcome)]
     if not wrong:  # else what follows would only say so once more
-        wrong += [*_states(outcome), *_leases(outcome), *_model(outcome), *_work(outcome)]
+        wrong += [
+            *_history(outcome),
+            *_states(outcome),
+            *_leases(outcome),
+            *_model(outcome),
+            *_work(outcome),
+        ]
     return wrong
 
 
