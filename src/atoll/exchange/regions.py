@@ -10,7 +10,7 @@ two parts, by the first bit that leaves somebody in both who can reduce, and so 
 near each other inside, follow from who is where and from nothing else, and whoever comes or goes
 changes its own region, and now and then the one beside it.
 
-A region is reduced by those of its own members who can, but for one or two; where there are none,
+A region is reduced by those of its own members who can, but for some; where there are none,
 by those who have nothing to do in the next region. A level above, a group's reducers are the heads
 of the regions below it: of each region the one with the least to reduce, which is nothing as a
 rule. What each of them takes on follows from the lines (plan.py), as far as nobody has more than
@@ -33,8 +33,7 @@ CELL_S: Final = 0.032  # members of one cell are near each other
 CELL_BITS: Final = 6  # 64 cells on each axis; the outermost reach to the end of the world
 ID_BITS: Final = 128
 WAY_BITS: Final = 1 + 3 * CELL_BITS + ID_BITS
-MANY_ABLE: Final = 6  # who can reduce in one region: then it spares two of them for groups above
-MANY_HEADS: Final = 2
+SPARES: Final = 4, 8  # with so many who can reduce a region spares one for groups above, and two
 SMALL: Final = 4  # a region with a fourth of what fits, or less, is joined with one beside it
 
 
@@ -71,7 +70,7 @@ def divide(
     num_slices: int,
 ) -> tuple[Tree, dict[PeerId, int]]:
     """Return the tree for these members, and the region of each; with one region, of nobody."""
-    most_able = BUNDLES + MANY_HEADS if num_slices > BUNDLES else None
+    most_able = BUNDLES + len(SPARES) if num_slices > BUNDLES else None
     parts = by_distance(members, reducers, positions=positions, size=size, most_able=most_able)
     tree = Tree.over(num_slices, num_regions=len(parts), fan_in=fan_in(size, num_slices))
     return tree, numbered(parts)
@@ -238,13 +237,19 @@ class _Choice:
             for region in self._regions_below(group)
         }
         free = sorted(peer for peer in heads if not load[peer])
+        if len(free) < self._enough(group):
+            free = self._idle(self._regions_below(group), load)
         return free if len(free) >= self._enough(group) else sorted(heads)
+
+    def _idle(self, regions: Iterable[int], load: Counter[PeerId]) -> list[PeerId]:
+        """Return who can reduce in these regions, and has nothing to do."""
+        return sorted(peer for one in regions for peer in self._own[one] if not load[peer])
 
     def _idle_beside(self, region: int, load: Counter[PeerId]) -> Sequence[PeerId]:
         """Return who has nothing to do in the next region where there is somebody."""
         num_regions = self._division.tree.num_regions
         for other in sorted(range(num_regions), key=lambda one: abs(one - region)):
-            if idle := [peer for peer in self._own[other] if not load[peer]]:
+            if idle := self._idle([other], load):
                 return idle
         return ()
 
@@ -273,10 +278,10 @@ class _Choice:
         if tree.num_groups == 1:
             return MOST_DIALS - num_others if num_others <= LARGEST + 1 else len(self.bundles)
         if group < tree.num_regions:
-            num_heads = MANY_HEADS if num_able >= MANY_ABLE else 1
-            return min(len(self.bundles), max(1, num_able - num_heads))
+            num_heads = sum(num_able >= able for able in SPARES)
+            return min(len(self.bundles), num_able - num_heads)
         below = self._regions_below(group)
-        num_free = sum(not load[peer] for region in below for peer in self._own[region])
+        num_free = len(self._idle(below, load))
         if num_free < self._enough(group):
             return len(self.bundles)
         num_above = sum(group < level.start for level in tree.levels)

@@ -14,9 +14,10 @@ from atoll.exchange.step import encoded_slices
 from atoll.forecast.concerns import concerns
 from atoll.forecast.exchange import ring_rate
 from atoll.forecast.fleet import HostConfig, load_fleet, micro_batch_of
-from atoll.forecast.forecast import forecast, sizes_of, step_s
+from atoll.forecast.forecast import forecast, positions_of, sizes_of, step_s
 from atoll.forecast.memory import training_of
 from atoll.forecast.timing import GAP_S
+from atoll.ids import PeerId
 from atoll.model.accounting import flops_per_token
 from atoll.model.layout import layout_of
 from atoll.model.memory import trainer_bytes
@@ -204,6 +205,22 @@ def test_ten_thousand_peers_are_a_matter_of_seconds_of_arithmetic():
     num_groups = seen.groups[0].slices * 10_000 / seen.slices
     assert num_groups == pytest.approx(round(num_groups))
     assert 10_000 / 18 < num_groups < 2 * 10_000 / 18, "regions of 18 who can reduce, and less"
+
+
+def test_groups_of_one_place_are_in_one_point_and_those_without_are_anywhere():
+    fleet = fleet_of(
+        group_of("a", count=2, place="here", rtt_ms=100.0),
+        group_of("b", count=1, rtt_ms=100.0),
+        group_of("c", count=1, place="there", rtt_ms=100.0),
+        group_of("d", count=1, place="here", rtt_ms=100.0),
+    )
+    points = positions_of(fleet)
+    here = {points[PeerId(name)] for name in ("000000", "000001", "000004")}
+    there = {points[PeerId("000003")]}
+    assert set(points) == {PeerId(f"{number:06}") for number in (0, 1, 3, 4)}
+    assert len(here) == 1
+    (one,), (other,) = here, there
+    assert abs(one.x - other.x) == pytest.approx(0.1), "a round trip"
 
 
 def test_the_machine_of_the_host_holds_a_state_and_what_it_reduces():
