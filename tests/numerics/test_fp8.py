@@ -8,8 +8,8 @@ from tests.numerics.ranked import CPU, FP8
 from atoll.errors import ConfigError
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
-from atoll.model.shapes import gains_by_fp8, parameter_specs
-from atoll.train.fp8 import fp8_, require_fp8, require_shapes
+from atoll.model.shapes import gains_by_fp8, parameter_specs, require_fp8_shapes
+from atoll.train.fp8 import fp8_, require_fp8
 from atoll.train.parallel import ALONE
 from atoll.train.trainer import build
 
@@ -68,11 +68,11 @@ def test_a_machine_without_the_package_is_refused(monkeypatch):
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    require_shapes(PRESETS["intellect-1"], sequence_length=8192)
+    require_fp8_shapes(PRESETS["intellect-1"], sequence_length=8192)
     with pytest.raises(ConfigError, match="samples have 1000 tokens"):
-        require_shapes(PRESETS["1b"], sequence_length=1000)
+        require_fp8_shapes(PRESETS["1b"], sequence_length=1000)
     odd = changed(PRESETS["1b"], ffn_width=8200)
     with pytest.raises(ConfigError, match="8200 x 2048"):
-        require_shapes(odd, sequence_length=8192)
+        require_fp8_shapes(odd, sequence_length=8192)
     with pytest.raises(ConfigError, match="no matrix of this model is large enough"):
-        require_shapes(PRESETS["small"], sequence_length=512)
+        require_fp8_shapes(PRESETS["small"], sequence_length=512)

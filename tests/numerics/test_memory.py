@@ -30,7 +30,7 @@ from atoll.model.memory import (
     trainer_bytes,
 )
 from atoll.train.loss import CHUNK_LOGITS, language_model_loss
-from atoll.train.optim import make_optimizer
+from atoll.train.optim import copy_moments, make_optimizer
 from atoll.train.parallel import Ranks, shard_
 from atoll.train.recompute import recompute_
 
@@ -95,8 +95,11 @@ def test_the_chunks_of_logits_are_those_of_the_loss():
     assert CHUNK_LOGITS["cuda"] == GPU_CHUNK_LOGITS
 
 
-def test_weights_gradients_and_moments():
-    config = config_of()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("tied_embeddings", [False, True])
+def test_weights_gradients_and_moments(optimizer, tied_embeddings):
+    config = config_of(tied_embeddings=tied_embeddings)
+    config = changed(config, inner=changed(config.inner, optimizer=optimizer))
     model = Llama(config.model)
     optimizer = make_optimizer(model, config.inner)
     sum(weight.sum() for weight in model.parameters()).backward()
@@ -105,11 +108,10 @@ def test_weights_gradients_and_moments():
     weights = list(model.parameters())
     assert predicted.weights == sum(weight.nbytes for weight in weights)
     assert predicted.gradients == sum(weight.grad.nbytes for weight in weights)
-    assert predicted.moments == sum(
-        optimizer.state[weight][moment].nbytes
-        for weight in weights
-        for moment in ("exp_avg", "exp_avg_sq")
-    )
+    kept = [value for weight in weights for value in optimizer.state[weight].values()]
+    assert predicted.moments == sum(value.nbytes for value in kept if value.ndim)  # not the counts
+    on_disk = copy_moments(optimizer, model=model)
+    assert predicted.moments == sum(moment.nbytes for moment in on_disk.values())
 
 
 def test_devices_share_what_follows_from_the_parameters_and_recomputing_what_follows_from_tokens():

@@ -25,7 +25,7 @@ from atoll.forecast.memory import AGENT_PROCESS_BYTES, CUDA_BYTES
 from atoll.model.accounting import FP32_BYTES, flops_per_token
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
-from atoll.model.memory import Training, largest_micro_batch, trainer_bytes
+from atoll.model.memory import Training, largest_micro_batch, moment_bytes, trainer_bytes
 from atoll.model.presets import PRESETS
 from atoll.model.shapes import num_parameters
 from atoll.net.enrol import Greeting
@@ -40,9 +40,9 @@ from atoll.units import format_bytes, format_count, format_seconds
 SPEED_S: Final = 3.0  # that the steps of the measurement take, at least
 SKEW_S: Final = 30.0  # of a clock, that its owner should know of
 AGENT_VECTORS: Final = 4  # global, momentum, snapshot, and an encoded contribution at most
-# Of a parameter, on disk: three states (two are kept, one is being written), two files of moments,
-# and the updates of the rounds that a peer may replay, a byte each in int8.
-DISK_BYTES: Final = 3 * 2 * FP32_BYTES + 2 * 2 * FP32_BYTES + KEEP_ROUNDS
+# Of a parameter, on disk: three states (two are kept, one is being written), and the updates of the
+# rounds that a peer may replay, a byte each in int8. Beside that are two files of moments.
+DISK_BYTES: Final = 3 * 2 * FP32_BYTES + KEEP_ROUNDS
 
 Level = Literal["good", "note", "bad"]
 
@@ -139,7 +139,7 @@ def fit_of(name: str, config: RunConfig, device: torch.device, *, room_bytes: in
         parameters=num_parameters(config.model),
         micro_batch=largest_micro_batch(config, how, most=most, room_bytes=room),
         device_bytes=trainer_bytes(config, how).total + beside,
-        disk_bytes=DISK_BYTES * num_values,
+        disk_bytes=DISK_BYTES * num_values + 2 * moment_bytes(config),
     )
 
 

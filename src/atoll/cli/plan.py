@@ -135,11 +135,15 @@ def _print_groups(fleet: "FleetConfig", seen: "Forecast") -> None:
         [_sizes(group) for group in seen.groups],
     )
     assumed = ", ".join(f"{group.mfu:.0%} ({group.name})" for group in fleet.groups)
-    notes = (
+    notes = [
         "steps, send, fetch: of a round; in roster: of which rounds",
         "at once: samples; device, machine: memory needed / there; joins: until one more trains",
         f"assumed: of the peak of a device training reaches {assumed}",
-    )
+    ]
+    from atoll.forecast.forecast import FP8_SPEED
+
+    if any(group.precision == "fp8" for group in fleet.groups):
+        notes.append(f"assumed: products in 8 bits are {FP8_SPEED:g} times as fast as in bf16")
     console.print("\n" + "\n".join(notes), markup=False, style="dim")
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -18,7 +18,13 @@ from atoll.model.devices import DEVICES, Device, DeviceName
 from atoll.tables import about
 from atoll.units import GIB
 
-_HINTS = {"peak_tflops": "`atoll doctor` measures it on this machine, and remembers it"}
+# Of a device that the file describes, whoever wrote it knows what it has.
+OWN: Final = Device(0.0, None, computes_in_fp8=True)
+_HINTS = {
+    "peak_tflops": "`atoll doctor` measures it on this machine, and remembers it",
+    "precision": "these have: "
+    + ", ".join(name for name, device in DEVICES.items() if device.computes_in_fp8),
+}
 LARGEST_FLEET = 100_000  # peers; for more the arithmetic would take minutes
 
 
@@ -39,6 +45,9 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     mfu: Annotated[
         float, Meta(gt=0, le=1), about("part of the peak that training reaches: an assumption")
     ] = 0.4
+    precision: Annotated[
+        Literal["auto", "fp8"], about("as in a peer's file; auto: what the device is made for")
+    ] = "auto"
     recomputes: Annotated[bool, about("keeps no activations within layers")] = False
     micro_batch: Annotated[NotNegative, about("samples at once on a device; 0: as many as fit")] = 0
     memory_gib: Annotated[PositiveFloat, about("memory of the machine, besides the devices' own")]
@@ -51,10 +60,10 @@ class GroupConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def hardware(self) -> Device:
         """What one of its devices can do: the table's, but for what the group says itself."""
-        known = DEVICES.get(self.device, Device(0.0, None))
+        known = DEVICES.get(self.device, OWN)
         memory = round(self.device_gib * GIB) if self.device_gib else known.memory_bytes
         peak_flops = self.peak_tflops * 1e12 or known.peak_flops
-        return Device(peak_flops, memory, known.computes_in_bf16)
+        return known._replace(peak_flops=peak_flops, memory_bytes=memory)
 
     @property
     def flops(self) -> float:
@@ -120,6 +129,8 @@ def _impossible(fleet: FleetConfig) -> Iterator[tuple[str, str]]:
             yield f"{key}.name", f"{group.name!r} is the name of another group, too"
         if group.device == "own" and not group.peak_tflops:
             yield f"{key}.peak_tflops", 'missing, with device = "own"'
+        if group.precision == "fp8" and not group.hardware.computes_in_fp8:
+            yield f"{key}.precision", f"no products in 8 bits on this device: {group.device}"
     if fleet.num_peers > LARGEST_FLEET:
         yield "groups", f"{fleet.num_peers} peers, of {LARGEST_FLEET} at most"
 

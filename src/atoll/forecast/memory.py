@@ -113,7 +113,13 @@ def training_of(group: GroupConfig, micro_batch: int) -> Training:
     bf16 = group.hardware.computes_in_bf16
     chunk = GPU_CHUNK_LOGITS if bf16 else CPU_CHUNK_LOGITS
     return Training(
-        micro_batch, bf16, group.devices, group.recomputes, group.machines, chunk_logits=chunk
+        micro_batch,
+        bf16,
+        group.devices,
+        group.recomputes,
+        group.machines,
+        chunk_logits=chunk,
+        fp8=group.precision == "fp8",
     )
 
 

@@ -27,7 +27,6 @@ MERGE_S: Final = 2e-9
 OUTER_STEP_S: Final = 4e-9
 HASH_S: Final = 2e-9
 
-SAVED_BYTES: Final = 8  # for each value: Adam's two moments, on disk before a commit
 GAP_S: Final = 0.1  # between the phases: the last slice is checked, the first update is formed
 # Trips, one way, that follow one on the other.
 TRIPS_BEFORE_CLOSE: Final = 4  # Bring, Holding, the last Slice, Delivered
@@ -67,13 +66,18 @@ class Course:
     utilisation_P: Floats  # share of the time in inner steps
 
 
-def work_of(num_values: int, *, all_values: int, steps_s_P: Floats, machines: Machines) -> Work:
-    """Return the work beside the exchange of a fragment of so many values of all."""
+def work_of(
+    num_values: int, *, all_values: int, moments: int, steps_s_P: Floats, machines: Machines
+) -> Work:
+    """Return the work beside the exchange of a fragment of so many values of all.
+
+    `moments` are the bytes that the inner optimizer remembers, on disk before a commit.
+    """
     return Work(
         steps_s_P=steps_s_P,
         snapshot_s=SNAPSHOT_S * num_values,
         # The moments are saved once all fragments have had their turn: on average, a part of them.
-        save_s_P=SAVED_BYTES * num_values / machines.disk_bytes_per_s_P,
+        save_s_P=moments * num_values / all_values / machines.disk_bytes_per_s_P,
         outer_step_s=OUTER_STEP_S * num_values + HASH_S * all_values,
         merge_s=MERGE_S * num_values,
         rtt_s_P=machines.rtt_s_P,

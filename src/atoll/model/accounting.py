@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from atoll.config import ModelConfig
-from atoll.model.shapes import num_parameters
+from atoll.model.shapes import gains_by_fp8, num_parameters, parameter_specs
 
 FP32_BYTES = 4
 
@@ -39,3 +39,8 @@ def flops_per_token(config: ModelConfig, *, sequence_length: int) -> int:
     num_weights = counts.non_embedding - norms + config.vocab_size * config.width
     attention = 12 * config.num_layers * config.width * sequence_length
     return 6 * num_weights + attention
+
+
+def fp8_flops_per_token(config: ModelConfig) -> int:
+    """Return how many of them are in 8 bits where a peer trains so."""
+    return 6 * sum(spec.num_values for spec in parameter_specs(config) if gains_by_fp8(spec))

@@ -30,16 +30,17 @@ class Device(NamedTuple):
     peak_flops: float  # per second
     memory_bytes: int | None
     computes_in_bf16: bool = True
+    computes_in_fp8: bool = False
 
 
 DEVICES: Final[dict[DeviceName, Device]] = {
-    "H200": Device(989e12, 141 * 10**9),  # SXM
-    "H100": Device(989e12, 80 * GIB),  # SXM
+    "H200": Device(989e12, 141 * 10**9, computes_in_fp8=True),  # SXM
+    "H100": Device(989e12, 80 * GIB, computes_in_fp8=True),  # SXM
     "A100-80": Device(312e12, 80 * GIB),
     "A100-40": Device(312e12, 40 * GIB),
-    "L40S": Device(362e12, 48 * GIB),
-    "RTX 5090": Device(209e12, 32 * GIB),
-    "RTX 4090": Device(165e12, 24 * GIB),
+    "L40S": Device(362e12, 48 * GIB, computes_in_fp8=True),
+    "RTX 5090": Device(209e12, 32 * GIB, computes_in_fp8=True),
+    "RTX 4090": Device(165e12, 24 * GIB, computes_in_fp8=True),
     "RTX 3090": Device(71e12, 24 * GIB),
     "M3 Max": Device(28e12, None),  # 40 cores: 14.2 Tflop/s in fp32, twice that in half precision
     "laptop CPU": Device(0.9e12, None, computes_in_bf16=False),  # 8 cores, 32 flop a cycle, 3.5 GHz

@@ -6,11 +6,14 @@ in a flat vector. Needs no torch, so that a host can lay out 10 B parameters.
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from atoll.config import ModelConfig
+from atoll.errors import ConfigError
 
 Init = Literal["ones"] | float
+FP8_MULTIPLE: Final = 16  # what the sides of a matrix have to be (torch._scaled_mm, cuBLAS)
+FP8_HINT: Final = 'precision = "bf16" takes any of these'
 
 
 class ParameterSpec(NamedTuple):
@@ -46,6 +49,25 @@ def gains_by_fp8(spec: ParameterSpec) -> bool:
     one with up to 1024 rows of up to 4096 values is not, like the keys and values of an 8 B model.
     """
     return spec.is_block_matrix and (spec.num_rows > 1024 or spec.row_values > 4096)
+
+
+def require_fp8_shapes(model: ModelConfig, *, sequence_length: int) -> None:
+    """Refuse sizes that products in 8 bits do not take, or with which none of them gains.
+
+    Raises:
+        ConfigError: a side of a matrix, or a sample's tokens, is no multiple of 16; or all
+            matrices are small.
+    """
+    large = [spec for spec in parameter_specs(model) if gains_by_fp8(spec)]
+    if not large:
+        raise ConfigError("no matrix of this model is large enough to gain by fp8", hint=FP8_HINT)
+    sides = {f"{spec.name} is {spec.num_rows} x {spec.row_values}": spec.shape for spec in large}
+    # In the product for a weight's gradient, the tokens are what is summed over.
+    for problem, shape in (*sides.items(), (f"samples have {sequence_length} tokens", None)):
+        if any(size % FP8_MULTIPLE for size in shape or (sequence_length,)):
+            raise ConfigError(
+                f"fp8 takes multiples of {FP8_MULTIPLE} on all sides, and {problem}", hint=FP8_HINT
+            )
 
 
 def parameter_specs(config: ModelConfig) -> tuple[ParameterSpec, ...]:

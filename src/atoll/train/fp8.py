@@ -17,12 +17,10 @@ import torch
 from atoll.config import ModelConfig
 from atoll.errors import ConfigError
 from atoll.model.llama import Llama
-from atoll.model.shapes import gains_by_fp8, parameter_specs
+from atoll.model.shapes import gains_by_fp8, parameter_specs, require_fp8_shapes
 from atoll.train.device import device_name
 
-MULTIPLE_OF: Final = 16  # what the sides of a matrix have to be (torch._scaled_mm, cuBLAS)
 CAPABILITY: Final = (8, 9)  # of NVIDIA's GPUs from Ada and Hopper on
-HINT: Final = 'precision = "bf16" takes any of these'
 
 
 def require_fp8(device: torch.device, model: ModelConfig, *, sequence_length: int) -> None:
@@ -43,26 +41,7 @@ def require_fp8(device: torch.device, model: ModelConfig, *, sequence_length: in
             'precision = "fp8" takes the package torchao, which is not installed',
             hint="pip install 'atoll[fp8]'",
         )
-    require_shapes(model, sequence_length=sequence_length)
-
-
-def require_shapes(model: ModelConfig, *, sequence_length: int) -> None:
-    """Refuse sizes that products in 8 bits do not take, or with which none of them gains.
-
-    Raises:
-        ConfigError: a side of a matrix, or a sample's tokens, is no multiple of 16; or all
-            matrices are small.
-    """
-    large = [spec for spec in parameter_specs(model) if gains_by_fp8(spec)]
-    if not large:
-        raise ConfigError("no matrix of this model is large enough to gain by fp8", hint=HINT)
-    sides = {f"{spec.name} is {spec.num_rows} x {spec.row_values}": spec.shape for spec in large}
-    # In the product for a weight's gradient, the tokens are what is summed over.
-    for problem, shape in (*sides.items(), (f"samples have {sequence_length} tokens", None)):
-        if any(size % MULTIPLE_OF for size in shape or (sequence_length,)):
-            raise ConfigError(
-                f"fp8 takes multiples of {MULTIPLE_OF} on all sides, and {problem}", hint=HINT
-            )
+    require_fp8_shapes(model, sequence_length=sequence_length)
 
 
 def fp8_(model: Llama, *, emulated: bool = False) -> None:

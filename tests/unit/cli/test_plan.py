@@ -85,6 +85,10 @@ def test_every_fleet_explains_each_of_its_keys(path):
         (GROUP.replace("up_mbps = 100", "up_mbps = -5"), "groups[0].up_mbps: -5 is not a number"),
         (GROUP.replace("H100", "H1000"), "groups[0].device: 'H1000' is not one of"),
         (GROUP.replace("H100", "own"), "groups[0].peak_tflops: missing"),
+        (
+            GROUP.replace("H100", "A100-80") + 'precision = "fp8"',
+            "groups[0].precision: no products in 8 bits on this device: A100-80",
+        ),
         (GROUP + "mfu = 1.5", "groups[0].mfu: 1.5 is not a number above 0 and at most 1"),
         (GROUP + GROUP, "groups[0].name: 'a' is the name of another group, too"),
         (GROUP + "count = 200000", "groups: 200000 peers, of 100000 at most"),

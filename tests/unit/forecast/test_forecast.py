@@ -9,6 +9,7 @@ from msgspec import structs
 from tests.unit.forecast.cast import fleet_of, group_of, run_of
 
 from atoll.config import load_run_config
+from atoll.errors import ConfigError
 from atoll.exchange.codec import CODECS
 from atoll.exchange.step import encoded_slices
 from atoll.forecast.concerns import concerns
@@ -22,6 +23,7 @@ from atoll.model.accounting import flops_per_token
 from atoll.model.layout import layout_of
 from atoll.model.memory import trainer_bytes
 from atoll.model.presets import PRESETS
+from atoll.model.shapes import gains_by_fp8, num_parameters, parameter_specs
 
 ROOT = Path(__file__).parents[3]
 CODEC_PAIRS = [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int4")]
@@ -31,6 +33,47 @@ def test_a_step_takes_its_operations_over_what_the_devices_reach():
     config, group = run_of(batch=16), group_of(peak_tflops=100.0, devices=2, mfu=0.25)
     flops = 16 * 512 * flops_per_token(config.model, sequence_length=512)
     assert step_s(config, group) == pytest.approx(flops / 50e12)
+
+
+def test_products_in_8_bits_make_a_step_faster_as_was_reported_of_an_8b_model():
+    config = run_of(model=PRESETS["8b"], batch=8)
+    config = structs.replace(config, data=structs.replace(config.data, sequence_length=8192))
+    plain = group_of(device="H100", peak_tflops=0.0, devices=8, device_gib=0.0)
+    in_fp8 = structs.replace(plain, precision="fp8")
+    faster = step_s(config, plain) / step_s(config, in_fp8)
+    assert faster == pytest.approx(1.25, abs=0.01)  # torchao's own, see FP8_SPEED
+
+
+def test_weights_in_8_bits_leave_no_cast_behind():
+    config = run_of(model=PRESETS["1b"])
+    plain = group_of(device="RTX 4090", peak_tflops=0.0, device_gib=0.0, micro_batch=1)
+    cast, kept = (
+        trainer_bytes(config, training_of(structs.replace(plain, precision=precision), 1)).casts
+        for precision in ("auto", "fp8")
+    )
+    large = sum(spec.num_values for spec in parameter_specs(config.model) if gains_by_fp8(spec))
+    assert cast - kept == 2 * large > 0
+
+
+def test_a_model_whose_sizes_products_in_8_bits_do_not_take_is_refused():
+    odd = structs.replace(PRESETS["1b"], ffn_width=5464)
+    fleet = fleet_of(group_of(name="lab", device="H100", precision="fp8"))
+    with pytest.raises(ConfigError, match=r"lab: fp8 takes multiples of 16 .* 5464 x 2048"):
+        forecast(run_of(model=odd), fleet)
+
+
+def test_muon_has_half_as_much_of_the_blocks_to_write_before_a_commit():
+    config = run_of()
+    by_muon = structs.replace(config, inner=structs.replace(config.inner, optimizer="muon"))
+    fleet = fleet_of(group_of(disk_mb_per_s=1.0))
+    adam_s, muon_s = (forecast(c, fleet).groups[0].save_s for c in (config, by_muon))
+    specs = parameter_specs(config.model)
+    num_values, of_blocks = (
+        num_parameters(config.model),
+        sum(spec.num_values for spec in specs if spec.is_block_matrix),
+    )
+    assert adam_s == pytest.approx(8 * num_values / 1e6)
+    assert muon_s == pytest.approx((8 * num_values - 4 * of_blocks) / 1e6)
 
 
 def test_a_second_machine_halves_a_step_and_no_device_holds_less():
