@@ -50,11 +50,15 @@ def views(
             yield held_P[place.start - at : place.stop - at], place
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether it is a DTensor, without the import, for which most need not wait."""
+    return hasattr(tensor, "device_mesh")
+
+
 def _held(parameter: nn.Parameter) -> tuple[Tensor, int]:
     """Return a view of the values that this rank holds, and which one of all is the first."""
-    if type(parameter) is nn.Parameter:
+    if not is_sharded(parameter):
         return parameter.detach().view(-1), 0
-    # Only where a model is sharded: whoever has a whole one need not wait for this import.
     from torch.distributed.tensor import DTensor
 
     assert isinstance(parameter, DTensor)

@@ -93,6 +93,16 @@ def attend(q_BHTE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, mask: Mask | None) ->
         return y_BHTE
     if q_BHTE.device.type == "cpu" and q_BHTE.shape[2] == k_BGSE.shape[2]:
         return attention.attend(q_BHTE, k_BGSE, v_BGSE, mask)
+    if (
+        grouped
+        and q_BHTE.device.type == "cuda"
+        and (mask is not None or q_BHTE.dtype == torch.float32)
+    ):
+        # Of CUDA's kernels flash attention alone takes fewer keys than queries, and neither a mask
+        # of numbers nor fp32. With as many of both there is another one; else all scores exist.
+        each = q_BHTE.shape[1] // k_BGSE.shape[1]
+        k_BGSE, v_BGSE = (x.repeat_interleave(each, dim=1) for x in (k_BGSE, v_BGSE))
+        grouped = False
     return F.scaled_dot_product_attention(
         q_BHTE,
         k_BGSE,

@@ -1,6 +1,7 @@
 """The device that trains, and what it can do."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -34,7 +35,8 @@ def pick_device(name: str) -> torch.device:
             f"no such device on this machine: {name}",
             hint=f"choose one of: auto, {', '.join(d for d, is_here in here.items() if is_here)}",
         )
-    return torch.device(name)
+    # With its number, which some of torch's functions ask for.
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def pick_devices(peer: PeerConfig) -> list[torch.device]:
@@ -56,6 +58,16 @@ def pick_devices(peer: PeerConfig) -> list[torch.device]:
     return [device] if num_ranks == 1 else [torch.device("cuda", rank) for rank in range(num_ranks)]
 
 
+def make_current(device: torch.device) -> None:
+    """Let all that names no GPU mean this one, before anything is on it.
+
+    FSDP2 puts a rank's rows on the current GPU, and so are small tensors that ranks exchange: on
+    all of them it would be the first one.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def device_name(device: torch.device) -> str:
     """Return what a person calls the device."""
     if device.type == "cuda":
@@ -65,8 +77,8 @@ def device_name(device: torch.device) -> str:
 
 def name_of(devices: Sequence[torch.device]) -> str:
     """Return what a person calls all devices of a peer."""
-    name = device_name(devices[0])
-    return name if len(devices) == 1 else f"{len(devices)} x {name}"
+    counts = Counter(device_name(device) for device in devices)
+    return " and ".join(n if count == 1 else f"{count} x {n}" for n, count in counts.items())
 
 
 def limit_memory(device: torch.device, limit: str) -> int | None:

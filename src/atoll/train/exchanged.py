@@ -10,7 +10,7 @@ Shapes: N all values of the model, P the values of a part of it, V those of a vi
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from atoll.train.parallel import Ranks
 from atoll.train.shared import SharedVectors
 
 View: TypeAlias = tuple[Tensor, slice]  # and its place in the flat vector
+# That move at once: one copy for many small parameters, but little beside a model. Of pinned memory
+# torch hands out powers of two, and keeps them: 256 MiB is one.
+RUN_VALUES: Final = 2**26
 
 
 def start_snapshot(
@@ -34,7 +37,7 @@ def start_snapshot(
     """
     out_N = torch.from_numpy(vectors.snapshot_N)
     parts = list(views(model, layout, start=snapshot.start, stop=snapshot.stop))
-    if parts and parts[0][0].is_cuda:
+    if parts and parts[0][0].device.type == "cuda":
         return _start_copy(parts, out_N)
     for view_V, place in parts:
         out_N[place].copy_(view_V)
@@ -43,29 +46,28 @@ def start_snapshot(
 
 def _start_copy(parts: list[View], out_N: Tensor) -> Callable[[], None]:
     """Start to copy views of a GPU on a stream of its own; return what waits for the end."""
-    gathered_P = torch.cat([view_V for view_V, _ in parts])
-    pinned_P = torch.empty(gathered_P.shape, dtype=torch.float32, pin_memory=True)
-    copying = torch.cuda.Stream(gathered_P.device)
-    copying.wait_stream(torch.cuda.current_stream(gathered_P.device))
-    with torch.cuda.stream(copying):
-        pinned_P.copy_(gathered_P, non_blocking=True)
-    gathered_P.record_stream(copying)  # its memory is not to be given to others before
+    device = parts[0][0].device
+    copying = torch.cuda.Stream(device)
+    copied = []
+    for run in _runs(parts):
+        gathered_P = torch.cat([view_V for view_V, _ in run])  # as the weights are now
+        pinned_P = torch.empty(gathered_P.shape, dtype=torch.float32, pin_memory=True)
+        copying.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copying):
+            pinned_P.copy_(gathered_P, non_blocking=True)
+        gathered_P.record_stream(copying)  # its memory is not to be given to others before
+        copied.append((pinned_P, _place_of(run)))
 
     def finish() -> None:
         copying.synchronize()
-        start = 0
-        for run in _runs(parts):
-            place = _place_of(run)
-            num_values = place.stop - place.start
-            out_N[place].copy_(pinned_P[start : start + num_values])
-            start += num_values
+        for pinned_P, place in copied:
+            out_N[place].copy_(pinned_P)
 
     return finish
 
 
 def merge_(model: nn.Module, layout: Layout, *, vectors: SharedVectors, merge: Merge) -> None:
     """Let a part of the model take over the global weights."""
-    # One copy for all that lies together, not one for each parameter.
     for run in _runs(views(model, layout, start=merge.start, stop=merge.stop)):
         _merge_run_(run, vectors, merge)
 
@@ -80,7 +82,7 @@ def spread_(
 
 def _merge_run_(run: list[View], vectors: SharedVectors, merge: Merge) -> None:
     # Where a device has no doubles, sums are taken on the CPU.
-    where = run[0][0].device if run[0][0].is_cuda else torch.device("cpu")
+    where = run[0][0].device if run[0][0].device.type == "cuda" else torch.device("cpu")
     all_of_it = _place_of(run)
     global_P = torch.from_numpy(vectors.global_N[all_of_it]).to(where)
     snapshot_P = torch.from_numpy(vectors.snapshot_N[all_of_it])
@@ -100,15 +102,23 @@ def _merge_run_(run: list[View], vectors: SharedVectors, merge: Merge) -> None:
 
 
 def _runs(parts: Iterable[View]) -> Iterator[list[View]]:
-    """Yield the views that lie side by side in the flat vector together: all of a whole model's."""
+    """Yield the views that lie side by side in the flat vector together, `RUN_VALUES` at most."""
     run: list[View] = []
-    for part in parts:
-        if run and run[-1][1].stop != part[1].start:
+    for view_V, place in _cut(parts):
+        if run and (run[-1][1].stop != place.start or place.stop - run[0][1].start > RUN_VALUES):
             yield run
             run = []
-        run.append(part)
+        run.append((view_V, place))
     if run:
         yield run
+
+
+def _cut(parts: Iterable[View]) -> Iterator[View]:
+    """Yield the views, those in pieces that are larger than a run."""
+    for view_V, place in parts:
+        for start in range(0, len(view_V), RUN_VALUES):
+            piece_V = view_V[start : start + RUN_VALUES]
+            yield piece_V, slice(place.start + start, place.start + start + len(piece_V))
 
 
 def _place_of(run: list[View]) -> slice:

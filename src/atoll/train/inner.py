@@ -6,7 +6,8 @@
 As far as the micro-batches, it is done while a GPU computes the step before (see `ahead`). Where
 the CPU itself computes, there is nothing to be won (docs/experiments.md).
 
-Equal weights, optimizer states, samples and threads give equal bits on the same machine.
+Equal weights, optimizer states, samples and threads give equal bits on the same CPU. On a GPU the
+backward pass of attention adds up in no fixed order.
 
 Shapes: B sequences, T tokens.
 """
@@ -162,6 +163,10 @@ class InnerLoop:
         self.optimizer.step()
         self.steps_since_fresh += 1
         return result
+
+    def drop_gradients(self) -> None:
+        """Free what the last step has left: between steps, others take that much memory."""
+        self.optimizer.zero_grad()
 
     def _forward(self, piece: Piece, *, num_targets: int) -> tuple[Tensor, Tensor]:
         with autocast(self.device, bf16=self.bf16, ranks=self.ranks):

@@ -35,6 +35,7 @@ from torch._C._distributed_c10d import (  # dist.FileStore: not exported for myp
 from atoll import system
 from atoll.data.batches import Batch
 from atoll.errors import ConfigError
+from atoll.model.flat import is_sharded
 from atoll.model.llama import Llama
 from atoll.train.channel import Seat
 from atoll.train.loss import IGNORED
@@ -59,6 +60,11 @@ class Ranks:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def leads_machine(self) -> bool:
+        """Whether it is the first rank of its machine."""
+        return self.mesh is None or self.mesh.get_local_rank(self.mesh.ndim - 1) == 0
 
     @property
     def is_copy(self) -> bool:
@@ -257,7 +263,7 @@ def share_of(batch: Batch, *, rank: int, num_ranks: int) -> Batch:
 
 def held(parameter: torch.nn.Parameter) -> Tensor:
     """Return the values of a parameter that this rank holds."""
-    if type(parameter) is torch.nn.Parameter:
+    if not is_sharded(parameter):
         return parameter.detach()
     from torch.distributed.tensor import DTensor
 
@@ -267,7 +273,7 @@ def held(parameter: torch.nn.Parameter) -> Tensor:
 
 def whole(values: Tensor) -> Tensor:
     """Return a tensor itself, or, where it is sharded, all of it: then each rank has to ask."""
-    if type(values) in (Tensor, torch.nn.Parameter):
+    if not is_sharded(values):
         return values
     from torch.distributed.tensor import DTensor
 
@@ -280,7 +286,7 @@ def deal_out(values: Tensor, *, like: Tensor) -> Tensor:
 
     Then each rank has to ask; the values are those of rank 0, whatever the others bring.
     """
-    if type(like) in (Tensor, torch.nn.Parameter):
+    if not is_sharded(like):
         return values.to(like.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -5,7 +5,8 @@
                   With fp8 the largest values, too: a number each, found by reading all of a tensor
     layers        only what enters each layer is (arXiv 1604.06174): one more forward pass
 
-The values are the same, so is the gradient.
+The values are the same, so is the gradient. A layer in machine code is one operation: with
+`compile`, selective forms all of it again.
 """
 
 from functools import partial

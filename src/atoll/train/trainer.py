@@ -50,6 +50,7 @@ from atoll.train.device import (
     Precision,
     computes_in_bf16,
     limit_memory,
+    make_current,
     name_of,
     pick_devices,
     set_threads,
@@ -136,6 +137,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     config, peer, seat = setup.config, setup.peer, followers.seat
     devices = pick_devices(peer)
     device = devices[0 if seat is None else seat.device]
+    make_current(device)
     threads = set_threads(peer.threads, num_ranks=len(devices))
     limit_bytes = limit_memory(device, peer.gpu_memory)
     compiler: Compiler = "inductor" if peer.compile else "none"
@@ -158,11 +160,8 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
         whole_gradients=peer.accumulate == "whole",
     )
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
-    micro_batch = config.inner.batch_sequences
-    if seat is None or seat.device == 0:  # for all of its machine, whose devices are alike
-        free_bytes = free_memory(device, num_ranks=len(devices), limit_bytes=limit_bytes)
-        micro_batch = choose(config, how, chosen, free_bytes=free_bytes)
-    micro_batch = ranks.least(micro_batch)  # they step together
+    free_bytes = free_memory(device, num_ranks=len(devices), limit_bytes=limit_bytes)
+    micro_batch = choose(config, how, chosen, ranks=ranks, free_bytes=free_bytes)
     loop = InnerLoop(
         build(config.model, device, ranks=ranks, precision=precision, compiler=compiler),
         Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
@@ -197,16 +196,22 @@ def choose_precision(
 
 
 def choose(
-    config: RunConfig, how: Training, chosen: MicroBatchFile, *, free_bytes: int | None
+    config: RunConfig,
+    how: Training,
+    chosen: MicroBatchFile,
+    *,
+    ranks: Ranks,
+    free_bytes: int | None,
 ) -> int:
-    """Return how many samples fit on the device at once, and remember it.
+    """Return how many samples fit on the device at once, and on those of all ranks; remember it.
 
     Raises:
         ConfigError: none, or fewer than are wanted.
     """
     remembered = chosen.read()
-    micro_batch = choose_micro_batch(config, how, free_bytes=free_bytes, remembered=remembered)
-    if how.micro_batch == 0 and micro_batch != remembered:
+    fits = choose_micro_batch(config, how, free_bytes=free_bytes, remembered=remembered)
+    micro_batch = ranks.least(fits)  # they step together, on devices that may not be alike
+    if ranks.leads_machine and how.micro_batch == 0 and micro_batch != remembered:
         chosen.write(micro_batch)
     return micro_batch
 
@@ -271,7 +276,7 @@ def serve(channel: Channel) -> None:
             )
             obey_all(channel, loop, server, followers, inspect=inspect)
         except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error) and (followers.seat is None or followers.seat.device == 0):
+            if is_out_of_memory(error) and loop.ranks.leads_machine:
                 chosen.halve()  # the next trainer takes fewer samples at once, if it can
             raise
 
@@ -305,6 +310,7 @@ def obey_all(
                     assert work is None, "one work at a time"
                     work = Work(order, loop)
                 case Snapshot() | Merge() | Save() | Load() as command:
+                    loop.drop_gradients()
                     server.obey(command)
                 case Evaluate() as command:
                     channel.send(answer_to(command, inspect))

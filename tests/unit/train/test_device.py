@@ -50,6 +50,24 @@ def test_a_cpu_is_one_device_unless_told_otherwise():
     assert (name_of(one), name_of(three)) == ("CPU", "3 x CPU")
 
 
+def test_devices_that_are_not_alike_are_named_each(monkeypatch):
+    names = ["RTX 4090", "RTX 3090", "RTX 4090"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    devices = [torch.device("cuda", number) for number in range(3)]
+    assert name_of(devices) == "2 x RTX 4090 and RTX 3090"
+    assert name_of(devices[:1]) == "RTX 4090"
+
+
+def test_every_gpu_is_named_by_its_number(monkeypatch):
+    """Some of torch's functions refuse one that is not, and take the current one for others."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    for num, expected in ((0, [0, 1]), (1, [0]), (2, [0, 1])):
+        found = pick_devices(PeerConfig(device="cuda", devices=num))
+        assert [device.index for device in found] == expected
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_all_gpus_are_taken_and_no_more():
     here = torch.cuda.device_count()
