@@ -3,7 +3,9 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --models tiny --sequence-length 64 --batch 2 --steps 4
 
-By itself it takes the model of 1 B parameters and as many layers of that of 8 B as fit, compiled.
+By itself it takes the model of 1 B parameters and as many layers of that of 8 B as fit, compiled,
+and less than ten minutes: what matters most comes first, and what there is no time for is left out.
+A part that fails is named, and does not keep the others from being asked.
 
     step        seconds of an inner step, tokens per second, utilisation of the device (MFU),
                 memory at its peak and as predicted (model.memory); with --sharded a second time, by
@@ -14,6 +16,8 @@ By itself it takes the model of 1 B parameters and as many layers of that of 8 B
     snapshot    seconds that training stands still for one, and until it is in shared memory
     beside      a step while a snapshot is copied, over a step without: pairs, one after the other
     merge       seconds between two steps, for each way to merge
+    goals       MFU of 50 %, memory within 5 % of the prediction, snapshot and merge together 1 % of
+                a round of 100 steps: what they are, and which are reached
     reference   largest difference of loss and gradient from those of a CPU in fp32, small model;
                 with --fp8 also of products in 8 bits (on a CPU these are emulated)
 
@@ -23,9 +27,12 @@ in dense bf16 products, also for those in 8 bits; of a device that is in no tabl
 """
 
 import argparse
+import gc
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Thread
@@ -44,76 +51,106 @@ from atoll.data.batches import Batch
 from atoll.errors import ConfigError
 from atoll.model.accounting import count_parameters, flops_per_token
 from atoll.model.flat import load_flat_
-from atoll.model.initial import fill_initial_
 from atoll.model.layout import Layout, layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training, largest, trainer_bytes
 from atoll.model.presets import PRESETS
+from atoll.model.shapes import require_fp8_shapes
 from atoll.train.channel import Merge, Seat, Snapshot
 from atoll.train.compiled import Compiler
 from atoll.train.device import Precision, computes_in_bf16, device_name, pick_device
 from atoll.train.exchanged import merge_, start_snapshot
 from atoll.train.fit import USABLE, free_memory
-from atoll.train.fp8 import require_fp8, require_shapes
+from atoll.train.fp8 import require_fp8
 from atoll.train.inner import Computing, InnerLoop, autocast
 from atoll.train.loss import CHUNK_LOGITS, language_model_loss
-from atoll.train.parallel import ALONE, Ranks, join
+from atoll.train.parallel import ALONE, Ranks, held, join
 from atoll.train.peak import peak_of
 from atoll.train.shared import SharedVectors
 from atoll.train.trainer import build
 
 WARM_UP_STEPS = 3
+STEPS_OF_A_ROUND = 100
+LEAST_MFU, MEMORY_WITHIN, MOST_LOST = 0.5, 0.05, 0.01
 # Some of its matrices are large enough for products in 8 bits.
 REFERENCE = msgspec.structs.replace(PRESETS["tiny"], ffn_width=2048)
 REFERENCE_LENGTH = 128
 
 
+class Way(NamedTuple):
+    """How steps are taken."""
+
+    precision: Precision | None = None  # as the device is made for
+    sharded: bool = False  # by FSDP2, with a single rank
+
+
+class Part(NamedTuple):
+    """Some of the questions, which share a model on the device."""
+
+    about: dict[str, Any]
+    lines: Callable[[], Iterator[dict[str, Any]]]
+
+
 def main() -> None:
     arguments = parse()
     device = pick_device(arguments.device)
-    for name in arguments.models:
-        for line in questions(cut_to_fit(PRESETS[name], device, arguments), device, arguments):
-            show({"model": name, **line})
-    show(reference(device))
+    began_at, longest_s, has_failed = monotonic_s(), 0.0, False
+    for part in parts(device, arguments):
+        part_at = monotonic_s()
+        if part_at - began_at + longest_s > arguments.seconds:
+            show({**part.about, "question": "left out", "reason": "no time is left for it"})
+            continue
+        try:
+            for line in part.lines():
+                show({**part.about, **line})
+        except RuntimeError as error:  # out of memory, or a kernel that is missing: the next part
+            has_failed = True
+            show({**part.about, "question": "failed", "reason": str(error)[:500]})
+        longest_s = max(longest_s, monotonic_s() - part_at)
+        forget_peak(device)
+        if dist.is_initialized():  # the next model has ranks of its own
+            dist.destroy_process_group()
+    sys.exit(int(has_failed))
+
+
+def parts(device: torch.device, arguments: argparse.Namespace) -> Iterator[Part]:
+    """Yield what is asked, that which matters most first."""
+    models = {name: cut_to_fit(PRESETS[name], device, arguments) for name in arguments.models}
+
+    def part(name: str, way: Way) -> Part:
+        about = {"model": name, "layers": models[name].num_layers, "sharded": way.sharded}
+        return Part(about, partial(of_model, models[name], device, arguments, way=way))
+
+    yield from (part(name, Way()) for name in models)
+    yield Part({}, lambda: iter([reference(device)]))
     if arguments.fp8 and not refusal(REFERENCE, device, sequence_length=REFERENCE_LENGTH):
-        show(reference(device, precision="fp8"))
+        yield Part({}, lambda: iter([reference(device, precision="fp8")]))
+    for name in models:
+        if arguments.sharded:
+            yield part(name, Way(sharded=True))
+        refused = refusal(models[name], device, sequence_length=arguments.sequence_length)
+        if arguments.fp8 and refused:
+            line = {"question": "step", "precision": "fp8", "refused": refused}
+            yield Part({"model": name}, partial(iter, [line]))
+        elif arguments.fp8:
+            yield part(name, Way(precision="fp8"))
 
 
-def questions(
-    model: ModelConfig, device: torch.device, arguments: argparse.Namespace
+def of_model(
+    model: ModelConfig, device: torch.device, arguments: argparse.Namespace, *, way: Way
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answers for a model: all of them for it as it is, then steps in other ways."""
-    ways = [Way()]
-    if arguments.sharded:
-        ways.append(Way(sharded=True))
-    refused = refusal(model, device, sequence_length=arguments.sequence_length)
-    if arguments.fp8 and refused:
-        yield {"question": "step", "precision": "fp8", "refused": refused}
-    elif arguments.fp8:
-        ways.append(Way(precision="fp8"))
-    for way in ways:
-        with tempfile.TemporaryDirectory() as folder:
-            peer = Peer(model, device, Path(folder), arguments=arguments, way=way)
-            lines = [peer.step(arguments.steps), peer.breakdown()]
-            if way == Way():
-                lines += [peer.packed(arguments.steps), *peer.exchange(), *peer.merges()]
-            about = {
-                "layers": model.num_layers,
-                "sharded": way.sharded,
-                "precision": peer.precision,
-            }
-            yield from ({**about, **line} for line in lines)
-            del peer  # and what it holds on the device
-            forget_peak(device)
-            if dist.is_initialized():  # the next model has ranks of its own
-                dist.destroy_process_group()
+    """Yield the answers for a model: all of them for it as it is, else those about its steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        peer = Peer(model, device, Path(folder), arguments=arguments, way=way)
+        for line in peer.answers(arguments.steps, everything=way == Way()):
+            yield {"precision": peer.precision, **line}
 
 
 def refusal(model: ModelConfig, device: torch.device, *, sequence_length: int) -> str:
     """Return why the model does not train in fp8 here, or nothing; a CPU emulates it."""
     try:
         if device.type == "cpu":
-            require_shapes(model, sequence_length=sequence_length)
+            require_fp8_shapes(model, sequence_length=sequence_length)
         else:
             require_fp8(device, model, sequence_length=sequence_length)
     except ConfigError as error:
@@ -137,7 +174,10 @@ def cut_to_fit(
         )
         bf16 = computes_in_bf16(device, width=model.width)
         how = training(device, micro_batch=arguments.micro_batch, bf16=bf16)
-        return trainer_bytes(config, how).total <= USABLE * (room_bytes or float("inf"))
+        # FSDP2 gathers its layers, also from a single rank.
+        gathered = trainer_bytes(config, how._replace(devices=2)).gathered
+        needed = trainer_bytes(config, how).total + (gathered if arguments.sharded else 0)
+        return needed <= USABLE * (room_bytes or float("inf"))
 
     if arguments.layers:
         return with_layers(arguments.layers)
@@ -158,6 +198,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2, help="samples of an inner step")
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=540, help="no part begins beyond these")
     for way, what in (("sharded", "by FSDP2 with a single rank"), ("fp8", "with products in fp8")):
         parser.add_argument(
             f"--{way}",
@@ -219,8 +260,7 @@ def inner_loop(
         vocab_size=config.model.vocab_size, sequence_length=config.data.sequence_length
     )
     model = build(config.model, device, ranks=ranks, precision=precision, compiler=compiler)
-    if ranks.mesh is None:
-        as_small_as_in_a_run_(model)
+    as_small_as_in_a_run_(model)
     return InnerLoop(
         model,
         batches,  # type: ignore[arg-type]
@@ -230,20 +270,20 @@ def inner_loop(
     )
 
 
+@torch.no_grad()
 def as_small_as_in_a_run_(model: Llama) -> None:
-    """Give the embedding values as they are at the start of a run (`model.initial`).
+    """Give the model values of the size that they have at the start of a run (`model.initial`).
 
-    With torch's own, fifty times as large, logits differ by more than 100. Their exponentials are
-    subnormal then, of which a CPU computes a tenth as many per second.
+    With torch's own embedding, fifty times as large, logits differ by more than 100. Their
+    exponentials are subnormal then, of which a CPU computes a tenth as many per second. And what
+    FSDP2 has made has no values yet.
     """
-    torch.nn.init.normal_(model.embedding.weight, std=0.02)
-
-
-class Way(NamedTuple):
-    """How steps are taken."""
-
-    precision: Precision | None = None  # as the device is made for
-    sharded: bool = False  # by FSDP2, with a single rank
+    for parameter in model.parameters():
+        rows = held(parameter)
+        if parameter.ndim > 1:
+            rows.normal_(std=0.02)
+        else:
+            rows.fill_(1.0)
 
 
 class Timing(NamedTuple):
@@ -269,7 +309,7 @@ class Peer:
         )
         self.device = device
         self.layout: Layout = layout_of(self.config)
-        self.vectors = SharedVectors.create(folder / "vectors", self.layout.num_values)
+        self._folder = folder
         ranks = ALONE
         if way.sharded:
             ranks = join(Seat(rank=0, num_ranks=1, store=str(folder / "store")), device)
@@ -282,11 +322,24 @@ class Peer:
             precision=way.precision,
         )
         self.precision = way.precision or ("bf16" if self.loop.bf16 else "fp32")
-        if way.sharded:  # there is anything in it so far
-            fill_initial_(self.vectors.global_N, self.layout, seed=0)
-            load_flat_(self.loop.model, self.vectors.global_N, self.layout)
         self.pairs = arguments.pairs
         self._next = 0
+
+    def answers(self, num_steps: int, *, everything: bool) -> Iterator[dict[str, Any]]:
+        """Yield what a step takes; with `everything`, also what there is between steps."""
+        step = self.step(num_steps)
+        yield step
+        yield self.breakdown()
+        if not everything:
+            return
+        yield self.packed(num_steps)
+        vectors = SharedVectors.for_peer(self._folder, self.layout.num_values)
+        try:
+            exchange = [*self.exchange(vectors), *self.merges(vectors)]
+        finally:
+            vectors.unlink()
+        yield from exchange
+        yield goals(step, exchange)
 
     def one_step(self) -> float:
         """Take a step; return its seconds. The loss is read, so the device is done with it."""
@@ -306,6 +359,7 @@ class Peer:
         length = self.config.data.sequence_length
         tokens_per_s = self.config.inner.batch_sequences * length / seconds
         flops_per_s = tokens_per_s * flops_per_token(self.config.model, sequence_length=length)
+        in_use_gb = peak_gb(self.device)
         peak = peak_of(self.device, bf16=self.loop.bf16)
         how = training(
             self.device,
@@ -313,6 +367,7 @@ class Peer:
             bf16=self.loop.bf16,
             fp8=self.precision == "fp8",
         )
+        predicted = trainer_bytes(self.config, how)  # samples of one document have no mask
         return {
             "question": "step",
             "device": device_name(self.device),
@@ -324,8 +379,8 @@ class Peer:
             "mfu": round(flops_per_s / peak.flops, 4),
             "peak_tflops_per_s": round(peak.flops / 1e12, 3),
             "peak_measured": peak.measured,
-            "peak_gb": peak_gb(self.device),
-            "predicted_gb": round(trainer_bytes(self.config, how).total / 1e9, 2),
+            "peak_gb": in_use_gb,
+            "predicted_gb": round((predicted.total - predicted.masks) / 1e9, 2),
         }
 
     def breakdown(self) -> dict[str, Any]:
@@ -352,7 +407,8 @@ class Peer:
         tokens_BT, targets_BT, documents_BT = (
             torch.from_numpy(rows_BT).to(self.device) for rows_BT in batch
         )
-        with torch.no_grad(), autocast(self.device, bf16=self.loop.bf16):
+        # With gradients, as in training: without, the layers would be compiled once more.
+        with autocast(self.device, bf16=self.loop.bf16):
             _, cross_entropy = language_model_loss(
                 self.loop.model.hidden(tokens_BT, documents_BT),
                 self.loop.model.head_weight,
@@ -362,8 +418,8 @@ class Peer:
             )
         return cross_entropy.item()
 
-    def exchange(self) -> Iterator[dict[str, Any]]:
-        timings = [self.snapshot(lambda: 0.0) for _ in range(self.pairs)]
+    def exchange(self, vectors: SharedVectors) -> Iterator[dict[str, Any]]:
+        timings = [self.snapshot(vectors, lambda: 0.0) for _ in range(self.pairs)]
         yield {
             "question": "snapshot",
             "stands_still_s": round(median(t.stands_still_s for t in timings), 5),
@@ -372,7 +428,7 @@ class Peer:
         ratios = []
         for _ in range(self.pairs):
             without_s = self.one_step()
-            timing = self.snapshot(self.one_step)
+            timing = self.snapshot(vectors, self.one_step)
             ratios.append((timing.meanwhile_s + timing.stands_still_s) / without_s)
         yield {
             "question": "beside",
@@ -380,13 +436,15 @@ class Peer:
             "ratios": [round(ratio, 4) for ratio in sorted(ratios)],
         }
 
-    def snapshot(self, meanwhile: Callable[[], float]) -> Timing:
+    def snapshot(self, vectors: SharedVectors, meanwhile: Callable[[], float]) -> Timing:
         """Take a snapshot of the whole model, and do something that takes time meanwhile."""
+        self.loop.drop_gradients()  # as a trainer does
+        synchronise(self.device)
         began_at = monotonic_s()
         finish = start_snapshot(
             self.loop.model,
             self.layout,
-            vectors=self.vectors,
+            vectors=vectors,
             snapshot=Snapshot(start=0, stop=self.layout.num_values),
         )
         stands_still_s = monotonic_s() - began_at
@@ -403,17 +461,38 @@ class Peer:
         waiting.join()
         return Timing(stands_still_s, meanwhile_s, ended_at[0] - began_at)
 
-    def merges(self) -> Iterator[dict[str, Any]]:
-        self.vectors.global_N[:] = self.vectors.snapshot_N
+    def merges(self, vectors: SharedVectors) -> Iterator[dict[str, Any]]:
+        vectors.global_N[:] = vectors.snapshot_N
+        self.loop.drop_gradients()
         for how in ("replace", "carry", "blend"):
             order = Merge(how=how, start=0, stop=self.layout.num_values, alpha=0.5)
             seconds = []
-            for _ in range(self.pairs):
+            for _ in range(max(1, self.pairs // 4)):  # each moves the model twice
                 began_at = monotonic_s()
-                merge_(self.loop.model, self.layout, vectors=self.vectors, merge=order)
+                merge_(self.loop.model, self.layout, vectors=vectors, merge=order)
                 synchronise(self.device)
                 seconds.append(monotonic_s() - began_at)
             yield {"question": "merge", "how": how, "seconds": round(median(seconds), 4)}
+
+
+def goals(step: dict[str, Any], exchange: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures that the trainer is to reach on an H100, and which of them it does."""
+    beside = next(line["ratio"] for line in exchange if line["question"] == "beside")
+    merge_s = next(line["seconds"] for line in exchange if line.get("how") == "carry")
+    lost_s = max(0.0, beside - 1) * step["step_s"] + merge_s
+    share = lost_s / (STEPS_OF_A_ROUND * step["step_s"])
+    memory = None if step["peak_gb"] is None else step["peak_gb"] / step["predicted_gb"]
+    return {
+        "question": "goals",
+        "mfu": step["mfu"],
+        "memory": memory and round(memory, 3),
+        "exchange": round(share, 4),
+        "reached": {
+            "mfu": step["mfu"] >= LEAST_MFU,
+            "memory": memory and abs(memory - 1) <= MEMORY_WITHIN,
+            "exchange": share <= MOST_LOST,
+        },
+    }
 
 
 def reference(device: torch.device, *, precision: Precision | None = None) -> dict[str, Any]:
@@ -447,6 +526,7 @@ def synchronise(device: torch.device) -> None:
 
 def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
