@@ -56,6 +56,7 @@ class PeerJoined(Struct, frozen=True, kw_only=True, tag="peer_joined"):
     reachable: bool
     place: str = ""
     trains: bool = True  # False: it reads along, as `atoll chat` does
+    peak_flops: float = 0.0  # per second, of its devices, as it says; 0: unknown
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True, tag="peer_left"):

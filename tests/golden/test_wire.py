@@ -43,6 +43,7 @@ EXAMPLES: tuple[wire.Message, ...] = (
         device="CPU",
         samples_per_s=12.5,
         round_trips=(wire.RoundTrip(peer=BEN, seconds=0.0625),),
+        peak_flops=312e9,
     ),
     wire.Contribution(
         round=ROUND, leases=(LeaseId(3),), num_steps=10, mean_loss=2.5, digests=(D1, D2)

@@ -85,6 +85,7 @@ def test_status_for_programs(trained, atoll, config):
     assert (view["committed"], view["rounds"], view["num_tokens"]) == (ROUNDS, ROUNDS, tokens)
     (anna,) = (peer for peer in view["peers"] if peer["num_tokens"])  # a reader has none
     assert (anna["name"], anna["place"], anna["num_tokens"]) == ("anna", "Lisbon", tokens)
+    assert anna["peak_flops"] > 1e6, "its trainer has measured it, or a data sheet says it"
     assert len(view["losses"]) == ROUNDS
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from atoll.config import SyncConfig
-from atoll.host.numbers import rate_of
+from atoll.host.numbers import peak_of, rate_of
 from atoll.ids import INITIAL, Digest, PeerId, RoundId
 from atoll.net.wire import Address, Hello
 from atoll.sentences import one_line
@@ -23,6 +23,7 @@ class Member:
     peer: PeerId
     name: str
     device: str = ""
+    peak_flops: float = 0.0  # of its devices, as it says; 0: unknown
     trains: bool = True
     address: Address | None = None  # where others can reach it; None until the host has tried
     probed: bool = False  # the host has tried to reach it
@@ -130,11 +131,26 @@ class Membership:
             device = one_line(device) or member.device
             self._put(replace(member, round=round_id, state=state, device=device))
 
-    def measure(self, peer: PeerId, *, up: float, down: float, samples_per_s: float = 0.0) -> None:
+    def measure(
+        self,
+        peer: PeerId,
+        *,
+        up: float,
+        down: float,
+        samples_per_s: float = 0.0,
+        peak_flops: float = 0.0,
+    ) -> None:
         """Note how fast the member's line is, and its trainer; what is no rate is none."""
         if member := self.members.get(peer):
-            speed = rate_of(samples_per_s)
-            self._put(replace(member, up=rate_of(up), down=rate_of(down), samples_per_s=speed))
+            self._put(
+                replace(
+                    member,
+                    up=rate_of(up),
+                    down=rate_of(down),
+                    samples_per_s=rate_of(samples_per_s),
+                    peak_flops=peak_of(peak_flops),
+                )
+            )
 
     def rest(self, peer: PeerId, *, rests: bool) -> None:
         """Note that the member was paused by its owner, or goes on."""

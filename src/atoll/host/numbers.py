@@ -8,6 +8,8 @@ from typing import Final
 
 SLOWEST: Final = 1e-6  # per second: a byte in eleven days
 FASTEST: Final = 1e15
+LEAST_PEAK: Final = 1e6  # operations per second; a computer of the size of a coin does more
+LARGEST_PEAK: Final = 1e21  # a million of the largest GPUs
 # Nats per token, or what else a model learns by. Whose model has gone astray is heard: its norm is
 # clipped, and it is well again after that. Times all the tokens of a round this is a number yet.
 LARGEST_LOSS: Final = 1e200
@@ -16,6 +18,11 @@ LARGEST_LOSS: Final = 1e200
 def rate_of(said: float) -> float | None:
     """Return the rate that a member says, whatever it is of, per second; None: it is none."""
     return said if SLOWEST <= said <= FASTEST else None  # false for a NaN, too
+
+
+def peak_of(said: float) -> float:
+    """Return what the devices of a member do at most, as it says, per second; 0: it is unknown."""
+    return said if LEAST_PEAK <= said <= LARGEST_PEAK else 0.0
 
 
 def is_loss(said: float) -> bool:

@@ -31,6 +31,7 @@ from atoll.net.records import (
 from atoll.traffic import Traffic
 
 KEPT_ROUNDS = 120  # with all that is known of them; of the others the loss curve tells
+LARGEST_MFU = 2.0  # what a peer says that is more is not true; a peak that was measured may be low
 UTILISED_OVER = 5  # commits, for the utilisation of a peer
 
 
@@ -50,7 +51,8 @@ class PeerView(Struct, kw_only=True):
     token_share: float = 0.0  # of all committed tokens
     loss: float = 0.0  # of its newest contribution that was committed
     tokens_per_s: float = 0.0
-    mfu: float | None = None  # of its devices; None: unknown, as with those in no table
+    peak_flops: float = 0.0  # per second, of its devices; 0: unknown
+    mfu: float | None = None  # of its devices; None: unknown
     step: int = 0  # inner steps that it has done in the run
     utilisation: float | None = None  # share of the last rounds that it trained; None: unknown
     state_differs: bool = False  # the one that it reported last is not the agreed one
@@ -267,15 +269,19 @@ class Fold:
                 self._note_round_event(event, at=line.at)
 
     def _mfu(self, view: PeerView) -> float | None:
-        """Return which part of its peak the peer reaches in a step, if its devices are known."""
-        peak_flops = peak_of_peer(view.device)
-        return None if peak_flops is None else view.tokens_per_s * self._token_flops / peak_flops
+        """Return which part of its peak the peer reaches in a step, if that is known."""
+        if not view.peak_flops:
+            return None
+        part = view.tokens_per_s * self._token_flops / view.peak_flops
+        return part if part <= LARGEST_MFU else None
 
     def _join(self, view: PeerView, event: events.PeerJoined, *, at: float) -> None:
         view.name, view.is_in, view.seen_at = event.name, True, at
         self.names[event.peer] = event.name
         view.device, view.reachable, view.place = event.device, event.reachable, event.place
         view.trains = event.trains
+        # Members of earlier releases do not say it; some of their devices are in the table.
+        view.peak_flops = event.peak_flops or peak_of_peer(event.device) or 0.0
 
     def _note_round_event(self, event: events.Event, *, at: float) -> None:
         match event:

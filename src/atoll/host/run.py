@@ -271,6 +271,7 @@ def _on_at_state(run: Run, peer: PeerId, message: wire.AtState) -> list[Effect]:
         up=message.up_bytes_per_s,
         down=message.down_bytes_per_s,
         samples_per_s=message.samples_per_s,
+        peak_flops=message.peak_flops,
     )
     _note_round_trips(run, peer, message.round_trips)
     agreed = run.agreed.get(round_id)
@@ -290,6 +291,7 @@ def _welcome_in(run: Run, peer: PeerId) -> list[Effect]:
         peer=peer,
         name=member.name,
         device=member.device,
+        peak_flops=member.peak_flops,
         reachable=member.address is not None,
         place=member.place,
         trains=member.trains,

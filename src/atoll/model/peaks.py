@@ -1,6 +1,7 @@
 """What devices of this machine were measured to do at most, remembered: a file in the cache.
 
-    atoll doctor --measures (train/peak.py)--> peaks.json --> atoll plan, for device = "own"
+    atoll doctor (train/peak.py)--> peaks.json --> atoll plan, for device = "own"
+                                                          --> a trainer, for the peer's MFU
 
 Another machine that shares the directory has entries of its own, and so has another torch. Of
 several measurements the fastest counts: what else a machine has to do only makes them slower.
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from atoll.durable import write_whole
 
@@ -42,13 +44,19 @@ def remember(found: MeasuredPeak, *, cache: Path) -> MeasuredPeak:
     """
     others, best = [], found
     for known in read_peaks(cache):
-        if msgspec.structs.replace(known, flops=found.flops) == found:
+        if structs.replace(known, flops=found.flops) == found:
             best = max(best, known, key=lambda peak: peak.flops)
         else:
             others.append(known)
     cache.mkdir(parents=True, exist_ok=True)
     write_whole(cache / FILE, msgspec.json.encode([*others, best]))
     return best
+
+
+def fastest_like(kind: MeasuredPeak, *, cache: Path) -> float | None:
+    """Return what was measured of such a device before, per second; None: it never was."""
+    known = read_peaks(cache)
+    return max((p.flops for p in known if structs.replace(kind, flops=p.flops) == p), default=None)
 
 
 def own_peak_flops(cache: Path) -> float:

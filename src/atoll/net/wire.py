@@ -133,7 +133,8 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
     """The peer is ready on its device: it holds the state of `round`, which has this digest.
 
     `traffic` is what it has sent and received since it said so last; the rates are those of its
-    line, as measured by what it moved, and `samples_per_s` is that of its inner steps; 0: unknown.
+    line, as measured by what it moved, and `samples_per_s` is that of its inner steps; `peak_flops`
+    is what its devices do at most, per second, in products such as it trains with; 0: unknown.
     `round_trips` are those that it has measured, and not told of on this connection.
     """
 
@@ -145,6 +146,7 @@ class AtState(Struct, frozen=True, kw_only=True, tag_field="t", tag="at_state"):
     down_bytes_per_s: float = 0.0
     samples_per_s: float = 0.0
     round_trips: Annotated[tuple[RoundTrip, ...], Meta(max_length=MAX_ROUND_TRIPS)] = ()
+    peak_flops: float = 0.0
 
 
 class Contribution(Struct, frozen=True, kw_only=True, tag_field="t", tag="contribution"):

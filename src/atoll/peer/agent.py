@@ -298,7 +298,7 @@ class Agent:
         training.inner = self._home.newest_inner(member.state.round)
         if training.inner is None and self._peer.fetch_moments:
             training.inner = await member.fetch_moments()
-        member.device = await training.start(self._dataset.folder)
+        await training.start(self._dataset.folder)
         member.is_prepared = True
         member.report_state()
 

@@ -75,7 +75,6 @@ class Member:
         self.commits = home.commits()
         self.is_prepared = training is None
         self.has_begun = home.can_begin  # the state is one; if not, the weights of state 0 lack
-        self.device = ""  # what the trainer runs on, once it does
         self._link = link
         self._manifest = manifest_of(state, run=home.run)
         self.said: tuple[RoundId, Digest] | None = None  # the state that our newest Hello named
@@ -134,16 +133,17 @@ class Member:
         if self.has_begun and self.is_prepared and self.board.base is None:
             self.links.end_round()
             round_id, digest = self.held_state
-            local = self.local
+            training = None if self.local is None else self.local.training
             report = wire.AtState(
                 round=round_id,
                 state=digest,
-                device=self.device,
+                device="" if training is None else training.started.device,
                 traffic=self.accounts.untold,
                 up_bytes_per_s=self.links.up.estimate or 0.0,
                 down_bytes_per_s=self.links.down.estimate or 0.0,
-                samples_per_s=0.0 if local is None else local.training.speed.samples_per_s,
+                samples_per_s=0.0 if training is None else training.speed.samples_per_s,
                 round_trips=self.links.round_trips.news(),
+                peak_flops=0.0 if training is None else training.started.peak_flops,
             )
             if self._link.send(report):
                 self.accounts.untold = Traffic()

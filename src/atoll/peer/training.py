@@ -26,7 +26,7 @@ from atoll.peer.patience import Patience
 from atoll.peer.speed import Speed
 from atoll.peer.trainer import StartTrainer, Trainer
 from atoll.peer.work import LocalWork
-from atoll.train.channel import Evaluated, How, Stepped, Train
+from atoll.train.channel import Evaluated, How, Started, Stepped, Train
 from atoll.train.launch import TrainerDied
 from atoll.train.shared import SharedVectors
 
@@ -77,6 +77,7 @@ class Training:
         self._lives = 0  # of trainers that have started
         self._deaths = 0
         self._patience = Patience()
+        self.started = Started(device="", threads=0)  # what the newest trainer says of itself
         self._steps_s = 0.0
         self._has_stepped = False
         self._loss = Loss()  # of the work that is not offered
@@ -89,16 +90,15 @@ class Training:
         self._paused = asyncio.Event()
         self._resumed = asyncio.Event()
 
-    async def start(self, dataset: Path) -> str:
-        """Start the trainer from the global weights; return the device.
+    async def start(self, dataset: Path) -> None:
+        """Start the trainer from the global weights; `started` is then what it says of itself.
 
         Raises:
             RunError: it died three times in a row.
         """
         self._dataset = dataset
-        while (trainer := await self._alive()) is None:
+        while await self._alive() is None:
             await self._resumed.wait()
-        return trainer.started.device
 
     async def mind(self) -> None:
         """Notice the death of a trainer that has nothing to do, and start the next; for ever.
@@ -425,8 +425,8 @@ class Training:
                 self._lives += 1
                 self._is_new.set()
                 self._has_stepped = False
-                started = self._trainer.started
-                self._emit(TrainerStarted(pid=self._trainer.pid, device=started.device))
+                self.started = self._trainer.started
+                self._emit(TrainerStarted(pid=self._trainer.pid, device=self.started.device))
                 if self.inner is not None and await asyncio.to_thread(self.inner.exists):
                     await self._load(self.inner)
             return self._trainer

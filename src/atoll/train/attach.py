@@ -57,10 +57,11 @@ from atoll.train.channel import (
     Train,
     Trained,
 )
-from atoll.train.device import device_name
+from atoll.train.device import computes_in_bf16, device_name
 from atoll.train.inner import load_batch
 from atoll.train.optim import InnerOptimizer
 from atoll.train.parallel import ALONE, Ranks
+from atoll.train.peak import cache_of, peak_at_start
 from atoll.train.ranks import Followers
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
@@ -177,6 +178,16 @@ class _Work:
         return self.done.report(halted=bool(self.spans))
 
 
+def _started(setup: Setup, device: torch.device) -> Started:
+    # How the loop computes is its own business: its yardstick is what the device is made for.
+    bf16 = computes_in_bf16(device, width=setup.config.model.width)
+    return Started(
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        peak_flops=peak_at_start(device, bf16=bf16, cache=cache_of(setup.peer)),
+    )
+
+
 class Replica:
     """The caller's model as a part of the run. Made by `attach`; a context that leaves the run.
 
@@ -202,8 +213,7 @@ class Replica:
         nobody = Followers(setup, 1, on_end=lambda _: None)
         self._server = ReplicaServer(inner, layout, vectors, channel, nobody)
         load_flat_(inner.model, vectors.global_N, layout)
-        device = next(inner.model.parameters()).device
-        channel.send(Started(device=device_name(device), threads=torch.get_num_threads()))
+        channel.send(_started(setup, next(inner.model.parameters()).device))
         self._serve()
 
     @property

@@ -159,6 +159,7 @@ class Started(Struct, frozen=True, kw_only=True, tag_field="t", tag="started"):
 
     device: str
     threads: int
+    peak_flops: float = 0.0  # per second, of all devices of the peer in such products; 0: unknown
 
 
 class Stepped(Struct, frozen=True, kw_only=True, tag_field="t", tag="stepped"):

@@ -107,6 +107,14 @@ class Ranks:
         dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return int(agreed)
 
+    def total(self, number: float) -> float:
+        """Return the sum of the numbers that the ranks have."""
+        if self.mesh is None:
+            return number
+        total = torch.tensor(number, device=self.mesh.device_type)
+        dist.all_reduce(total)
+        return float(total)
+
     def spread_(self, held: Iterable[Tensor]) -> None:
         """Give ranks of other machines the values that those of the first hold in their place."""
         if self._has_copies:

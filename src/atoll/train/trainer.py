@@ -62,6 +62,7 @@ from atoll.train.inner import Computing, InnerLoop
 from atoll.train.inspect import inspect_state
 from atoll.train.loss import CHUNK_LOGITS
 from atoll.train.parallel import ALONE, Ranks, join, shard_
+from atoll.train.peak import cache_of, peak_at_start
 from atoll.train.ranks import Followers
 from atoll.train.recompute import recompute_
 from atoll.train.replica import ReplicaServer
@@ -162,6 +163,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     chosen = MicroBatchFile(peer.directory, config, how, device=name_of(devices))
     free_bytes = free_memory(device, num_ranks=len(devices), limit_bytes=limit_bytes)
     micro_batch = choose(config, how, chosen, ranks=ranks, free_bytes=free_bytes)
+    peak_flops = ranks.total(peak_at_start(device, bf16=bf16, cache=cache_of(peer)))
     loop = InnerLoop(
         build(config.model, device, ranks=ranks, precision=precision, compiler=compiler),
         Batches(Dataset.open(Path(setup.dataset)), seed=config.seed),
@@ -175,7 +177,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     name = name_of(devices)
     if how.machines > 1:
         name = f"{how.machines} machines with {name}"
-    return Made(loop, Started(device=name, threads=threads), chosen)
+    return Made(loop, Started(device=name, threads=threads, peak_flops=peak_flops), chosen)
 
 
 def choose_precision(

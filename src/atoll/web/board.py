@@ -258,6 +258,7 @@ def _row(view: PeerView) -> Document:
         "share": significant(view.token_share),
         "loss": significant(view.loss, 4),
         "tps": significant(view.tokens_per_s),
+        "mfu": None if view.mfu is None else significant(view.mfu, 2),
         "utilisation": None if view.utilisation is None else round(view.utilisation, 2),
         "sent": view.traffic.sent,
         "received": view.traffic.received,

@@ -23,7 +23,7 @@ MAX_QUEUED = 6  # deltas that a viewer may be behind
 MAX_VIEWERS = 500
 TOLD_AT_ONCE = 10  # viewers: then the host has its turn, before the next ones are written to
 # What changes all the time: a row where nothing else has changed may wait.
-RESTLESS = frozenset({"tps", "progress", "arrived", "formed", "up", "down", "loss", "share"})
+RESTLESS = frozenset({"tps", "mfu", "progress", "arrived", "formed", "up", "down", "loss", "share"})
 
 
 class Publisher:

@@ -9,7 +9,15 @@ from msgspec.structs import replace
 from tests.unit.host.scene import BUILT_IN, SYNC, A, B, Scene, contribution, state
 
 from atoll.host.effects import Report
-from atoll.host.numbers import FASTEST, SLOWEST, is_loss, rate_of
+from atoll.host.numbers import (
+    FASTEST,
+    LARGEST_PEAK,
+    LEAST_PEAK,
+    SLOWEST,
+    is_loss,
+    peak_of,
+    rate_of,
+)
 from atoll.ids import INITIAL, RoundId
 from atoll.net import records, wire
 
@@ -25,6 +33,7 @@ messages = st.one_of(
         up_bytes_per_s=numbers,
         down_bytes_per_s=numbers,
         samples_per_s=numbers,
+        peak_flops=numbers,
     ),
     st.builds(contribution, st.just(A), round_id=rounds, loss=numbers),
     st.builds(
@@ -79,6 +88,16 @@ def test_what_is_no_rate_is_none(number):
 
 def test_rates_are_what_was_said():
     assert [rate_of(number) for number in (SLOWEST, 1.0, FASTEST)] == [SLOWEST, 1.0, FASTEST]
+
+
+@pytest.mark.parametrize("number", [nan, inf, -inf, -1e12, 0.0, LEAST_PEAK / 2, 2 * LARGEST_PEAK])
+def test_what_is_no_peak_is_unknown(number):
+    assert peak_of(number) == 0.0
+
+
+def test_peaks_are_what_was_said():
+    said = (LEAST_PEAK, 3e11, LARGEST_PEAK)
+    assert [peak_of(number) for number in said] == list(said)
 
 
 @pytest.mark.parametrize("number", [nan, inf, -inf, 1e201])

@@ -59,6 +59,23 @@ def test_a_known_device_has_a_utilisation(recorded, device, peak_flops):
     assert view.peers[0].mfu == (None if peak_flops is None else pytest.approx(flops / peak_flops))
 
 
+@pytest.mark.parametrize(
+    ("device", "says", "peak_flops"),
+    [
+        ("CPU", 3e11, 3e11),
+        ("NVIDIA H100 80GB HBM3", 60e12, 60e12),  # in fp32, as it has measured
+        ("CPU", 0.0, None),
+        ("CPU", 1e6, None),  # a million times its peak: not true
+    ],
+)
+def test_a_peer_says_what_its_devices_do_at_most(recorded, device, says, peak_flops):
+    here = events.PeerJoined(peer=ANNA, name="anna", device=device, reachable=True, peak_flops=says)
+    view = overview(records(recorded), stamp(here, trained(ANNA, tokens_per_s=100.0)))
+    length = CONFIG.data.sequence_length
+    flops = 100.0 * flops_per_token(CONFIG.model, sequence_length=length)
+    assert view.peers[0].mfu == (None if peak_flops is None else pytest.approx(flops / peak_flops))
+
+
 def test_the_bytes_of_all_records_add_up(recorded):
     told = Moved(traffic=(PeerTraffic(peer=ANNA, traffic=Traffic(state_sent=5)),))
     before = overview(records(recorded), [])

@@ -242,6 +242,7 @@ const COLUMNS = [
   ["doing", "Doing", (peer) => el("span", { class: `tag ${peer.doing.replace(" ", "-")}` }, [peer.doing])],
   ["device", "Device", (peer) => machineCell(peer)],
   ["tps", "Tokens/s", (peer) => (peer.in && peer.tps ? m.count(peer.tps) : "–"), "num"],
+  ["mfu", "MFU", (peer) => (peer.in && peer.tps && peer.mfu !== null ? m.percent(peer.mfu) : "–"), "num"],
   ["tokens", "Tokens", (peer) => m.count(peer.tokens), "num"],
   ["share", "Share", (peer) => m.percent(peer.share), "num"],
   ["utilisation", "Busy", (peer) => (peer.in && peer.utilisation !== null ? m.percent(peer.utilisation) : "–"), "num"],
