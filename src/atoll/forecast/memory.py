@@ -108,6 +108,17 @@ def peer_memory(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> Pee
     return _with(config, group, agent, max(1, fits))  # 1 is what is shown if nothing fits
 
 
+def _trainer_host_bytes(config: RunConfig, group: GroupConfig) -> int:
+    """Return what the trainer holds beside its devices; on one machine, all ranks together.
+
+    While the moments are written to disk, they are there once more. A snapshot of a device with a
+    memory of its own goes through pinned memory, which torch keeps (train/exchanged.py).
+    """
+    largest_part = max(part.stop - part.start for part in layout_of(config).fragments)
+    pinned = 0 if group.hardware.memory_bytes is None else FP32_BYTES * largest_part
+    return moment_bytes(config) + pinned + group.devices * TRAINER_PROCESS_BYTES
+
+
 def training_of(group: GroupConfig, micro_batch: int) -> Training:
     """Return how a peer of the group trains."""
     bf16 = group.hardware.computes_in_bf16
@@ -131,8 +142,7 @@ def _with(config: RunConfig, group: GroupConfig, agent: AgentBytes, micro_batch:
     return PeerMemory(
         micro_batch=micro_batch,
         agent=agent,
-        # While the moments are written to disk, they are there once more.
-        trainer_host=moment_bytes(config) + group.devices * TRAINER_PROCESS_BYTES,
+        trainer_host=_trainer_host_bytes(config, group),
         trainer=trainer,
         device=trainer.total + reserved,
         host_has=round(group.memory_gib * GIB),
