@@ -4,7 +4,7 @@ Tensors are fake: of each, torch computes size, dtype and device, and no values.
 as on CUDA, at full size, and says how much memory there is at once and where the CPU has to wait
 for the device. `pretended_cuda.cpp` is the library.
 
-One line of JSON for each case: the waits of a step, peaks as bytes of the prediction, and what a
+One line of JSON for each case: the waits of a step, peaks as shares of the prediction, and what a
 snapshot asks of its stream.
 """
 
@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+import atoll
 from atoll.config import DataConfig, InnerConfig, RunConfig, SourceConfig, SyncConfig
 from atoll.data.batches import Batch
 from atoll.model.layout import layout_of
@@ -41,6 +42,7 @@ from atoll.train.recompute import recompute_
 from atoll.train.shared import SharedVectors
 from atoll.train.trainer import build
 
+OURS = str(Path(atoll.__file__).parent)
 CUDA = torch.device("cuda", 0)
 MODEL = replace(PRESETS["1b"], num_layers=2)
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default}
@@ -95,7 +97,7 @@ def _comes_from_the_device(args: object, result: object) -> bool:
 
 def _our_line() -> str:
     """Return the innermost line of atoll, and what it says."""
-    ours = [f for f in traceback.extract_stack() if "/atoll/" in f.filename]
+    ours = [f for f in traceback.extract_stack() if f.filename.startswith(OURS)]
     return f"{Path(ours[-1].filename).name}: {ours[-1].line}"
 
 
