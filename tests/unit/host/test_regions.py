@@ -185,7 +185,8 @@ def test_who_comes_later_joins_the_smallest_region_and_comes_back_to_it():
     late = PeerId("7" * 32)
     scene.join(late)
     sizes = [len(members(scene, region)) for region in range(NUM_REGIONS)]
-    assert max(sizes) == SIZE
+    assert sizes == [SIZE] * NUM_REGIONS
+    assert scene.run.round.tree.widths == TREE, "and it is not divided anew"
     region = region_of(scene, late)
     scene.lost(late)
     scene.join(late)

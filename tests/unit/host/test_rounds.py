@@ -166,6 +166,21 @@ def test_when_all_that_were_waited_for_are_gone_the_round_waits_for_whoever_was_
     assert decide(rnd, at=6, connected=there) == Close((B,), "all delivered")
 
 
+def test_of_those_who_were_only_invited_the_first_is_not_enough():
+    rnd = opened(A, invited=(B, C))
+    arrive(rnd, B, at=10)
+    assert decide(rnd, at=11, connected=EVERYONE - {A}) == Wait("1 delivered, 2 are needed")
+
+
+def test_who_has_delivered_and_is_away_still_counts_for_the_quorum():
+    rnd = opened(A, B, C, D, E)
+    arrive(rnd, A, at=10)
+    arrive(rnd, B, at=10)
+    gone = {A, B}
+    expected = Wait("2 delivered, 3 are needed")
+    assert decide(rnd, at=1000, connected=EVERYONE - gone, away=gone) == expected
+
+
 def test_an_uninvited_latecomer_is_not_in_and_does_not_count():
     rnd = opened(A)
     arrive(rnd, B, at=1)
