@@ -26,6 +26,8 @@ _SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
 _IFREQ_NAME = struct.Struct("256s")
 # Of TCP_INFO, linux/tcp.h: tcpi_snd_mss, tcpi_sacked (packets), tcpi_bytes_acked.
 _ACKED = struct.Struct("=16xI8xI88xQ")
+_LEAST_ROUND_TRIP = struct.Struct("=148xI")  # tcpi_min_rtt, in microseconds
+_NO_ROUND_TRIP = 2**32 - 1
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 ACCEPT_S: Final = (
     0.01  # between two looks for a connection where the event loop does not tell of it
@@ -311,6 +313,17 @@ def num_confirmed(connected: socket.socket) -> int:
     told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
     packet_bytes, num_packets, num_bytes = _ACKED.unpack(told)
     return int(num_bytes + num_packets * packet_bytes)
+
+
+def least_round_trip_s(connected: socket.socket) -> float | None:
+    """Return the shortest round trip of the last minutes, in seconds; None: ours does not tell."""
+    if sys.platform != "linux":
+        return None
+    told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LEAST_ROUND_TRIP.size)
+    if len(told) < _LEAST_ROUND_TRIP.size:  # before Linux 4.6
+        return None
+    microseconds = int(_LEAST_ROUND_TRIP.unpack(told)[0])
+    return None if microseconds == _NO_ROUND_TRIP else microseconds / 1e6
 
 
 def interface_with(address: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 from atoll.errors import BadBlobError, BusyError, ConnectionLost, PeerError, ProtocolError
 from atoll.exchange.buffers import Buffers
@@ -66,6 +67,7 @@ class Links:
         self._confirmed_s = 0.0  # when they were, in busy time
         self._asked_at = 0.0
         self._idle: dict[PeerId, list[Connection]] = defaultdict(list)
+        self._open: dict[PeerId, WeakSet[Connection]] = defaultdict(WeakSet)  # also those in use
         self._closing: set[asyncio.Task[None]] = set()
         self._failed_in: dict[PeerId, int] = {}  # the last round in which it failed us
         self._num_rounds = 0
@@ -139,6 +141,7 @@ class Links:
                 await use(connection, part)
 
         async with self.to(address) as first:
+            self._note_round_trip(address.peer)
             num = num_connections(
                 self.round_trips.of(address.peer),
                 num_members=len({address.peer, *self._idle}),
@@ -161,8 +164,16 @@ class Links:
         connection = await self.transport.dial(
             address.host, address.port, expect=address.peer, timeout_s=DIAL_S
         )
-        self.round_trips.note(address.peer, connection.round_trip_s)
+        self._open[address.peer].add(connection)
+        self._note_round_trip(address.peer)
         return connection
+
+    def _note_round_trip(self, peer: PeerId) -> None:
+        """Note the shortest that one of our connections has seen: others began on busy lines."""
+        known_s = [one.round_trip_s for one in self._open[peer] if one.is_open]
+        self.round_trips.note(
+            peer, min((trip_s for trip_s in known_s if trip_s is not None), default=None)
+        )
 
     async def _kept(self, peer: PeerId) -> Connection | None:
         """Return a kept connection to the member, if there is one that it has not ended."""
@@ -176,6 +187,8 @@ class Links:
 
     def keep_only(self, peers: Collection[PeerId]) -> None:
         """Close the connections that are in no use now, but for those to these members."""
+        for peer in [peer for peer in self._open if peer not in peers]:
+            del self._open[peer]
         for peer in [peer for peer in self._idle if peer not in peers]:
             for connection in self._idle.pop(peer):
                 closing = asyncio.create_task(connection.close())

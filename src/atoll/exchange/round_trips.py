@@ -1,4 +1,4 @@
-"""How long it takes to others and back: as long as it took to reach them when we dialled. Pure."""
+"""How long it takes to others and back, by the connections that we have dialled. Pure."""
 
 from typing import Final
 

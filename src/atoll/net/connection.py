@@ -114,6 +114,12 @@ class Stream(asyncio.BufferedProtocol):
             return 0
         return system.num_confirmed(self._transport.get_extra_info("socket"))
 
+    def least_round_trip_s(self) -> float | None:
+        """Return the shortest round trip of the last minutes; None: nobody tells."""
+        if self._transport is None or self.closed.is_set():
+            return None
+        return system.least_round_trip_s(self._transport.get_extra_info("socket"))
+
     def pull(self) -> bool:
         """Decrypt more of what has arrived, if anything; return whether that was so."""
         if self._discarding:
@@ -247,8 +253,8 @@ class TcpConnection:
     `peer` is its owner; None: our run's authority has not vouched for it.
     """
 
-    def __init__(self, stream: Stream, *, meter: Meter) -> None:
-        self.round_trip_s: float | None = None
+    def __init__(self, stream: Stream, *, meter: Meter, dialled_in_s: float | None = None) -> None:
+        """`dialled_in_s` is how long the first answer took, if we have dialled."""
         self.certificate = stream.tls.certificate
         self.peer = proven_peer(self.certificate) if stream.tls.vouched else None
         # Of one that is gone already, some systems say no address. An IPv6 socket shows an IPv4
@@ -263,12 +269,20 @@ class TcpConnection:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._stream = stream
         self._meter = meter
+        self._dialled_in_s = dialled_in_s
         self._pacing = RateLimit(0.0)  # of this connection alone
         self._sending = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
         return self._stream.end is None
+
+    @property
+    def round_trip_s(self) -> float | None:
+        if self._dialled_in_s is None:
+            return None
+        least_s = self._stream.least_round_trip_s()
+        return self._dialled_in_s if least_s is None else min(least_s, self._dialled_in_s)
 
     async def send(self, message: Message, payload: Buffer = b"") -> None:
         """Send the message and the raw bytes that it announces, with nothing in between.

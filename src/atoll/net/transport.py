@@ -33,13 +33,16 @@ class Connection(Protocol):
     """Two members talk. Every wait takes its deadline from the caller (`asyncio.timeout`).
 
     `peer` is who the other side proved to be; None: a stranger, or, to one who enrols, the host.
-    `round_trip_s` is how long the other side's system took to answer when we dialled; None: it is
-    not known, as of connections that others have dialled.
+    `round_trip_s` is the shortest time in which the other side's system has answered ours, as far
+    as is known: when we dialled, or since. (A first answer may have stood in the queue of a busy
+    line.) None: it is not known, as of connections that others have dialled.
     """
 
     peer: PeerId | None
     remote_host: str
-    round_trip_s: float | None
+
+    @property
+    def round_trip_s(self) -> float | None: ...
 
     @property
     def is_open(self) -> bool:
@@ -174,8 +177,7 @@ class TcpTransport:
                 await stream.shake_hands()
         except (OSError, UnicodeError) as error:
             raise _dial_error(where, error) from error
-        connection = self._connection(stream)
-        connection.round_trip_s = round_trip_s
+        connection = self._connection(stream, dialled_in_s=round_trip_s)
         if expect is not None and connection.peer != expect:
             await connection.close()
             message = f"{where} is peer {connection.peer}, not {expect}"
@@ -197,9 +199,9 @@ class TcpTransport:
 
         return TcpListener(_listening(host, port), answer=answer, serve=serve, limits=self._limits)
 
-    def _connection(self, stream: Stream) -> TcpConnection:
+    def _connection(self, stream: Stream, dialled_in_s: float | None = None) -> TcpConnection:
         try:
-            connection = TcpConnection(stream, meter=self._meter)
+            connection = TcpConnection(stream, meter=self._meter, dialled_in_s=dialled_in_s)
         except PeerError:
             stream.transport.abort()
             raise

@@ -346,6 +346,28 @@ def test_what_is_to_be_done_is_dealt_out_to_the_connections(delay_s, backs_off, 
     run(main())
 
 
+def test_whoever_was_dialled_over_a_busy_line_is_near_once_a_connection_knows_better():
+    async def main():
+        members = await Members(Network()).listen()
+        members.network.delays[1] = 2 * FAR_S
+        links, (to_b, _) = members.links, members.addresses
+        links.transport.backs_off = True
+        used = []
+
+        async def use(connection, _part):
+            used.append(connection)
+
+        await links.share_out(to_b, range(8), use)
+        assert len(used) == FAR_CONNECTIONS
+        used[0].round_trip_s = FAR_S / 8  # the others still have what they were dialled in
+        used.clear()
+        await links.share_out(to_b, range(8), use)
+        assert len(used) == 1
+        await links.close()
+
+    run(main())
+
+
 def test_when_one_connection_fails_all_end_and_none_is_used_again():
     async def main():
         members = await Members(Network()).listen()

@@ -76,9 +76,11 @@ def test_two_members_prove_their_keys_and_talk(anna, ben):
             dialled(ben, listener.port, expect=anna.peer_id) as connection,
         ):
             assert (connection.peer, connection.remote_host) == (anna.peer_id, LOCAL)
-            assert connection.round_trip_s > 0
+            dialled_in_s = connection.round_trip_s
+            assert dialled_in_s > 0
             await connection.send(PING)
             assert await connection.receive() == PING
+            assert 0 < connection.round_trip_s <= dialled_in_s
             assert seen == [(ben.peer_id, LOCAL)]
 
     asyncio.run(scenario())
