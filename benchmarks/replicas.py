@@ -38,7 +38,7 @@ from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import shares
 from atoll.exchange.reduce import reduce_slice
 from atoll.exchange.step import apply_updates_, slices_of
-from atoll.ids import Lease, PeerId, RoundId
+from atoll.ids import Buffer, Lease, PeerId, RoundId
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_
 from atoll.model.layout import Fragment, layout_of
@@ -147,7 +147,7 @@ class Replica:
         part = Snapshot(start=fragment.start, stop=fragment.stop)
         start_snapshot(self.loop.model, self.layout, vectors=self.vectors, snapshot=part)
 
-    def contribution(self, state: PeerState) -> list[bytes]:
+    def contribution(self, state: PeerState) -> list[Buffer]:
         """Return the encoded slices of the snapshot for the round after `state`."""
         codec = CODECS[self.config.sync.codec]
         vectors = Vectors(state.params_N, self.vectors.snapshot_N, self.kept_N, self.pending_N)
@@ -193,7 +193,7 @@ def peer_id(place: int) -> PeerId:
 
 
 def shares_of(
-    contributions: Mapping[PeerId, Sequence[bytes]],
+    contributions: Mapping[PeerId, Sequence[Buffer]],
     num_tokens: Mapping[PeerId, int],
     config: RunConfig,
     round_id: RoundId,
@@ -208,11 +208,11 @@ def shares_of(
 
 
 def reduce(
-    contributions: Mapping[PeerId, Sequence[bytes]],
+    contributions: Mapping[PeerId, Sequence[Buffer]],
     share: Mapping[PeerId, float],
     config: RunConfig,
     round_id: RoundId,
-) -> list[bytes]:
+) -> list[Buffer]:
     """Return the updates of a round with this roster."""
     codec, update_codec = CODECS[config.sync.codec], CODECS[config.sync.update_codec]
     return [
@@ -226,7 +226,7 @@ def reduce(
     ]
 
 
-def norm_of(payloads: Sequence[bytes], codec: str, sizes: Sequence[int]) -> float:
+def norm_of(payloads: Sequence[Buffer], codec: str, sizes: Sequence[int]) -> float:
     """Return the norm of what these slices decode to, which are checked as others' are."""
     squares = (CODECS[codec].check(*each) for each in zip(payloads, sizes, strict=True))
     return float(sum(squares) ** 0.5)
@@ -359,7 +359,7 @@ class Fleet:
             else:
                 replica.carry(self.state, fragment, before_N=before_N)
 
-    def _apply_(self, updates: Sequence[bytes]) -> None:
+    def _apply_(self, updates: Sequence[Buffer]) -> None:
         """Do what `apply_updates_` does, with the factors of the rule."""
         round_id = RoundId(self.state.round + 1)
         outer, damping = self.config.outer, self.rule(self.seen)

@@ -49,7 +49,8 @@ class Member:
         self.codec = CODECS[setup.codec]
         self.transport = TcpTransport(self.identity, Limits(congestion=setup.congestion))
         self.links = Links(self.transport)
-        self.blobs = BlobStore(folder / "updates")
+        # Updates are the same in each exchange: none may be there already.
+        self.blobs = BlobStore(folder / "updates", young_turns=0)
         self.states = BlobStore(folder / "states")
         self.states.put(digest_of(CHUNK), CHUNK)
         self.outbox: asyncio.Queue[wire.Message] = asyncio.Queue()
@@ -119,7 +120,7 @@ class Member:
         return mean
 
     async def contribute(self, plan: wire.Plan, vector: Vector) -> None:
-        contribution = EncodedContribution(plan.round, self.bounds)
+        contribution = EncodedContribution(plan.round, self.bounds, self.links.buffers)
         order = send_order([(run.start, run.stop) for run in plan.reductions])
         vectors = Vectors(vector, self.zeros)
         async with asyncio.TaskGroup() as group:
@@ -131,6 +132,7 @@ class Member:
                     round=plan.round, leases=(), num_steps=1, mean_loss=0.0, digests=digests
                 )
             )
+        contribution.close()
 
     async def deliver(self, run: wire.Reduction, contribution: EncodedContribution) -> None:
         indices = range(run.start, run.stop)
@@ -164,7 +166,7 @@ class Member:
     ) -> None:
         def decode(index: int, payload: Buffer) -> None:
             start, stop = self.bounds[index]
-            mean[start:stop] = self.codec.decode(payload, stop - start)
+            self.codec.decode(payload, stop - start, mean[start:stop])
 
         if run.reducer.peer == self.me:
             for index in range(run.start, run.stop):

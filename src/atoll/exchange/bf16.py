@@ -9,6 +9,8 @@ correctly rounded sums", IEEE Trans. Computers, 2008.
 Shapes: N values.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from atoll.exchange.values import (
     add_scaled_,
     bits_of,
     leave_ as leave_,
+    placed,
     refuse_unfit,
+    room_for,
     squared_norm,
     values_of,
 )
@@ -32,31 +36,33 @@ def encoded_bytes(num_values: int) -> int:
     return 2 * num_values
 
 
-def encode(x_N: NDArray[np.float64]) -> bytes:
-    bits_N = np.empty(len(x_N), "<u2")
-    if not _encode_(bits_N, x_N):
+def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
+    payload = room_for(encoded_bytes(len(x_N)), into)
+    if not _encode_(np.frombuffer(payload, "<u2"), x_N):
         refuse_unfit(x_N)
-    return bits_N.tobytes()
+    return payload
 
 
 def encode_difference(
     global_N: NDArray[np.float32],
     local_N: NDArray[np.float32],
     residual_N: NDArray[np.float32] | None = None,
-) -> bytes:
+    *,
+    into: bytearray | None = None,
+) -> bytearray:
     assert residual_N is None, "this codec keeps no residual"
-    bits_N = np.empty(len(global_N), "<u2")
-    if not _encode_difference_(bits_N, global_N, local_N):
+    payload = room_for(encoded_bytes(len(global_N)), into)
+    if not _encode_difference_(np.frombuffer(payload, "<u2"), global_N, local_N):
         refuse_unfit(np.subtract(global_N, local_N, dtype=np.float64))
-    return bits_N.tobytes()
+    return payload
 
 
 def check(payload: Buffer, num_values: int) -> float:
     return squared_norm(_widened(payload, num_values))
 
 
-def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
-    return _widened(payload, num_values).astype(np.float64)
+def decode(payload: Buffer, num_values: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    return placed(_widened(payload, num_values), into)
 
 
 def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) -> None:

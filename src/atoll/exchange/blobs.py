@@ -40,6 +40,10 @@ class BlobStore:
         """
         if digest_of(payload) != digest:
             raise BadBlobError(f"a blob is not the one that was asked for: {digest}")
+        self.keep(digest, payload)
+
+    def keep(self, digest: Digest, payload: Buffer) -> None:
+        """Keep, and raise, as `put` does, what was hashed by whoever formed it."""
         self._put_in[digest] = self._turn
         if self.get(digest) is not None:
             return

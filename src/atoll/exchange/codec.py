@@ -8,7 +8,7 @@ The codec is part of the plan of a round. Its bytes are little-endian and the sa
 Shapes: N values.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ class Codec(Protocol):
     def encoded_bytes(self, num_values: int) -> int:
         """Return how many bytes so many values take."""
 
-    def encode(self, x_N: NDArray[np.float64]) -> bytes:
-        """Return the payload.
+    def encode(self, x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
+        """Return the payload: `into`, if it is there, which has its size.
 
         Raises:
             BadUpdateError: some value is a NaN, infinite or too large.
@@ -39,7 +39,9 @@ class Codec(Protocol):
         global_N: NDArray[np.float32],
         local_N: NDArray[np.float32],
         residual_N: NDArray[np.float32] | None = None,
-    ) -> bytes:
+        *,
+        into: bytearray | None = None,
+    ) -> bytearray:
         """Return the payload of `global_N - local_N`, plus FEEDBACK times the residual.
 
         A codec without FEEDBACK takes no residual.
@@ -68,8 +70,10 @@ class Codec(Protocol):
             BadBlobError: it has the wrong size, or does not decode to finite values.
         """
 
-    def decode(self, payload: Buffer, num_values: int) -> NDArray[np.float64]:
-        """Return the N values.
+    def decode(
+        self, payload: Buffer, num_values: int, into: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return the N values in double; or in `into`, rounded to its type.
 
         Raises:
             BadBlobError: the payload has the wrong size.

@@ -4,7 +4,7 @@
 
 The first slices are on the wire while the others are still encoded, and none waits for the answer
 to the one before it. The encoded slices are kept until the commit, so that a reducer that takes
-over gets the same bytes.
+over gets the same bytes. Their memory is then used again for the next contribution.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, patience, unexpected
 from atoll.exchange.reduce import Reducer
@@ -49,14 +50,16 @@ class Vectors:
         return Vectors(self.global_N[start:stop], self.local_N[start:stop], *parts)
 
 
-def encode_slice(codec: Codec, vectors: Vectors) -> tuple[Digest, bytes]:
-    """Return the encoded pseudo-gradient of one slice, and its digest.
+def encode_slice(
+    codec: Codec, vectors: Vectors, into: bytearray | None = None
+) -> tuple[Digest, bytearray]:
+    """Return the encoded pseudo-gradient of one slice (`into`, if it is there), and its digest.
 
     Raises:
         BadUpdateError: a local parameter is a NaN or infinite.
     """
     global_N, local_N, residual_N = vectors.global_N, vectors.local_N, vectors.residual_N
-    payload = codec.encode_difference(global_N, local_N, residual_N)
+    payload = codec.encode_difference(global_N, local_N, residual_N, into=into)
     if vectors.pending_N is not None and residual_N is not None:
         np.copyto(vectors.pending_N, residual_N)
         codec.leave_(vectors.pending_N, payload, global_N=global_N, local_N=local_N)
@@ -66,11 +69,12 @@ def encode_slice(codec: Codec, vectors: Vectors) -> tuple[Digest, bytes]:
 class EncodedContribution:
     """The encoded slices of one contribution, each there as soon as it is encoded."""
 
-    def __init__(self, round_id: RoundId, slices: Slices) -> None:
+    def __init__(self, round_id: RoundId, slices: Slices, buffers: Buffers) -> None:
         self.round_id = round_id
         self._bounds = slices
+        self._buffers = buffers
         loop = asyncio.get_running_loop()
-        self._slices: list[asyncio.Future[tuple[Digest, bytes]]] = [
+        self._slices: list[asyncio.Future[tuple[Digest, bytearray]]] = [
             loop.create_future() for _ in slices
         ]
         self._brought_to: dict[PeerId | None, set[int]] = defaultdict(set)
@@ -91,10 +95,12 @@ class EncodedContribution:
             BadUpdateError: our own parameters must not be shared.
         """
 
-        def encoded(index: int) -> tuple[Digest, bytes]:
-            return encode_slice(codec, vectors.part(*self._bounds[index]))
+        def encoded(index: int) -> tuple[Digest, bytearray]:
+            start, stop = self._bounds[index]
+            room = self._buffers.take(codec.encoded_bytes(stop - start))
+            return encode_slice(codec, vectors.part(start, stop), room)
 
-        def keep(index: int, slice_: tuple[Digest, bytes]) -> None:
+        def keep(index: int, slice_: tuple[Digest, bytearray]) -> None:
             self._slices[index].set_result(slice_)
 
         todo = iter(list(order))
@@ -102,8 +108,14 @@ class EncodedContribution:
         await together(*(each_in_thread(encoded, todo, done=keep) for _ in encoders))
         return tuple([future.result()[0] for future in self._slices])
 
-    async def slice(self, index: int) -> tuple[Digest, bytes]:
+    async def slice(self, index: int) -> tuple[Digest, bytearray]:
         return await asyncio.shield(self._slices[index])
+
+    def close(self) -> None:
+        """Give all slices up: nobody encodes, or reads one, any more."""
+        for slice_ in self._slices:
+            if slice_.done() and not slice_.cancelled():
+                self._buffers.give(slice_.result()[1])
 
 
 async def deliver_to(
@@ -176,11 +188,11 @@ async def deliver_to_self(
     peer: PeerId,
     delivered: Delivered,
 ) -> None:
-    """Hand these slices to our own reducer."""
+    """Hand these slices to our own reducer, which gets copies: what it takes is its own."""
     for index in indices:
         digest, payload = await contribution.slice(index)
         if reducer.has(peer, index, digest):
             reducer.confirm(peer, index, digest)
         else:
-            await reducer.take(peer, index, digest, payload)
+            await reducer.take(peer, index, digest, reducer.copy_of(payload))
         delivered(index, 0)

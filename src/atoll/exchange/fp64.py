@@ -3,13 +3,17 @@
 Shapes: N values.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.exchange.values import (
     add_scaled_,
     leave_ as leave_,
+    placed,
     refuse_unfit,
+    room_for,
     squared_norm,
     values_of,
 )
@@ -22,26 +26,31 @@ def encoded_bytes(num_values: int) -> int:
     return 8 * num_values
 
 
-def encode(x_N: NDArray[np.float64]) -> bytes:
+def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
     refuse_unfit(x_N)
-    return x_N.astype("<f8", copy=False).tobytes()
+    payload = room_for(encoded_bytes(len(x_N)), into)
+    np.frombuffer(payload, "<f8")[:] = x_N
+    return payload
 
 
 def encode_difference(
     global_N: NDArray[np.float32],
     local_N: NDArray[np.float32],
     residual_N: NDArray[np.float32] | None = None,
-) -> bytes:
+    *,
+    into: bytearray | None = None,
+) -> bytearray:
     assert residual_N is None
-    return encode(np.subtract(global_N, local_N, dtype=np.float64))
+    return encode(np.subtract(global_N, local_N, dtype=np.float64), into)
 
 
 def check(payload: Buffer, num_values: int) -> float:
     return squared_norm(values_of(payload, dtype="<f8", num_values=num_values))
 
 
-def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
-    return values_of(payload, dtype="<f8", num_values=num_values).copy()
+def decode(payload: Buffer, num_values: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    values_N = values_of(payload, dtype="<f8", num_values=num_values)
+    return placed(values_N, np.empty(num_values) if into is None else into)
 
 
 def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) -> None:

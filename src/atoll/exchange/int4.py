@@ -11,6 +11,9 @@ residual is fl32(x - decoded). The difference is taken in fp32.
 Shapes: N values, K blocks of B = 32 values; zeros fill the last block.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
@@ -26,7 +29,10 @@ from atoll.exchange.values import (
     difference,
     float_of,
     narrowed,
+    placed,
     refuse_unfit,
+    room_for,
+    zeros,
 )
 from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
@@ -50,16 +56,19 @@ def encoded_bytes(num_values: int) -> int:
     return (2 + HALF) * _num_blocks(num_values)
 
 
-def encode(x_N: NDArray[np.float64]) -> bytes:
-    return _encoded(narrowed(x_N), ABSENT, ABSENT)
+def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
+    return _encoded((narrowed(x_N), ABSENT, ABSENT), into)
 
 
 def encode_difference(
     global_N: NDArray[np.float32],
     local_N: NDArray[np.float32],
     residual_N: NDArray[np.float32] | None = None,
-) -> bytes:
-    return _encoded(global_N, local_N, ABSENT if residual_N is None else residual_N)
+    *,
+    into: bytearray | None = None,
+) -> bytearray:
+    residual_N = ABSENT if residual_N is None else residual_N
+    return _encoded((global_N, local_N, residual_N), into)
 
 
 def leave_(
@@ -86,10 +95,10 @@ def check(payload: Buffer, num_values: int) -> float:
     return squares
 
 
-def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
-    x_N = np.zeros(num_values)
+def decode(payload: Buffer, num_values: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    x_N = zeros(num_values, into)
     accumulate_(x_N, payload, share=1.0)
-    return x_N
+    return placed(x_N, into)
 
 
 def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) -> None:
@@ -112,12 +121,10 @@ def _parts(payload: Buffer, num_values: int) -> tuple[NDArray[np.uint16], NDArra
     return scale_K, code_KH
 
 
-def _encoded(
-    x_N: NDArray[np.float32], local_N: NDArray[np.float32], residual_N: NDArray[np.float32]
-) -> bytes:
-    x_SG, local_SG, residual_SG = (
-        blocks_of(part_N, GROUP) for part_N in (x_N, local_N, residual_N)
-    )
+def _encoded(made_of: Sequence[NDArray[np.float32]], into: bytearray | None) -> bytearray:
+    """Encode what these are: x, what is subtracted, and the residual; each but x may be ABSENT."""
+    x_N, local_N, residual_N = made_of
+    x_SG, local_SG, residual_SG = (blocks_of(part_N, GROUP) for part_N in made_of)
     scale_K = np.empty(len(x_SG) * ROWS, "<u2")
     code_KH = np.empty((len(scale_K), HALF), np.uint8)
     if not _encode_(scale_K, code_KH, x_SG, local_SG, residual_SG):
@@ -125,8 +132,11 @@ def _encoded(
             residual = residual_N if len(residual_N) else None
             x_N = difference(x_N, local_N, residual, feedback=FEEDBACK)
         refuse_unfit(x_N)
-    num_blocks = _num_blocks(len(x_N))
-    return scale_K[:num_blocks].tobytes() + code_KH[:num_blocks].tobytes()
+    num_blocks, payload = _num_blocks(len(x_N)), room_for(encoded_bytes(len(x_N)), into)
+    payload_scale_K, payload_code_KH = _parts(payload, len(x_N))
+    payload_scale_K[:] = scale_K[:num_blocks]
+    payload_code_KH[:] = code_KH[:num_blocks]
+    return payload
 
 
 @inlined

@@ -9,6 +9,8 @@ on the hardware.
 Shapes: N values, K blocks of B = 128 values; zeros fill the last block.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from atoll.exchange.values import (
     leave_ as leave_,
     narrowed,
     refuse_unfit,
+    room_for,
 )
 from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, kernel, view_of
@@ -41,17 +44,19 @@ def encoded_bytes(num_values: int) -> int:
     return 4 * _num_blocks(num_values) + num_values
 
 
-def encode(x_N: NDArray[np.float64]) -> bytes:
-    return _encoded(narrowed(x_N), ABSENT)
+def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
+    return _encoded(x_N, ABSENT, into)
 
 
 def encode_difference(
     global_N: NDArray[np.float32],
     local_N: NDArray[np.float32],
     residual_N: NDArray[np.float32] | None = None,
-) -> bytes:
+    *,
+    into: bytearray | None = None,
+) -> bytearray:
     assert residual_N is None
-    return _encoded(global_N, local_N)
+    return _encoded(global_N, local_N, into)
 
 
 def check(payload: Buffer, num_values: int) -> float:
@@ -62,9 +67,12 @@ def check(payload: Buffer, num_values: int) -> float:
     return squares
 
 
-def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
-    x_N = np.zeros(num_values)
-    accumulate_(x_N, payload, share=1.0)
+def decode(payload: Buffer, num_values: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    scale_K, q_N = _parts(payload, num_values)
+    x_N = np.empty(num_values) if into is None else into
+    full = num_values // BLOCK * BLOCK
+    _decode_(x_N[:full].reshape(-1, BLOCK), scale_K, q_N[:full].reshape(-1, BLOCK))
+    x_N[full:] = np.float64(scale_K[-1:]) * q_N[full:]
     return x_N
 
 
@@ -87,28 +95,37 @@ def _parts(payload: Buffer, num_values: int) -> tuple[NDArray[np.float32], NDArr
     return scale_K, np.frombuffer(payload, dtype=np.int8, offset=4 * num_blocks)
 
 
-def _encoded(x_N: NDArray[np.float32], local_N: NDArray[np.float32]) -> bytes:
-    num_blocks = _num_blocks(len(x_N))
-    payload = np.empty((4 + BLOCK) * num_blocks, np.uint8)
-    scale_K = payload[: 4 * num_blocks].view("<f4")
-    q_KB = payload[4 * num_blocks :].view(np.int8).reshape(-1, BLOCK)
-    if not _encode_(scale_K, q_KB, blocks_of(x_N, BLOCK), blocks_of(local_N, BLOCK)):
-        refuse_unfit(difference(x_N, local_N) if len(local_N) else x_N)
-    return payload[: encoded_bytes(len(x_N))].tobytes()
+def _encoded(x_N: NDArray[Any], local_N: NDArray[np.float32], into: bytearray | None) -> bytearray:
+    payload = room_for(encoded_bytes(len(x_N)), into)
+    scale_K, q_N = _parts(payload, len(x_N))
+    full = len(x_N) // BLOCK
+    whole, rest = slice(full * BLOCK), slice(full * BLOCK, None)  # zeros fill up the last block
+    q_KB, rest_q_KB = blocks_of(q_N[whole], BLOCK), blocks_of(q_N[rest], BLOCK)
+    are_fit = [
+        _encode_(scale_K[a:b], q, blocks_of(x_N[part], BLOCK), blocks_of(local_N[part], BLOCK))
+        for a, b, q, part in ((0, full, q_KB, whole), (full, len(scale_K), rest_q_KB, rest))
+    ]
+    q_N[rest] = rest_q_KB.reshape(-1)[: len(q_N[rest])]
+    if not all(are_fit):
+        refuse_unfit(difference(x_N, local_N) if len(local_N) else narrowed(x_N))
+    return payload
 
 
 @kernel(
-    types.boolean(
-        buffer_of(types.float32),
-        buffer_of(types.int8, ndim=2),
-        view_of(types.float32, ndim=2),
-        view_of(types.float32, ndim=2),
+    *(
+        types.boolean(
+            buffer_of(types.float32),
+            buffer_of(types.int8, ndim=2),
+            view_of(value, ndim=2),
+            view_of(types.float32, ndim=2),
+        )
+        for value in (types.float32, types.float64)
     )
 )
 def _encode_(
     scale_K: NDArray[np.float32],
     q_KB: NDArray[np.int8],
-    x_KB: NDArray[np.float32],
+    x_KB: NDArray[Any],
     local_KB: NDArray[np.float32],
 ) -> bool:
     """Encode x - local, or x if that is ABSENT; return whether all values may travel."""
@@ -122,7 +139,7 @@ def _encode_(
                 x_B[j] = x_KB[k, j] - local_KB[k, j]
         else:
             for j in range(BLOCK):
-                x_B[j] = x_KB[k, j]
+                x_B[j] = np.float32(x_KB[k, j])
         largest = np.int32(0)
         for j in range(BLOCK):
             largest = max(largest, np.int32(bits_B[j] & NO_SIGN))
@@ -132,6 +149,18 @@ def _encode_(
         for j in range(BLOCK):
             q_KB[k, j] = np.int8(np.rint(x_B[j] / scale))
     return bool(largest_of_all <= LARGEST_BITS)
+
+
+@kernel(
+    *(
+        types.void(buffer_of(value, ndim=2), view_of(types.float32), view_of(types.int8, ndim=2))
+        for value in (types.float32, types.float64)
+    )
+)
+def _decode_(x_KB: NDArray[Any], scale_K: NDArray[np.float32], q_KB: NDArray[np.int8]) -> None:
+    for k in range(len(q_KB)):
+        for j in range(BLOCK):
+            x_KB[k, j] = np.float64(scale_K[k]) * np.float64(np.float32(q_KB[k, j]))
 
 
 @kernel(types.float64(view_of(types.float32), view_of(types.int8, ndim=2)))

@@ -17,11 +17,13 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec, partial_codec
+from atoll.exchange.values import zeros
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
 from atoll.units import KIB
@@ -35,10 +37,15 @@ AT_ONCE_BYTES = 512 * KIB  # are checked in a tenth of a millisecond: as long as
 
 
 def reduce_slice(
-    inputs: Sequence[tuple[Buffer, float]], *, codec: Codec, update_codec: Codec, num_values: int
-) -> bytes:
-    """Return the encoded mean of these (encoded slice, share) pairs, added in their order."""
-    total_N = np.zeros(num_values)
+    inputs: Sequence[tuple[Buffer, float]],
+    *,
+    codec: Codec,
+    update_codec: Codec,
+    num_values: int,
+    room_N: NDArray[np.float64] | None = None,
+) -> bytearray:
+    """Return the encoded mean of these (encoded slice, share) pairs, added in order in `room_N`."""
+    total_N = zeros(num_values, room_N)
     for payload, share in inputs:
         codec.accumulate_(total_N, payload, share=share)
     return update_codec.encode(total_N)
@@ -103,9 +110,9 @@ class Reducer:
         # Of each contributor and slice: the versions that are here, with their squared norms.
         self._taken: dict[PeerId, dict[int, dict[Digest, tuple[Buffer, float]]]] = {}
         self._named: set[Digest] = set()  # by a roster: these are needed until the commit
-        self._parts: dict[SumName, tuple[Digest, bytes]] = {}  # formed by others, and not used yet
+        self._parts: dict[SumName, tuple[Digest, Buffer]] = {}  # formed by others, and not used yet
         self._used: set[SumName] = set()  # parts
-        self._sums: dict[SumName, tuple[Digest, bytes]] = {}
+        self._sums: dict[SumName, tuple[Digest, Buffer]] = {}
         self._told: dict[SumName, wire.Reduced] = {}
         self._kept: dict[tuple[int, int], Digest] = {}
         self._over = asyncio.Event()
@@ -160,6 +167,12 @@ class Reducer:
                 squared_norm=norm,
             )
         )
+
+    def copy_of(self, payload: bytearray) -> bytearray:
+        """Return a copy of a payload, for `take`."""
+        copy = self._buffers.take(len(payload))
+        copy[:] = payload
+        return copy
 
     async def take(self, peer: PeerId, index: int, digest: Digest, payload: Buffer) -> None:
         """Keep a slice of a contributor, if it is sound. A bytearray is ours from now on.
@@ -219,13 +232,14 @@ class Reducer:
             codec=self.partial_codec if parts else self.codec,
             update_codec=self.update_codec if job.group is None else self.partial_codec,
             num_values=self.sizes[job.slice],
+            buffers=self._buffers,
         )
         if self._over.is_set():
             return
         self._sums[name] = digest, payload
         self._notify(job.slice)  # it may be on its way to the others while it goes to our disk
         if job.group is None:
-            await asyncio.to_thread(self._blobs.put, digest, payload)
+            await asyncio.to_thread(self._blobs.keep, digest, payload)
             if self._over.is_set():
                 return
             self._kept[job.roster_version, job.slice] = digest
@@ -252,7 +266,7 @@ class Reducer:
         here: Collection[SumName] = self._sums if name[1] is None else self._parts
         return name in here or name in self._used
 
-    def take_in(self, name: SumName, digest: Digest, payload: bytes) -> None:
+    def take_in(self, name: SumName, digest: Digest, payload: Buffer) -> None:
         """Keep what another reducer has formed: a part, or an update that is in our store by now.
 
         The update is for those who turn to us for it.
@@ -266,7 +280,7 @@ class Reducer:
             self._parts[name] = digest, payload
         self._notify(name[2])
 
-    async def sum(self, name: SumName) -> tuple[Digest, bytes] | None:
+    async def sum(self, name: SumName) -> tuple[Digest, Buffer] | None:
         """Wait for what is formed here, or taken in for others; None if the round is over."""
         return await self._there(name[2], lambda: self._sums.get(name))
 
@@ -293,10 +307,23 @@ class Reducer:
 
 
 def _named_sum(
-    inputs: Sequence[tuple[Buffer, float]], *, codec: Codec, update_codec: Codec, num_values: int
-) -> tuple[Digest, bytes]:
+    inputs: Sequence[tuple[Buffer, float]],
+    *,
+    codec: Codec,
+    update_codec: Codec,
+    num_values: int,
+    buffers: Buffers,
+) -> tuple[Digest, bytearray]:
     """Return what `reduce_slice` forms, and its digest."""
-    payload = reduce_slice(inputs, codec=codec, update_codec=update_codec, num_values=num_values)
+    room = buffers.take(num_values * np.dtype(np.float64).itemsize)
+    payload = reduce_slice(
+        inputs,
+        codec=codec,
+        update_codec=update_codec,
+        num_values=num_values,
+        room_N=np.frombuffer(room, np.float64),
+    )
+    buffers.give(room)
     return digest_of(payload), payload
 
 

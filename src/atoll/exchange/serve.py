@@ -132,7 +132,7 @@ class BlobServer:
         give_up_at = asyncio.get_running_loop().time() + request.seconds
         reducer = self._reducers.of(request.round)
         for index in request.slices:
-            found: tuple[Digest, bytes] | None = None
+            found: tuple[Digest, Buffer] | None = None
             if reducer is not None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(give_up_at):

@@ -10,6 +10,8 @@ places, then all q.
 Shapes: N values, K chunks of C = 4096 values, E = 256 entries of a chunk.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
@@ -26,7 +28,10 @@ from atoll.exchange.values import (
     float_of,
     leave_ as leave_,
     narrowed,
+    placed,
     refuse_unfit,
+    room_for,
+    zeros,
 )
 from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
@@ -43,16 +48,18 @@ def encoded_bytes(num_values: int) -> int:
     return sum(_sizes(num_values))
 
 
-def encode(x_N: NDArray[np.float64]) -> bytes:
-    return _encoded(narrowed(x_N))
+def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
+    return _encoded(narrowed(x_N), into)
 
 
 def encode_difference(
     global_N: NDArray[np.float32],
     local_N: NDArray[np.float32],
     residual_N: NDArray[np.float32] | None = None,
-) -> bytes:
-    return _encoded(difference(global_N, local_N, residual_N, feedback=FEEDBACK))
+    *,
+    into: bytearray | None = None,
+) -> bytearray:
+    return _encoded(difference(global_N, local_N, residual_N, feedback=FEEDBACK), into)
 
 
 def check(payload: Buffer, num_values: int) -> float:
@@ -67,10 +74,10 @@ def check(payload: Buffer, num_values: int) -> float:
     return squares
 
 
-def decode(payload: Buffer, num_values: int) -> NDArray[np.float64]:
-    x_N = np.zeros(num_values)
+def decode(payload: Buffer, num_values: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    x_N = zeros(num_values, into)
     accumulate_(x_N, payload, share=1.0)
-    return x_N
+    return placed(x_N, into)
 
 
 def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) -> None:
@@ -96,11 +103,13 @@ def _parts(payload: NDArray[np.uint8], num_values: int) -> Parts:
     return payload[:scale_bytes].view("<f4"), rest[:place_bytes], rest[place_bytes:].view(np.int8)
 
 
-def _encoded(x_N: NDArray[np.float32]) -> bytes:
-    payload = np.zeros(encoded_bytes(len(x_N)), np.uint8)
-    if not _encode_(*_parts(payload, len(x_N)), blocks_of(x_N, CHUNK), len(x_N)):
+def _encoded(x_N: NDArray[np.float32], into: bytearray | None) -> bytearray:
+    payload = room_for(encoded_bytes(len(x_N)), into)
+    bytes_P = np.frombuffer(payload, np.uint8)
+    bytes_P.fill(0)  # bits are put into it
+    if not _encode_(*_parts(bytes_P, len(x_N)), blocks_of(x_N, CHUNK), len(x_N)):
         refuse_unfit(x_N)
-    return payload.tobytes()
+    return payload
 
 
 @inlined

@@ -5,6 +5,8 @@ update --decode, slice by slice--> mean pseudo-gradient --Nesterov--> next state
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from atoll.config import OuterConfig
 from atoll.exchange.codec import Codec
 from atoll.ids import Buffer, RoundId
@@ -45,11 +47,13 @@ def apply_updates_(
     """
     round_id = RoundId(state.round + 1)
     momentum = momentum_at(outer, layout.step_of(round_id))
-    for (start, stop), update in zip(slices_of(layout, round_id), updates, strict=True):
+    bounds = slices_of(layout, round_id)
+    mean_N = np.empty(max(stop - start for start, stop in bounds))
+    for (start, stop), update in zip(bounds, updates, strict=True):
         outer_step_(
             state.params_N[start:stop],
             state.momentum_N[start:stop],
-            codec.decode(update, stop - start),
+            codec.decode(update, stop - start, mean_N[: stop - start]),
             lr=outer.lr,
             momentum=momentum,
         )

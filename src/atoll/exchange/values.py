@@ -100,6 +100,34 @@ def bits_of(x: np.float32) -> int:
     return int(np.float32(x).view(np.uint32))
 
 
+# --- where things go ------------------------------------------------------------------------------
+
+
+def room_for(num_bytes: int, into: bytearray | None) -> bytearray:
+    """Return where a payload goes: a buffer used again is faster than a new one."""
+    if into is None:
+        return bytearray(num_bytes)
+    assert len(into) == num_bytes, f"a payload of {num_bytes} bytes, and room for {len(into)}"
+    return into
+
+
+def zeros(num_values: int, into: NDArray[Any] | None) -> NDArray[np.float64]:
+    """Return where values can be added up, `into` itself if it is in double."""
+    if into is None or into.dtype != np.float64:
+        return np.zeros(num_values)
+    into.fill(0)
+    return into
+
+
+def placed(x_N: NDArray[Any], into: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the values in double; or in `into`, rounded to its type."""
+    if into is None:
+        return x_N.astype(np.float64, copy=False)
+    if into is not x_N:
+        np.copyto(into, x_N, casting="same_kind")
+    return into
+
+
 # --- payloads ------------------------------------------------------------------------------------
 
 

@@ -124,9 +124,9 @@ class Stream(asyncio.BufferedProtocol):
         """Decrypt more of what has arrived, if anything; return whether that was so."""
         if self._discarding:
             return False
+        if not self.tls.has_more:
+            return False
         num_bytes = self._decrypt()
-        while self.inbox.payload_left and self._decrypt():
-            pass
         self.control_reading()
         return num_bytes > 0
 
@@ -194,8 +194,8 @@ class Stream(asyncio.BufferedProtocol):
     def _use_what_arrived(self) -> None:
         if not self._handshake.done():
             self._go_on_shaking()
-        while self.inbox.payload_left and self._decrypt():
-            pass
+        if self.inbox.payload_left:
+            self._decrypt()
         if not self.inbox.payload_left:  # a message is decrypted by the task that waits for it
             self.changed.set()
 
@@ -232,7 +232,8 @@ class Stream(asyncio.BufferedProtocol):
             self.transport.close()
         self.inbox.filled(num_bytes)
         self._meter.num_received += num_bytes
-        self._send_departing()  # the answer to a change of keys, which the other side may ask for
+        if not self._leaves_soon:
+            self._send_departing()  # the answer to a change of keys, which the other side may want
         return num_bytes
 
     def _send_departing(self) -> None:

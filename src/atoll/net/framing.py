@@ -34,18 +34,13 @@ class Inbox:
         self._buffer = bytearray(_SMALLEST)
         self._start = 0  # of the bytes not taken yet
         self._end = 0
-        self._payload = memoryview(b"")
-        self._payload_end = 0
-
-    @property
-    def payload_left(self) -> int:
-        """How many bytes of the expected payload are still to come."""
-        return len(self._payload) - self._payload_end
+        self.payload_left = 0  # bytes of the expected payload that are still to come
+        self._payload = memoryview(b"")  # where they go
 
     def room(self) -> memoryview:
         """Return where the next bytes go; empty: something must be taken out first."""
         if self.payload_left:
-            return self._payload[self._payload_end :]
+            return self._payload
         if self._end == len(self._buffer) and self._start:
             self._move(len(self._buffer))
         return memoryview(self._buffer)[self._end :]
@@ -53,7 +48,8 @@ class Inbox:
     def filled(self, num_bytes: int) -> None:
         """Note that the first `num_bytes` of `room()` hold bytes that arrived."""
         if self.payload_left:
-            self._payload_end += num_bytes
+            self.payload_left -= num_bytes
+            self._payload = self._payload[num_bytes:]
         else:
             self._end += num_bytes
 
@@ -83,11 +79,12 @@ class Inbox:
 
     def expect_payload(self, payload: memoryview) -> None:
         """Say that the next bytes belong there; no message is taken before `payload_left` is 0."""
-        self._payload = payload
-        self._payload_end = min(len(payload), self._end - self._start)
-        stop = self._start + self._payload_end
-        payload[: self._payload_end] = memoryview(self._buffer)[self._start : stop]
+        num_here = min(len(payload), self._end - self._start)
+        stop = self._start + num_here
+        payload[:num_here] = memoryview(self._buffer)[self._start : stop]
         self._start = stop
+        self._payload = payload[num_here:]
+        self.payload_left = len(self._payload)
 
     def _move(self, num_bytes: int) -> None:
         """Move what was not taken to the front of a buffer of this size."""

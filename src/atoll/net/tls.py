@@ -6,6 +6,7 @@ proved with the one it expects. A stranger has no certificate yet, and may conne
 
 import ssl
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -52,6 +53,8 @@ class Tls:
         self._leaving = ssl.MemoryBIO()
         # No name goes over the wire: whoever dials compares the key.
         self._tls = context.wrap_bio(self._arriving, self._leaving, server_side=server_side)
+        # Into a buffer, and so it returns how many bytes.
+        self._read_into = cast(Callable[[int, memoryview], int], self._tls.read)
 
     @property
     def certificate(self) -> bytes:
@@ -67,6 +70,11 @@ class Tls:
     def num_held(self) -> int:
         """Bytes that arrived and nobody has read."""
         return self._arriving.pending
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything to read. To try, and find nothing, takes ten times as long."""
+        return self._arriving.pending > 0 or self._tls.pending() > 0
 
     @property
     def num_departing(self) -> int:
@@ -104,10 +112,10 @@ class Tls:
         Raises:
             ssl.SSLError: what arrived was damaged on its way, or the other side refuses us.
         """
-        filled, whole, read = 0, len(room), self._tls.read
+        filled, whole = 0, len(room)
         try:
-            while filled < whole and num_records:
-                num_bytes = cast(int, read(whole - filled, room[filled:]))  # int: into a buffer
+            while filled < whole and num_records and self.has_more:
+                num_bytes = self._read_into(whole - filled, room[filled:])
                 if not num_bytes:
                     self.ended = True
                     break

@@ -105,7 +105,7 @@ async def contribute(round_id: RoundId, member: Member) -> None:
     local = member.local
     assert local is not None, "a member that trains has something to contribute"
     plan = await member.board.wait_for(lambda: member.plan_of(round_id))
-    contribution = EncodedContribution(round_id, member.slices(round_id))
+    contribution = EncodedContribution(round_id, member.slices(round_id), member.links.buffers)
     # Slice -> which reducer has it, by which connection to the host and which plan. A reducer that
     # is named again may have lost everything: it says what it still has, and gets the rest.
     delivered_to: dict[int, Place] = {}
@@ -153,6 +153,7 @@ async def contribute(round_id: RoundId, member: Member) -> None:
         encoding.cancel()
         with suppress(asyncio.CancelledError):
             await encoding
+        contribution.close()
 
 
 async def _deliver_run(

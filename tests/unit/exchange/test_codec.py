@@ -129,6 +129,26 @@ def test_reads_any_buffer_at_any_alignment(codec, kind):
     assert np.array_equal(total_N, expected_N)
 
 
+@settings(deadline=None)
+@given(codecs, vectors)
+def test_room_that_was_used_before_changes_nothing(codec, x_N):
+    payload, size = codec.encode(x_N), codec.encoded_bytes(len(x_N))
+    x32_N = np.clip(x_N, -LARGEST, LARGEST).astype(np.float32)
+    encoders = (
+        lambda into: codec.encode(x_N, into),
+        lambda into: codec.encode_difference(x32_N, x32_N[::-1].copy(), into=into),
+    )
+    for encode in encoders[: 1 if np.abs(x_N).max() > LARGEST / 2 else 2]:
+        room = bytearray(b"\xa5" * size)
+        assert encode(room) is room
+        assert room == encode(None)
+    decoded_N = codec.decode(payload, len(x_N))
+    for dtype in (np.float32, np.float64):
+        into_N = np.full(len(x_N), np.nan, dtype)
+        assert codec.decode(payload, len(x_N), into_N) is into_N
+        assert into_N.tobytes() == decoded_N.astype(dtype).tobytes()
+
+
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_another_size_is_a_bad_blob(codec):
     payload = codec.encode(np.ones(200))

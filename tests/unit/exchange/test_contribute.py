@@ -32,8 +32,8 @@ from atoll.exchange.contribute import (
     encode_slice,
 )
 from atoll.exchange.links import ANSWER_S, SLOWEST_BYTES_PER_S, Links
-from atoll.exchange.reduce import Means, Reducers
-from atoll.ids import digest_of
+from atoll.exchange.reduce import Means, Reducers, reduce_slice
+from atoll.ids import RoundId, digest_of
 from atoll.net import wire
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ MANY = tuple((start, start + 10) for start in range(0, 500, 10))  # more than a 
 
 
 async def encoded_contribution(bounds=BOUNDS):
-    contribution = EncodedContribution(ROUND, bounds)
+    contribution = EncodedContribution(ROUND, bounds, Buffers())
     digests = await contribution.encode(INT8, VECTORS, order=range(len(bounds)))
     return contribution, digests
 
@@ -65,7 +65,7 @@ def test_the_pseudo_gradient_is_old_minus_new_without_rounding():
 
 def test_the_first_slices_are_there_before_the_others():
     async def main():
-        contribution = EncodedContribution(ROUND, BOUNDS)
+        contribution = EncodedContribution(ROUND, BOUNDS, Buffers())
         last = asyncio.create_task(contribution.slice(1))
         encoding = asyncio.create_task(contribution.encode(INT8, VECTORS, order=(0, 1)))
         first = await contribution.slice(0)
@@ -78,7 +78,7 @@ def test_the_first_slices_are_there_before_the_others():
 
 def test_slices_are_encoded_in_the_order_in_which_they_are_needed():
     async def main():
-        contribution = EncodedContribution(ROUND, MANY)
+        contribution = EncodedContribution(ROUND, MANY, Buffers())
         order = [*range(30, 50), *range(30)]
         there = []
 
@@ -96,9 +96,23 @@ def test_slices_are_encoded_in_the_order_in_which_they_are_needed():
     run(main())
 
 
+def test_the_next_contribution_has_the_memory_of_the_one_before_it():
+    async def main():
+        buffers = Buffers()
+        rooms = []
+        for round_id in (1, 2):
+            contribution = EncodedContribution(RoundId(round_id), BOUNDS, buffers)
+            await contribution.encode(INT8, VECTORS, order=(0, 1))
+            rooms.append({id(payload) for payload in await payloads_of(contribution)})
+            contribution.close()
+        assert rooms[0] == rooms[1]
+
+    run(main())
+
+
 def test_who_stops_waiting_for_a_slice_does_not_stop_the_others():
     async def main():
-        contribution = EncodedContribution(ROUND, BOUNDS)
+        contribution = EncodedContribution(ROUND, BOUNDS, Buffers())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await contribution.slice(0)
@@ -113,7 +127,7 @@ def test_a_nan_of_our_own_is_not_shared(bad):
     async def main():
         local_N = LOCAL_N.copy()
         local_N[400] = bad
-        contribution = EncodedContribution(ROUND, BOUNDS)
+        contribution = EncodedContribution(ROUND, BOUNDS, Buffers())
         with pytest.raises(BadUpdateError, match="1 of 200 values"):
             await contribution.encode(INT8, Vectors(GLOBAL_N, local_N), order=range(2))
 
@@ -128,7 +142,7 @@ def test_what_an_encoding_drops_is_pending_and_the_residual_is_as_before(name):
     vectors = Vectors(GLOBAL_N, LOCAL_N, residual_N, pending_N)
 
     async def main():
-        contribution = EncodedContribution(ROUND, BOUNDS)
+        contribution = EncodedContribution(ROUND, BOUNDS, Buffers())
         await contribution.encode(codec, vectors, order=(1, 0))
         return await payloads_of(contribution)
 
@@ -187,7 +201,7 @@ class Reducing:
 
 @asynccontextmanager
 async def reducing(bounds=BOUNDS, *, is_encoded=True, is_new=True):
-    contribution = EncodedContribution(ROUND, bounds)
+    contribution = EncodedContribution(ROUND, bounds, Buffers())
     if is_encoded:
         contribution, _ = await encoded_contribution(bounds)
     if not is_new:
@@ -447,7 +461,7 @@ def test_slices_are_on_the_wire_while_others_are_still_encoded(tmp_path):
         network = Network()
         to, told = reducers(tmp_path, sizes=[10] * len(MANY))
         await serve(network, B, to)
-        contribution = EncodedContribution(ROUND, MANY)
+        contribution = EncodedContribution(ROUND, MANY, Buffers())
         every = range(len(MANY))
         encoding = asyncio.create_task(contribution.encode(INT8, VECTORS, order=every))
         was_encoding = []
@@ -479,5 +493,14 @@ def test_our_own_reducer_gets_ours_without_a_network(tmp_path):
             )
         assert sent == [(0, 0), (1, 0)] * 2
         assert [m.digest for m in told.delivered()] == [*digests, *digests]
+        # Whoever contributed may use its memory again, and so may the reducer.
+        payloads = await payloads_of(contribution)
+        expected = reduce_slice(
+            [(bytes(payloads[0]), 1.0)], codec=INT8, update_codec=INT8, num_values=300
+        )
+        payloads[0][:] = bytes(len(payloads[0]))
+        named = wire.ReduceInput(peer=A, share=1.0, digest=digests[0])
+        await own.reduce(wire.Reduce(round=ROUND, roster_version=1, slice=0, inputs=(named,)))
+        assert await own.sum((1, None, 0)) == (digest_of(expected), expected)
 
     run(main())

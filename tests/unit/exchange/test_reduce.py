@@ -249,7 +249,7 @@ class Interrupted:
         self.meanwhile()
         return 1.0
 
-    def put(self, digest, payload):
+    def keep(self, digest, payload):
         self.meanwhile()
 
 

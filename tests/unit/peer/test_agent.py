@@ -18,6 +18,7 @@ from tests.unit.virtual import now, run
 from atoll import events
 from atoll.config import PeerConfig, run_digest
 from atoll.errors import PeerError
+from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import EncodedContribution, Vectors, deliver_to
 from atoll.exchange.links import DIAL_S, Links, fetch_from_any
@@ -72,7 +73,7 @@ class Contributor(Player):
     async def contribute(self, plan):
         self.plans += 1
         local_N = self.state.params_N * np.float32(1 - 0.01 * plan.round)
-        contribution = EncodedContribution(plan.round, BOUNDS)
+        contribution = EncodedContribution(plan.round, BOUNDS, Buffers())
         vectors = Vectors(self.state.params_N, local_N)
         digests = await contribution.encode(CODECS[plan.codec], vectors, order=range(len(BOUNDS)))
         ids = tuple(lease.id for lease in plan.leases)
