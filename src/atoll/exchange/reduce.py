@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.errors import BadBlobError
+from atoll.errors import BadBlobError, BadUpdateError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec, partial_codec
@@ -218,30 +218,45 @@ class Reducer:
                 await self._next_change(job.slice)
         return True
 
-    async def form(self, job: wire.Reduce) -> None:
-        """Form an update, or a partial sum, whose inputs are here; keep it; tell the host."""
+    async def form(self, job: wire.Reduce) -> int | None:
+        """Form an update, or a partial sum, whose inputs are here; keep it; tell the host.
+
+        Return None, or the group below whose part makes the sum too large: the largest of them.
+        Shares add up to 1, so no honest parts do. It is dropped, to be formed anew by another.
+        """
         name: SumName = job.roster_version, job.group, job.slice
         names = [(job.roster_version, part.group, job.slice) for part in job.parts]
         parts = [self._parts.pop(part) for part in names]
         self._used.update(names)
         inputs: list[tuple[Buffer, float]] = [(payload, 1.0) for _, payload in parts]
         inputs += [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
-        digest, payload = await asyncio.to_thread(
-            _named_sum,
-            inputs,
-            codec=self.partial_codec if parts else self.codec,
-            update_codec=self.update_codec if job.group is None else self.partial_codec,
-            num_values=self.sizes[job.slice],
-            buffers=self._buffers,
-        )
+        codec = self.partial_codec if parts else self.codec
+        size = self.sizes[job.slice]
+        try:
+            digest, payload = await asyncio.to_thread(
+                _named_sum,
+                inputs,
+                codec=codec,
+                update_codec=self.update_codec if job.group is None else self.partial_codec,
+                num_values=size,
+                buffers=self._buffers,
+            )
+        except BadUpdateError:
+            if not parts:
+                raise
+            norms = [codec.check(payload, size) for _, payload in parts]
+            bad = norms.index(max(norms))
+            self._parts.update((names[k], parts[k]) for k in range(len(parts)) if k != bad)
+            self._used.difference_update(names)
+            return job.parts[bad].group
         if self._over.is_set():
-            return
+            return None
         self._sums[name] = digest, payload
         self._notify(job.slice)  # it may be on its way to the others while it goes to our disk
         if job.group is None:
             await asyncio.to_thread(self._blobs.keep, digest, payload)
             if self._over.is_set():
-                return
+                return None
             self._kept[job.roster_version, job.slice] = digest
             self._notify(job.slice)
         self._told[name] = wire.Reduced(
@@ -253,6 +268,7 @@ class Reducer:
             parts=tuple(digest for digest, _ in parts),
         )
         self._tell_host(self._told[name])
+        return None
 
     def tells_again(self, job: wire.Reduce) -> bool:
         """Tell the host once more, if this is formed already; return whether it is."""
@@ -316,14 +332,16 @@ def _named_sum(
 ) -> tuple[Digest, bytearray]:
     """Return what `reduce_slice` forms, and its digest."""
     room = buffers.take(num_values * np.dtype(np.float64).itemsize)
-    payload = reduce_slice(
-        inputs,
-        codec=codec,
-        update_codec=update_codec,
-        num_values=num_values,
-        room_N=np.frombuffer(room, np.float64),
-    )
-    buffers.give(room)
+    try:
+        payload = reduce_slice(
+            inputs,
+            codec=codec,
+            update_codec=update_codec,
+            num_values=num_values,
+            room_N=np.frombuffer(room, np.float64),
+        )
+    finally:
+        buffers.give(room)
     return digest_of(payload), payload
 
 

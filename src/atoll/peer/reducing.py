@@ -119,7 +119,10 @@ class Reducing:
     async def _form(self, job: wire.Reduce, reducer: Reducer) -> None:
         if not reducer.tells_again(job) and await reducer.has_inputs(job):
             with self._member.accounts.timed("reduce", job.round):
-                await reducer.form(job)
+                too_large = await reducer.form(job)
+            for part in job.parts:
+                if part.group == too_large and part.reducer is not None:
+                    self._member.complain(job.round, part.reducer.peer)
 
     async def _fetch(self, source: Source, jobs: Jobs, reducer: Reducer) -> None:
         """Fetch from this source whatever is to be had from it, as long as it is one."""

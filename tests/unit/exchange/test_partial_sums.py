@@ -10,6 +10,7 @@ from tests.unit.virtual import run
 
 from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.reduce import reduce_slice
+from atoll.exchange.values import LARGEST
 from atoll.ids import digest_of
 from atoll.net import wire
 
@@ -99,6 +100,27 @@ def test_regions_and_a_root_form_the_mean_and_each_names_what_it_is_made_of(tmp_
         _, update = await root.sum((1, None, 0))
         error = CODECS["int8"].decode(update, 300) - CODECS["int8"].decode(whole, 300)
         assert np.abs(error).max() <= np.abs(CODECS["int8"].decode(whole, 300)).max() / 127 + 1e-9
+
+    run(main())
+
+
+def test_of_parts_that_are_too_large_together_the_largest_is_formed_anew(tmp_path):
+    """Each by itself may travel, so whoever formed them is not found out before."""
+    parts = [CODECS["fp32"].encode(np.full(300, size * LARGEST)) for size in (0.1, 0.6, 0.5)]
+
+    async def main():
+        root, told = reducer(tmp_path)
+        for group, part in enumerate(parts):
+            root.take_in((1, group, 0), digest_of(part), part)
+        assert await root.form(above(0, 1, 2)) == 1
+        assert told.reduced() == []
+        assert [root.has_fetched((1, group, 0)) for group in range(3)] == [True, False, True]
+
+        honest = CODECS["fp32"].encode(np.zeros(300))
+        root.take_in((1, 1, 0), digest_of(honest), honest)
+        assert await root.form(above(0, 1, 2)) is None
+        (said,) = told.reduced()
+        assert said.parts[1] == digest_of(honest)
 
     run(main())
 
