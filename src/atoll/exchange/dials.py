@@ -4,9 +4,10 @@ A dial is a member that turns to another one, as the plan says: each of a region
 the reducer of a sum to those of the sums that it is made of; and these to it, for the update. So
 two that reduce one slice above and below each other are two dials, and both count for both.
 
-Of a divided round, n members of a region turn to its m reducers. Slices are dealt out in K bundles,
-K <= BUNDLES, that are the same everywhere, so who has b of them turns to b others at most for each
-group above or below:
+Where all are in one region, as many reduce as can: each has to do with the others of it, and the
+host, whatever the plan. Of a divided round, n members of a region turn to its m reducers. Slices
+are dealt out in K bundles, K <= BUNDLES, that are the same everywhere, so who has b of them turns
+to b others at most for each group above or below:
 
     reducer of a region    (n - 1) + (m - 1) + 2 b + 1 host         b <= K - (m - 1)
     reducer above, of c    2 b c + 2 b + m of its own region + 1 host, or at the root 2 b c + m + 2
@@ -26,11 +27,6 @@ BUNDLES: Final = 16
 MOST_DIALS: Final = LARGEST + 2 * BUNDLES
 WIDEST: Final = (MOST_DIALS - BUNDLES - 2) // 2
 FAN_IN: Final = WIDEST - 1  # with a bundle each
-
-
-def most_dials(region_size: int) -> int:
-    """Return how many dials a plan has of one member at most, if enough of them can reduce."""
-    return max(region_size, LARGEST) + 2 * BUNDLES
 
 
 def fan_in(region_size: int, num_slices: int) -> int:

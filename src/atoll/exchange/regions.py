@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from atoll.exchange import plan
-from atoll.exchange.dials import BUNDLES, LARGEST, MOST_DIALS, WIDEST, fan_in
+from atoll.exchange.dials import BUNDLES, WIDEST, fan_in
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
 from atoll.exchange.tree import Tree, divided
@@ -271,12 +271,11 @@ class _Choice:
         """Return how many reducers the group has at most, of so many that can.
 
         Each region spares a member or two, to be heads, and a group above spares some of these for
-        each level above it. With one region no more than one can talk to, beside those who bring
-        their slices.
+        each level above it. With one region all reduce: there are no others to talk to.
         """
-        tree, num_others = self._division.tree, len(self._division.links)
+        tree = self._division.tree
         if tree.num_groups == 1:
-            return MOST_DIALS - num_others if num_others <= LARGEST + 1 else len(self.bundles)
+            return num_able
         if group < tree.num_regions:
             num_heads = sum(num_able >= able for able in SPARES)
             return min(len(self.bundles), num_able - num_heads)
