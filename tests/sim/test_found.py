@@ -10,9 +10,11 @@ from atoll.sim.faults import (
     Crash,
     Cut,
     DiskFull,
+    Freeze,
     InRound,
     Leave,
     OnMessage,
+    Pause,
     Slow,
     TrainerHang,
 )
@@ -258,3 +260,43 @@ def test_who_is_far_behind_when_the_run_is_complete_still_comes_to_its_end(tmp_p
         tmp_path,
     )
     assert outcome.rosters()[-1] == ["anna"]
+
+
+def test_a_host_that_was_frozen_has_not_the_last_word_on_who_is_a_member(tmp_path):
+    """Another host leads, and has admitted emil. Reef thaws, has not heard of it, and is asked."""
+    well(
+        Case(
+            setting=Setting(
+                seed=61074,
+                peers=(
+                    PeerSpec(name="anna", step_s=0.5, joins_at_s=5.0),
+                    PeerSpec(name="ben", joins_at_s=5.0),
+                    PeerSpec(name="carl", link="datacenter"),
+                    PeerSpec(name="dora", step_s=5.0, joins_at_s=5.0),
+                    PeerSpec(name="emil", step_s=1.5, joins_at_s=20.0),
+                ),
+                run=RunSpec(
+                    inner_steps=6,
+                    pace="time",
+                    mode="overlap",
+                    fragments=3,
+                    in_flight=3,
+                    region_size=2,
+                    vocab_size=2048,
+                ),
+                far_journal=True,
+                standby=True,
+            ),
+            script=(
+                Pause(when=InRound(round=1, after_s=6.402), who="dora", seconds=40.0),
+                Leave(when=InRound(round=1, after_s=2.734), who="carl", back_s=80.0, in_order=True),
+                Cut(when=InRound(round=5, after_s=1.068), one="reef", other="ledger", seconds=3.0),
+                Freeze(
+                    when=OnMessage("Heartbeat", count=5, sender="carl", receiver="reef"),
+                    who="reef",
+                    seconds=40.0,
+                ),
+            ),
+        ),
+        tmp_path,
+    )

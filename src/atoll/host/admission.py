@@ -74,6 +74,20 @@ def judge_protocol(protocol: int) -> wire.Refused | None:
     )
 
 
+def no_member(hosts: tuple[wire.HostAddress, ...]) -> wire.Refused:
+    """Return what somebody is told whose admission is not in the journal as we know it.
+
+    With other hosts it is not the last word: one of them may have admitted it, and lead by now, as
+    long as we have not heard of it.
+    """
+    return wire.Refused(
+        reason="you are no member of this run",
+        hint="join with an invite",
+        final=not hosts,
+        hosts=hosts,
+    )
+
+
 def judge_hello(hello: wire.Hello, *, run: Digest, codecs: set[str]) -> wire.Refused | None:
     """Return why the peer cannot take part; None: it can."""
     if refused := judge_protocol(hello.protocol):

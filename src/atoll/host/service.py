@@ -21,7 +21,7 @@ from atoll.events import Emit, HostStarted, Stopped, Warned
 from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.step import encoded_slices
 from atoll.host import run as decisions
-from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol
+from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol, no_member
 from atoll.host.deeds import Deeds
 from atoll.host.due import advance
 from atoll.host.effects import Append, Drop, Effect, Report, Send, SendCommits
@@ -285,7 +285,7 @@ class Host:
         if peer in self._admission.removed:
             return REMOVED
         if peer not in self._admission.members:
-            return wire.Refused(reason="you are no member of this run", hint="join with an invite")
+            return no_member(tuple(map(host_address, self._standbys)))
         if hello.led is not None and (refused := self._judge_led(hello.led)):
             return refused
         sync = self.run.config.sync
