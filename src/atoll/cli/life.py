@@ -30,7 +30,7 @@ from atoll.net.listener import Limits
 from atoll.net.site import SiteKey
 from atoll.net.transport import TcpTransport
 from atoll.peer.agent import Agent
-from atoll.peer.home import Home, read_run_file
+from atoll.peer.home import Home, locked, read_run_file
 from atoll.peer.hours import Hours
 from atoll.peer.trainer import StartTrainer
 from atoll.train.machines import Machines
@@ -85,8 +85,8 @@ async def take_part(
     if invite:
         await become_member(Invite.parse(invite), directory, name=peer.name)
     system.give_way(peer.nice)
-    Home(directory, keep_states=peer.keep_states).close()  # if another process has it, say so now
     run_file = read_run_file(directory)
+    locked(directory).release()  # if another process has it, say so before anything is drawn
     part = Part(run_file.config, began_at=wall_s(), host=run_file.host)
     part.say(f"joining {run_file.config.name} at {run_file.host}:{run_file.port}", at=wall_s())
     owner = Owner(part, directory, hours, give_up=_ender())

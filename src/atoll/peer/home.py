@@ -53,14 +53,7 @@ class Home:
     def __init__(self, directory: Path, *, keep_states: int, initial: Path | None = None) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(directory / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"another process uses {directory}",
-                hint="stop it first, or give this peer a directory of its own with --dir",
-            ) from None
+        self._lock = locked(directory)
         self.identity = Identity.load(directory)
         self.run_file = read_run_file(directory)
         self.run: Digest = run_digest(self.run_file.config)
@@ -224,6 +217,23 @@ def write_run_file(directory: Path, run_file: RunFile) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "run.json", msgspec.json.encode(run_file))
+
+
+def locked(directory: Path) -> FileLock:
+    """Return the lock of a peer's directory, which is ours now.
+
+    Raises:
+        RunError: another process has it.
+    """
+    lock = FileLock(directory / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"another process uses {directory}",
+            hint="stop it first, or give this peer a directory of its own with --dir",
+        ) from None
+    return lock
 
 
 def read_run_file(directory: Path) -> RunFile:

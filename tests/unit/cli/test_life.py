@@ -26,3 +26,10 @@ def test_a_second_process_for_a_directory_ends_before_it_shows_anything(tmp_path
         first.close()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_directory_that_belongs_to_no_run_is_said_so_and_not_made(tmp_path):
+    directory = tmp_path / "nobody's"
+    with pytest.raises(RunError, match="belongs to no run"):
+        asyncio.run(take_part("", PeerConfig(directory=str(directory)), start_trainer=never))
+    assert not directory.exists()
