@@ -226,8 +226,7 @@ class Reducer:
         """
         name: SumName = job.roster_version, job.group, job.slice
         names = [(job.roster_version, part.group, job.slice) for part in job.parts]
-        parts = [self._parts.pop(part) for part in names]
-        self._used.update(names)
+        parts = [self._parts[part] for part in names]
         inputs: list[tuple[Buffer, float]] = [(payload, 1.0) for _, payload in parts]
         inputs += [(self._taken[i.peer][job.slice][i.digest][0], i.share) for i in job.inputs]
         codec = self.partial_codec if parts else self.codec
@@ -245,12 +244,14 @@ class Reducer:
             if not parts:
                 raise
             norms = [codec.check(payload, size) for _, payload in parts]
-            bad = norms.index(max(norms))
-            self._parts.update((names[k], parts[k]) for k in range(len(parts)) if k != bad)
-            self._used.difference_update(names)
-            return job.parts[bad].group
+            largest = norms.index(max(norms))
+            self._parts.pop(names[largest], None)  # None: the round is over, and all are gone
+            return job.parts[largest].group
         if self._over.is_set():
             return None
+        for part in names:
+            del self._parts[part]
+        self._used.update(names)
         self._sums[name] = digest, payload
         self._notify(job.slice)  # it may be on its way to the others while it goes to our disk
         if job.group is None:
