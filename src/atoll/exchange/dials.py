@@ -15,12 +15,9 @@ to b others at most for each group above or below:
 With n <= 64 the first is MOST_DIALS at most. The second is, if b (c + 1) <= WIDEST.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Final
 
-from atoll.exchange.tree import Tree
-from atoll.ids import PeerId
+from atoll.exchange.tree import is_divided
 
 LARGEST: Final = 64  # members of a region; where the config has larger ones, so are these figures
 BUNDLES: Final = 16
@@ -39,31 +36,4 @@ def fan_in(region_size: int, num_slices: int) -> int:
 
 def enough_reducers(num_members: int, region_size: int) -> int:
     """Return how many who can reduce so many members need at least; 0: there is one region."""
-    return 2 * -(-num_members // region_size) if 0 < region_size < num_members else 0
-
-
-def dials(
-    tree: Tree, assignment: Sequence[PeerId], groups: Mapping[PeerId, int]
-) -> Counter[PeerId]:
-    """Return in how many dials each member is that turns to a group, or reduces; the host is one.
-
-    `groups` are those to whose reducers members turn: a region, or the root.
-    """
-    pairs: set[tuple[PeerId, PeerId]] = set()  # who turns to whom
-    reducers = [
-        frozenset(assignment[place] for place in tree.places(group))
-        for group in range(tree.num_groups)
-    ]
-    for peer, group in groups.items():
-        pairs.update((peer, reducer) for reducer in reducers[group])
-    for group in range(tree.root):
-        parent = tree.parent(group)
-        assert parent is not None, "it is below the root"
-        for below, above in zip(tree.places(group), tree.places(parent), strict=True):
-            pairs.add((assignment[below], assignment[above]))
-            pairs.add((assignment[above], assignment[below]))
-    result = Counter({*groups, *assignment})
-    for one, other in pairs:
-        if one != other:
-            result.update((one, other))
-    return result
+    return 2 * -(-num_members // region_size) if is_divided(num_members, region_size) else 0

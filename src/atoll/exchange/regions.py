@@ -26,7 +26,7 @@ from atoll.exchange import plan
 from atoll.exchange.dials import BUNDLES, WIDEST, fan_in
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
-from atoll.exchange.tree import Tree, divided
+from atoll.exchange.tree import Tree, divided, is_divided
 from atoll.ids import PeerId
 
 CELL_S: Final = 0.032  # members of one cell are near each other
@@ -81,7 +81,7 @@ def count_regions(num_members: int, num_reducers: int, *, size: int) -> int:
 
     There are no more than have somebody to reduce them.
     """
-    if not 0 < size < num_members:
+    if not is_divided(num_members, size):
         return 1
     return max(1, min(-(-num_members // size), num_reducers))
 
@@ -101,7 +101,7 @@ def by_distance(
     """
     way = {peer: _way(peer, positions.get(peer)) for peer in members}
     in_order = sorted(way, key=lambda peer: (way[peer], peer))
-    if not 0 < size < len(in_order):
+    if not is_divided(len(in_order), size):
         return [in_order]
     among = frozenset(reducers)
 

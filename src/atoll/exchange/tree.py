@@ -116,6 +116,11 @@ class Tree:
         return result
 
 
+def is_divided(num_members: int, region_size: int) -> bool:
+    """Return whether so many members are divided into regions; of size 0 there are none."""
+    return 0 < region_size < num_members
+
+
 def divided(items: Sequence[T], num_parts: int) -> list[Sequence[T]]:
     """Return contiguous parts of near equal length, in order."""
     bounds = [len(items) * part // num_parts for part in range(num_parts + 1)]

@@ -5,6 +5,7 @@ from math import ceil
 
 from atoll.config import RunConfig
 from atoll.exchange.dials import enough_reducers
+from atoll.exchange.tree import is_divided
 from atoll.forecast.exchange import AGENT_BYTES_PER_S, PAYLOAD_SHARE
 from atoll.forecast.fleet import FleetConfig
 from atoll.forecast.forecast import Forecast, GroupForecast
@@ -199,8 +200,8 @@ def _few_reduce(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> Iterat
 
 
 def _many(config: RunConfig, seen: Forecast) -> Iterator[str]:
-    is_divided = 0 < config.sync.region_size < seen.num_peers
-    if seen.num_peers > MANY_PEERS and not is_divided:
+    has_regions = is_divided(seen.num_peers, config.sync.region_size)
+    if seen.num_peers > MANY_PEERS and not has_regions:
         yield (
             f"{seen.num_peers} peers send to all reducers at once; beyond {MANY_PEERS} what so "
             "many flows cost is not in these figures"

@@ -10,6 +10,7 @@ from statistics import median
 from atoll.config import RunConfig
 from atoll.data.leases import LeaseBook
 from atoll.exchange.positions import Position
+from atoll.exchange.tree import is_divided
 from atoll.host import pace
 from atoll.host.decision import Present
 from atoll.host.membership import Member, Membership
@@ -98,7 +99,7 @@ class Run:
     @property
     def has_regions(self) -> bool:
         """Whether so many members are connected that rounds are divided into regions."""
-        return 0 < self.config.sync.region_size < self.membership.num_connected
+        return is_divided(self.membership.num_connected, self.config.sync.region_size)
 
     @property
     def is_asking(self) -> bool:

@@ -1,7 +1,7 @@
 """Who reduces what, where the members are divided into regions."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from atoll.exchange import plan, regions
-from atoll.exchange.dials import BUNDLES, LARGEST, MOST_DIALS, dials
+from atoll.exchange.dials import BUNDLES, LARGEST, MOST_DIALS
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
 from atoll.exchange.regions import (
@@ -146,6 +146,33 @@ def groups_of(division: Division) -> dict[PeerId, int]:
     root = division.tree.root
     groups = {one: division.regions.get(one, root) for one in division.links}
     return groups | {BUILT_IN: root}
+
+
+def dials(
+    tree: Tree, assignment: Sequence[PeerId], groups: Mapping[PeerId, int]
+) -> Counter[PeerId]:
+    """Return in how many dials each member is that turns to a group, or reduces; the host is one.
+
+    `groups` are those to whose reducers members turn: a region, or the root.
+    """
+    pairs: set[tuple[PeerId, PeerId]] = set()  # who turns to whom
+    reducers = [
+        frozenset(assignment[place] for place in tree.places(group))
+        for group in range(tree.num_groups)
+    ]
+    for peer, group in groups.items():
+        pairs.update((peer, reducer) for reducer in reducers[group])
+    for group in range(tree.root):
+        parent = tree.parent(group)
+        assert parent is not None, "it is below the root"
+        for below, above in zip(tree.places(group), tree.places(parent), strict=True):
+            pairs.add((assignment[below], assignment[above]))
+            pairs.add((assignment[above], assignment[below]))
+    result = Counter({*groups, *assignment})
+    for one, other in pairs:
+        if one != other:
+            result.update((one, other))
+    return result
 
 
 def most_of(division: Division, assignment: tuple[PeerId, ...], but: set[PeerId]) -> int:
