@@ -346,12 +346,17 @@ def test_what_is_to_be_done_is_dealt_out_to_the_connections(delay_s, backs_off, 
     run(main())
 
 
+async def links_to_one_far_away():
+    """Return links whose flows back off, and the address of a member that takes several."""
+    members = await Members(Network()).listen()
+    members.network.delays[1] = 2 * FAR_S
+    members.links.transport.backs_off = True
+    return members.links, members.addresses[0]
+
+
 def test_whoever_was_dialled_over_a_busy_line_is_near_once_a_connection_knows_better():
     async def main():
-        members = await Members(Network()).listen()
-        members.network.delays[1] = 2 * FAR_S
-        links, (to_b, _) = members.links, members.addresses
-        links.transport.backs_off = True
+        links, to_b = await links_to_one_far_away()
         used = []
 
         async def use(connection, _part):
@@ -370,10 +375,7 @@ def test_whoever_was_dialled_over_a_busy_line_is_near_once_a_connection_knows_be
 
 def test_when_one_connection_fails_all_end_and_none_is_used_again():
     async def main():
-        members = await Members(Network()).listen()
-        members.network.delays[1] = 2 * FAR_S
-        links, (to_b, _) = members.links, members.addresses
-        links.transport.backs_off = True
+        links, to_b = await links_to_one_far_away()
         used = []
 
         async def use(connection, part):
