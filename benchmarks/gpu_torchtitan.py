@@ -37,6 +37,7 @@ from atoll.model.accounting import count_parameters, flops_per_token
 from atoll.model.presets import PRESETS
 from atoll.train.compiled import Compiler
 from atoll.train.device import computes_in_bf16, device_name, pick_device
+from atoll.train.parallel import stay_on_this_machine
 from atoll.train.peak import peak_of
 
 
@@ -185,6 +186,7 @@ def model_arguments(shape: ModelConfig) -> Any:
 
 
 def mesh_of_one(device: torch.device) -> Any:
+    stay_on_this_machine()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(device.type, (1,), mesh_dim_names=("fsdp",))
