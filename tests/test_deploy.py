@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from atoll.cli.main import COMMANDS, _load
+from atoll.cli.commands import COMMANDS, _load
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -82,6 +82,9 @@ def test_host_unreachable(cluster):
     nowhere = Invite(host="127.0.0.1", port=port, authority="00" * 32, token=new_token())
     anna = cluster.join_by(nowhere.format(), "anna")
     assert_fails(anna, code=1, error=f"nothing listens on 127.0.0.1:{port}", hint="running")
+    # What this machine cannot give is found out before, so no invite is used up for it.
+    anna = cluster.join_by(nowhere.format(), "anna", "--device", "cpu", "--gpu-memory", "50%")
+    assert_fails(anna, code=2, error="--gpu-memory is for a GPU", hint="--micro-batch")
 
 
 def test_the_port_of_the_built_in_member_is_taken(config, cluster):

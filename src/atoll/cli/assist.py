@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atoll import system
+from atoll.cli.given import check_gpu
 from atoll.cli.options import (
     CacheOption,
     DevicesOption,
@@ -60,6 +61,7 @@ def assist(
         "cache_directory": str(cache or cache_directory()),
     }
     peer = changed(PeerConfig(), given)
+    check_gpu(peer)
     try:
         asyncio.run(_assist(key, peer, name=name or socket.gethostname()))
     except asyncio.CancelledError:

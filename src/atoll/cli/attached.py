@@ -11,8 +11,8 @@ from contextlib import suppress
 import msgspec
 
 from atoll import system
+from atoll.cli.commands import report
 from atoll.cli.life import take_part
-from atoll.cli.main import report
 from atoll.config import PeerConfig
 from atoll.errors import AtollError, ConfigError
 from atoll.train.attached import AttachedLoop

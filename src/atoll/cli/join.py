@@ -130,9 +130,11 @@ def join(
 
 def _train(invite: str, peer: PeerConfig) -> None:
     console.print("starting: this takes some seconds")  # most of them for what follows
+    from atoll.cli.given import check
     from atoll.cli.life import take_part
     from atoll.train.launch import Trainer
 
+    check(peer)
     try:
         asyncio.run(take_part(invite, peer, start_trainer=Trainer.start, obeys_keys=True))
     except asyncio.CancelledError:  # its owner did not want to wait
@@ -144,4 +146,9 @@ def _bytes_per_s(megabits_per_s: float | None) -> int | None:
         return None
     if not 0 <= megabits_per_s < inf:
         raise ConfigError(f"{megabits_per_s:g} Mb/s is no limit", hint="a number; 0: no limit")
-    return round(megabits_per_s * MEGABIT)
+    bytes_per_s = round(megabits_per_s * MEGABIT)
+    if megabits_per_s and not bytes_per_s:  # which would be no limit
+        raise ConfigError(
+            f"{megabits_per_s:g} Mb/s is less than a byte per second", hint="0: no limit"
+        )
+    return bytes_per_s

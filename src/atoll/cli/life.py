@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from atoll import system
 from atoll.cli.enrolment import become_member
+from atoll.cli.given import check
 from atoll.cli.owner import Owner
 from atoll.cli.part import Part
 from atoll.cli.part_view import shown
@@ -61,7 +62,7 @@ def keep_as_service(invite: str, peer: PeerConfig, *, wanted: bool) -> None:
     if not wanted:
         uninstall(directory)
         return
-    Hours.parse(peer.hours)  # what is wrong with them is said now
+    check(peer)
     if invite:
         asyncio.run(become_member(Invite.parse(invite), directory, name=peer.name))
     cache = Path(peer.cache_directory).resolve()

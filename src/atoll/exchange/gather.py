@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from atoll.errors import BadBlobError, ProtocolError
+from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, measured, patience, unexpected
@@ -88,8 +88,11 @@ async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Upda
         return None
     if not isinstance(answer, wire.Update) or answer.slice != index:
         raise unexpected(answer)
-    if answer.num_bytes != wanted.codec.encoded_bytes(wanted.sizes[index]):
-        raise ProtocolError(f"the update of slice {index} has {answer.num_bytes} bytes")
+    expected = wanted.codec.encoded_bytes(wanted.sizes[index])
+    if answer.num_bytes != expected:
+        raise BadBlobError(
+            f"the update of slice {index} has {answer.num_bytes} bytes instead of {expected}"
+        )
     return answer
 
 

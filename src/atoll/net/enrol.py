@@ -8,7 +8,7 @@ newcomer -- GetAuthority -> host      (no secret yet: this may be anybody)
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeVar
 
@@ -22,6 +22,7 @@ from atoll.net.invite import Invite
 from atoll.net.transport import TcpTransport
 
 Place: TypeAlias = tuple[str, int]
+MOST_PLACES = 8  # to look for the leader at: a run has one or two hosts, and they may have moved
 T = TypeVar("T")
 
 
@@ -32,7 +33,7 @@ async def enrol(
 
     Raises:
         ConfigError: it is not the host of the invite, or it does not take us.
-        PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
+        PeerError: no host that leads can be reached, or it does not keep to the protocol.
     """
     return await _at_the_first(
         invite, lambda place: _enrol_at(place, invite, identity, name, timeout_s=timeout_s)
@@ -62,18 +63,33 @@ async def greet(invite: Invite, *, timeout_s: float = 20.0) -> Greeting:
 
     Raises:
         ConfigError: it is not the host of the invite, or of another version.
-        PeerError: none of the invite's hosts can be reached, or keeps to the protocol.
+        PeerError: no host that leads can be reached, or it does not keep to the protocol.
     """
     return await _at_the_first(invite, lambda place: _greet_at(place, invite, timeout_s=timeout_s))
 
 
+class NotLeading(ConnectionLost):
+    """The host does not lead now, or has no time for us; `hosts` may."""
+
+    def __init__(self, refused: wire.Refused) -> None:
+        super().__init__(refused.reason, hint=refused.hint)
+        self.hosts = tuple((host.host, host.port) for host in refused.hosts)
+
+
 async def _at_the_first(invite: Invite, ask: Callable[[Place], Awaitable[T]]) -> T:
-    """Return what the first host of the invite says that can be reached."""
-    *first, last = invite.places
-    for place in first:
-        with suppress(ConnectionLost):  # it stands by, or is gone: another one leads
+    """Return what the first host says that leads: of the invite's, and of those that they name."""
+    places = list(invite.places)
+    lost: list[ConnectionLost] = []
+    for place in places:  # it grows meanwhile
+        try:
             return await ask(place)
-    return await ask(last)
+        except ConnectionLost as error:  # it stands by, or is gone: another one leads
+            lost.append(error)
+            named = error.hosts if isinstance(error, NotLeading) else ()
+            places += [host for host in named if host not in places][
+                : max(0, MOST_PLACES - len(places))
+            ]
+    raise lost[-1]
 
 
 @asynccontextmanager
@@ -135,6 +151,6 @@ async def _checked_authority(
 def _raise_unexpected(answer: wire.Message) -> NoReturn:
     if isinstance(answer, wire.Refused):
         if not answer.final:
-            raise ConnectionLost(answer.reason, hint=answer.hint)
+            raise NotLeading(answer)
         raise ConfigError(answer.reason, hint=answer.hint)
     raise ProtocolError(f"the host sent {type(answer).__name__}, which is no answer to a newcomer")

@@ -113,7 +113,7 @@ def split_site(site: str) -> tuple[str, int]:
         address = address[1:-1]
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
-            f"not an address and a port: {site!r}",
+            f"not an address and a port: {site!r}" if site else "several machines need a --site",
             hint="where the other machines of the site reach this one, for example 10.0.0.1:7779",
         )
     return address, int(port)

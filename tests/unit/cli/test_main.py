@@ -8,7 +8,7 @@ import pytest
 
 import atoll.cli
 from atoll import __version__
-from atoll.cli.main import COMMANDS, WITH_TORCH, lack_of, report
+from atoll.cli.commands import COMMANDS, WITH_TORCH, lack_of, report
 from atoll.errors import ConfigError
 
 
@@ -49,6 +49,19 @@ def test_the_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_ends_it_in_order_also_while_it_is_still_being_imported():
+    code = (
+        "import signal, sys\n"
+        "class Impatient:\n    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Impatient())\nsys.argv = ['atoll', '--help']\n"
+        "from atoll.cli.main import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "stopped\n")
 
 
 @pytest.mark.parametrize("name", sorted(WITH_TORCH))
@@ -95,12 +108,32 @@ def test_wrong_arguments_are_an_error_like_any_other(atoll, arguments, error, hi
         (("admin", "x", "invite", "--uses", "0"), "'--uses'"),
         (("join", "--max-upload", "nan"), "nan Mb/s"),
         (("join", "--max-download", "inf"), "inf Mb/s"),
+        (("join", "--max-upload", "0.000003"), "3e-06 Mb/s is less than a byte per second"),
     ],
 )
 def test_numbers_that_are_none_are_wrong_arguments(atoll, arguments, error):
     outcome = atoll(*arguments)
     assert outcome.code == 2
     assert error in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "hint"),
+    [
+        (("--machines", "2"), "several machines need a --site", "10.0.0.1:7779"),
+        (("--machines", "2", "--site", "10.0.0.1"), "not an address and a port", "10.0.0.1:7779"),
+        (("--machines", "2", "--site", "no.invalid:1"), "no IPv4 address", "--site takes"),
+        (("--site", "10.0.0.1:7779"), "is for the other machines of a peer", "--machines 2"),
+        (("--hours", "8"), "these are no hours: 8", "8:30-17"),
+    ],
+)
+def test_what_a_machine_cannot_give_is_said_before_its_invite_is_looked_at(
+    atoll, options, error, hint
+):
+    outcome = atoll("join", "no invite", *options)
+    assert outcome.code == 2
+    assert error in outcome.err.splitlines()[0]
+    assert hint in outcome.err.splitlines()[1]
 
 
 def test_a_passphrase_that_is_no_text_is_an_error(atoll, tmp_path):

@@ -10,7 +10,7 @@ from atoll.errors import AtollError, ConfigError, ConnectionLost, ProtocolError
 from atoll.ids import Digest
 from atoll.net import wire
 from atoll.net.authority import Authority
-from atoll.net.enrol import Greeting, enrol, greet, introduction
+from atoll.net.enrol import MOST_PLACES, Greeting, enrol, greet, introduction
 from atoll.net.identity import Identity, verify
 from atoll.net.invite import Invite, new_token
 from atoll.net.transport import TcpTransport
@@ -205,34 +205,68 @@ def test_the_member_and_the_authority_have_different_keys(host):
     assert not verify(host.identity.public_key, b"x", host.authority.sign(b"x"))
 
 
-def test_a_newcomer_asks_the_standbys_of_the_invite_in_turn(host, anna):
-    """The first place is gone, the second stands by, the third leads."""
+def test_a_newcomer_asks_all_hosts_that_it_hears_of_until_one_leads(host, anna):
+    """The first place is gone; one stands by and says who leads; one says that it does not know."""
 
     async def scenario():
-        async def stand_by(connection):
-            await connection.send(wire.Refused(reason="it does not lead now", final=False))
+        def standing_by(*leaders):
+            hosts = tuple(wire.HostAddress(host="127.0.0.1", port=port) for port in leaders)
 
-        leader = await TcpTransport(anna).listen(host.serve, host="127.0.0.1", port=0)
-        standby = await TcpTransport(anna).listen(stand_by, host="127.0.0.1", port=0)
-        gone = await TcpTransport(anna).listen(stand_by, host="127.0.0.1", port=0)
+            async def serve(connection):
+                reason = "it does not lead now"
+                await connection.send(wire.Refused(reason=reason, final=False, hosts=hosts))
+
+            return serve
+
+        async def listen(serve):
+            return await TcpTransport(anna).listen(serve, host="127.0.0.1", port=0)
+
+        gone = await listen(standing_by())
         await gone.close()
+        leader = await listen(host.serve)
+        helpful = await listen(standing_by(gone.port, leader.port))
+        helpless = await listen(standing_by(gone.port))
+        authority = host.authority.digest
+        invite = Invite(host="127.0.0.1", port=gone.port, authority=authority, token=TOKEN)
+
+        def by(*listeners):
+            return replace(invite, others=tuple(("127.0.0.1", each.port) for each in listeners))
+
         newcomer = Identity.create()
-        places = tuple(("127.0.0.1", each.port) for each in (standby, leader))
-        invite = Invite(
-            host="127.0.0.1",
-            port=gone.port,
-            authority=host.authority.digest,
-            token=TOKEN,
-            others=places,
-        )
         try:
-            await enrol(invite, newcomer, "zoe", timeout_s=5.0)
             with pytest.raises(ConnectionLost, match="it does not lead now"):
-                await enrol(replace(invite, others=places[:1]), newcomer, "zoe", timeout_s=5.0)
+                await enrol(by(helpless), newcomer, "zoe", timeout_s=5.0)
+            assert host.tokens == []
+            await enrol(by(helpless, leader), newcomer, "zoe", timeout_s=5.0)
+            await enrol(by(helpful), newcomer, "zoe", timeout_s=5.0)
         finally:
-            await leader.close()
-            await standby.close()
+            for each in (leader, helpful, helpless):
+                await each.close()
         assert newcomer.certificate
 
     asyncio.run(scenario())
-    assert host.tokens == [TOKEN]
+    assert host.tokens == [TOKEN, TOKEN]
+
+
+def test_a_host_that_sends_newcomers_on_and_on_is_given_up(anna, authority):
+    async def scenario():
+        asked = 0
+
+        async def serve(connection):
+            nonlocal asked
+            asked += 1
+            hosts = (wire.HostAddress(host=f"127.0.0.{asked + 1}", port=listener.port),)
+            await connection.send(wire.Refused(reason="not I", final=False, hosts=hosts))
+
+        listener = await TcpTransport(anna).listen(serve, host="0.0.0.0", port=0)
+        invite = Invite(
+            host="127.0.0.1", port=listener.port, authority=authority.digest, token=TOKEN
+        )
+        try:
+            with pytest.raises(ConnectionLost, match="not I"):
+                await enrol(invite, Identity.create(), "zoe", timeout_s=5.0)
+        finally:
+            await listener.close()
+        assert asked == MOST_PLACES
+
+    asyncio.run(scenario())
