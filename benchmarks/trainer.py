@@ -3,27 +3,25 @@
     python benchmarks/trainer.py --model small --sequence-length 512 --batch 4 --steps 8 --json
 
     atoll           the trainer's inner step: samples, loss, backward, clip, AdamW
-    compiled        the same with `compile = true`, if --compiled
+    compiled        the same with `compile = true`; only if asked for
     bare            a loop without a framework over our model and our loss, on tensors made before
     transformers    a plain loop over LlamaForCausalLM with the same shapes, and its own loss
     hf_trainer      the Trainer of transformers, over the same model
 
-All have random tokens of one document each, the same threads, a fused AdamW, weights in fp32, and
-matrix products in `--dtype`: bf16 is by autocast everywhere. They take their steps in turns, so
-that a machine that is busy is busy for all; a ratio is the median of those of each turn, above 1
-where we are faster. `of_peak` is what our step reaches of the operations that plain matrix products
-of the model's shapes and dtype do per second, in the same turns: the physical limit.
+`--beside` says which of these stand beside ours. All have random tokens of one document each, the
+same threads, a fused AdamW, weights in fp32, and matrix products in `--dtype`: bf16 is by autocast
+everywhere. They take their steps in turns, so that a machine that is busy is busy for all, and each
+of them as often behind each other one; a ratio is the median of those of each turn, above 1 where
+we are faster. `of_peak` is what our step reaches of the operations that plain matrix products of
+the model's shapes and dtype do per second, in the same turns: the physical limit.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from queue import SimpleQueue
 from statistics import median
-from threading import Thread
-from typing import Any
+from typing import Any, Final
 
 import torch
 from gpu import as_small_as_in_a_run_, inner_loop, run_config
@@ -41,7 +39,7 @@ from atoll.train.inner import autocast
 from atoll.train.loss import language_model_loss
 
 CPU = torch.device("cpu")
-GIVE_UP_S = 300  # with a Trainer whose thread has died, say
+HF_TRAINER: Final = "hf_trainer"
 Step = Callable[[], float]
 """Takes a step and returns its loss, as every loop reads it."""
 
@@ -58,22 +56,27 @@ def main() -> None:
     bf16 = arguments.dtype == "bf16"
     if arguments.dtype == "auto":
         bf16 = computes_in_bf16(CPU, width=config.model.width)
-    with hf_trainer(config, bf16=bf16, num_steps=arguments.steps + 1) as their_step:
-        steps: dict[str, Step] = {
-            "atoll": atoll(config, bf16=bf16),
-            **({"compiled": atoll(config, "inductor", bf16=bf16)} if arguments.compiled else {}),
-            "bare": bare(config, bf16=bf16),
-            "transformers": transformers(config, bf16=bf16),
-            "hf_trainer": their_step,
-        }
-        limit = {"products": products(config, bf16=bf16)}
-        seconds = in_turns(steps | limit, num_turns=arguments.steps)
+    make: dict[str, Callable[[], Step]] = {
+        "atoll": lambda: atoll(config, bf16=bf16),
+        "compiled": lambda: atoll(config, "inductor", bf16=bf16),
+        "bare": lambda: bare(config, bf16=bf16),
+        "transformers": lambda: transformers(config, bf16=bf16),
+        "products": lambda: products(config, bf16=bf16),
+    }
+    names = ["atoll", *arguments.beside, "products"]
+    steps = {name: make[name]() for name in names if name != HF_TRAINER}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    turns = in_turns(steps, seconds, num_turns=arguments.steps + 1)
+    if HF_TRAINER in names:
+        with_hf_trainer(config, turns, bf16=bf16, num_steps=arguments.steps + 1)
+    else:
+        next(turns, None)
     first_s = {name: each.pop(0) for name, each in seconds.items()}
     result = summary(config, seconds) | {
         "model": arguments.model,
         "dtype": "bf16" if bf16 else "fp32",
         "threads": torch.get_num_threads(),
-        "first_step_s": {name: round(first_s[name], 1) for name in steps},
+        "first_step_s": {name: round(first_s[name], 1) for name in first_s if name != "products"},
     }
     if arguments.json:
         print(json.dumps(result))
@@ -92,7 +95,13 @@ def parse() -> argparse.Namespace:
         "--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: as peers choose"
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
-    parser.add_argument("--compiled", action="store_true", help="with compiled layers as well")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        choices=["compiled", "bare", "transformers", HF_TRAINER],
+        default=["bare", "transformers", HF_TRAINER],
+        help="what ours is compared with",
+    )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     return parser.parse_args()
 
@@ -152,25 +161,23 @@ def their_model(config: RunConfig) -> Any:
     return LlamaForCausalLM(theirs).float()
 
 
-@contextmanager
-def hf_trainer(config: RunConfig, *, bf16: bool, num_steps: int) -> Iterator[Step]:
-    """Yield what lets a Trainer take its next step. Its loop has a thread, and waits between two.
+def with_hf_trainer(
+    config: RunConfig, turns: Iterator[None], *, bf16: bool, num_steps: int
+) -> None:
+    """Let a Trainer train; before each of its steps, and at the end, the others take their turns.
 
-    So it cannot be handed a loop of ours. What it does between two steps is in its next one.
+    Its loop cannot be handed out in steps, and in a thread it slows down all others: OpenMP's
+    threads do not wait awake for work while there are more of them than cores.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    turns: SimpleQueue[None] = SimpleQueue()
-    losses: SimpleQueue[float] = SimpleQueue()
-
     class InTurns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            turns.get()
+            next(turns)
 
         def on_log(self, *_: Any, **given: Any) -> None:
             if "loss" in given["logs"]:  # else it is the summary at the end
-                losses.put(given["logs"]["loss"])
-                turns.get()
+                next(turns, None)
 
     batch, inner = config.inner.batch_sequences, config.inner
     tokens_BT = torch.cat([random_tokens(config)[0] for _ in range(num_steps)])
@@ -200,16 +207,7 @@ def hf_trainer(config: RunConfig, *, bf16: bool, num_steps: int) -> Iterator[Ste
             callbacks=[InTurns()],
         )
         trainer.remove_callback(PrinterCallback)
-        thread = Thread(target=trainer.train, daemon=True)
-        thread.start()
-
-        def step() -> float:
-            turns.put(None)
-            return losses.get(timeout=GIVE_UP_S)
-
-        yield step
-        turns.put(None)
-        thread.join()
+        trainer.train()
 
 
 def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Tensor]) -> Step:
@@ -260,19 +258,31 @@ def random_tokens(config: RunConfig) -> tuple[Tensor, Tensor]:
     return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()
 
 
-def in_turns(steps: dict[str, Step], *, num_turns: int) -> dict[str, list[float]]:
-    """Return the seconds of each one's steps, the first of which warms up.
-
-    Every other turn goes backwards: what went before, and left the caches and clocks as they are,
-    is worth some hundredths.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(num_turns + 1):
-        for name, step in list(steps.items())[:: -1 if turn % 2 else 1]:
+def in_turns(
+    steps: dict[str, Step], seconds: dict[str, list[float]], *, num_turns: int
+) -> Iterator[None]:
+    """Let each take its steps, and note the seconds; yield for those of the Trainer."""
+    names = list(seconds)
+    for turn in range(num_turns):
+        for place in order(len(names), turn=turn):
+            name = names[place]
             began_at = monotonic_s()
-            step()
+            if name == HF_TRAINER:
+                yield
+            else:
+                steps[name]()
             seconds[name].append(monotonic_s() - began_at)
-    return seconds
+
+
+def order(number: int, *, turn: int) -> list[int]:
+    """Return who comes when in a turn; in 2 `number` turns each is as often behind each other.
+
+    What goes before, and leaves caches and clocks as they are, is worth some hundredths. By E. J.
+    Williams, "Experimental designs balanced for the estimation of residual effects", 1949.
+    """
+    zigzag = [-(place // 2) if place % 2 == 0 else (place + 1) // 2 for place in range(number)]
+    places = [(place + turn // 2) % number for place in zigzag]
+    return places[:: -1 if turn % 2 else 1]
 
 
 def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -298,10 +308,16 @@ def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any
             for name in seconds
             if name != "products"
         },
-        "ratio_transformers": ratio("atoll", "transformers"),
-        "ratio_hf_trainer": ratio("atoll", "hf_trainer"),
-        "ratio_bare_loop": ratio("atoll", "bare"),
-        **({"ratio_compiled": ratio("compiled", "atoll")} if "compiled" in seconds else {}),
+        **{
+            key: ratio(*pair)
+            for key, pair in {
+                "ratio_transformers": ("atoll", "transformers"),
+                "ratio_hf_trainer": ("atoll", HF_TRAINER),
+                "ratio_bare_loop": ("atoll", "bare"),
+                "ratio_compiled": ("compiled", "atoll"),
+            }.items()
+            if seconds.keys() >= set(pair)
+        },
         "gflops_per_s_atoll": round(flops / median(seconds["atoll"]) / 1e9, 1),
         "gflops_per_s_products": round(of_products / median(seconds["products"]) / 1e9, 1),
         "of_peak": round(median(limit / ours for limit, ours in turns) * flops / of_products, 3),

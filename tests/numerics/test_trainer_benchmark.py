@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from collections import Counter
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,11 @@ def test_prints_the_ratios(trainer, monkeypatch, capsys):
     assert found["of_peak"] > 0
     assert found["ratio_hf_trainer"] > 0
     assert (found["model"], found["turns"], found["dtype"]) == ("tiny", 1, "bf16")
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_each_system_follows_each_other_one_equally_often(trainer, number):
+    orders = [trainer.order(number, turn=turn) for turn in range(2 * number)]
+    assert all(sorted(places) == list(range(number)) for places in orders)
+    behind = Counter(pair for places in orders for pair in pairwise(places))
+    assert behind == dict.fromkeys(permutations(range(number), 2), 2)
