@@ -45,6 +45,14 @@ def write_all(file: RawIOBase, content: Buffer) -> None:
         rest = rest[file.write(rest) :]
 
 
+def write_over(path: Path, content: Buffer) -> None:
+    """Make this the content of a file, new or in the place of what it holds; nothing is synced."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0) as file:
+        write_all(file, content)
+        if file.seek(0, os.SEEK_END) > len(content):
+            file.truncate(len(content))
+
+
 def write_whole(path: Path, content: Buffer) -> None:
     """Write a file that is there whole, and on the disk, or as it was before.
 

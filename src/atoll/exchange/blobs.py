@@ -2,6 +2,10 @@
 
 What is here under a name is that content, or it is not here: whoever reads it compares the digest,
 so what a power failure has left half-written does no harm.
+
+    put --> temporary name --rename--> digest --sweep--> spare --> written over by a later put
+
+Writing over a file costs a third of making a new one, whose blocks are to be found first.
 """
 
 from collections.abc import Collection
@@ -9,7 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock, get_ident
 
-from atoll.durable import TEMPORARY, Location, disk_errors, open_directory, remove
+from atoll.durable import (
+    TEMPORARY,
+    Location,
+    disk_errors,
+    open_directory,
+    remove,
+    write_over,
+)
 from atoll.errors import BadBlobError
 from atoll.ids import Buffer, Digest, digest_of
 from atoll.system import sync
@@ -27,7 +38,9 @@ class BlobStore:
         self._turn = 0
         self._put_in: dict[Digest, int] = {}  # the turn; what was there before counts as turn 0
         self._unsynced: list[Digest] = []
-        self._lock = Lock()  # of that list
+        self._spares: list[Path] = []  # files that no blob needs any more
+        self._num_spared = 0
+        self._lock = Lock()  # of these lists
         self._flushing = Lock()  # who flushes waits for who flushes already
         open_directory(directory)
 
@@ -45,18 +58,25 @@ class BlobStore:
     def keep(self, digest: Digest, payload: Buffer) -> None:
         """Keep, and raise, as `put` does, what was hashed by whoever formed it."""
         self._put_in[digest] = self._turn
-        if self.get(digest) is not None:
+        if self.has(digest) and self.get(digest) is not None:
             return
         with disk_errors(self._directory):
-            temporary = self._directory / f"{TEMPORARY}{get_ident()}"  # one per thread
+            temporary = self._room()
             try:
-                temporary.write_bytes(payload)
+                write_over(temporary, payload)
                 temporary.replace(self._path(digest))
             except OSError:
                 remove(temporary)
                 raise
         with self._lock:
             self._unsynced.append(digest)
+
+    def _room(self) -> Path:
+        """Return a file that is nobody's, or a name of this thread's alone for a new one."""
+        with self._lock:
+            if self._spares:
+                return self._spares.pop()
+        return self._directory / f"{TEMPORARY}{get_ident()}"
 
     def flush(self) -> None:
         """Return when all that was put before is on the disk.
@@ -107,14 +127,28 @@ class BlobStore:
     def sweep(self, named: Collection[Digest]) -> None:
         """Remove the blobs that nobody names and that are not young any more.
 
-        Turns and not times decide: a clock may be wrong.
+        Turns and not times decide: a clock may be wrong. Their files are for those that are put
+        until the next sweep, which removes what is left of them.
         """
+        with self._lock:
+            unused, self._spares = self._spares, []
+        for path in unused:
+            remove(path)
         for path in list(self._directory.iterdir()):
             digest = Digest(path.name)
             is_old = self._put_in.get(digest, 0) < self._turn - self._young_turns
             if is_old and digest not in named and not path.name.startswith(TEMPORARY):
-                remove(path)
+                self._spare(path)
                 self._put_in.pop(digest, None)
+
+    def _spare(self, path: Path) -> None:
+        """Take a file from its blob, which is not here any more before others write over it."""
+        self._num_spared += 1
+        spare = self._directory / f"{TEMPORARY}spare-{self._num_spared}"
+        with suppress(FileNotFoundError):  # it was damaged, and who read it has removed it
+            path.replace(spare)
+            with self._lock:
+                self._spares.append(spare)
 
     def _path(self, digest: Digest) -> Path:
         return self._directory / digest

@@ -208,11 +208,15 @@ async def _refuse(connection: Connection, reason: str) -> PeerError:
 
 
 def _read(path: Path, offset: int, num_bytes: int) -> bytes | None:
-    """Return that part of the file, or None if it was pruned meanwhile."""
+    """Return that part of the file, or None if it was pruned meanwhile.
+
+    Its file may be written over then, once it has another name (`blobs`).
+    """
     try:
         with path.open("rb") as file:
             file.seek(offset)
             payload = file.read(num_bytes)
+        is_whole = len(payload) == num_bytes and path.exists()
     except FileNotFoundError:
         return None
-    return payload if len(payload) == num_bytes else None
+    return payload if is_whole else None

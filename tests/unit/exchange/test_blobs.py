@@ -78,6 +78,42 @@ def test_a_sweep_takes_what_nobody_names_once_it_is_two_turns_old(tmp_path):
     assert left_after_turn(b"3") == [b"named", b"2", b"3"]
 
 
+def test_files_of_swept_blobs_are_written_over_and_what_is_left_of_them_goes(tmp_path):
+    store = BlobStore(tmp_path, young_turns=0)
+    long, short, last = bytes(5000), b"short", b"last"
+    store.put(digest_of(long), long)
+    store.put(DIGEST, PAYLOAD)
+    inodes = {path.stat().st_ino for path in tmp_path.iterdir()}
+    store.turn()
+    store.sweep(())
+    assert not store.has(DIGEST)
+    assert store.locate(digest_of(long)) is None
+    for payload in (short, PAYLOAD):
+        store.put(digest_of(payload), payload)
+    assert {path.stat().st_ino for path in tmp_path.iterdir()} == inodes
+    assert [store.get(digest_of(one)) for one in (short, PAYLOAD, long)] == [short, PAYLOAD, None]
+
+    store.turn()
+    store.put(digest_of(last), last)
+    store.sweep(())  # two spares: nobody writes over one of them
+    store.put(digest_of(short), short)
+    store.turn()
+    store.sweep({digest_of(last)})
+    store.turn()
+    store.sweep({digest_of(last)})
+    assert [path.name for path in tmp_path.iterdir()] == [digest_of(last)]
+
+
+def test_a_blob_of_the_same_name_as_a_swept_one_is_put_again(tmp_path):
+    store = BlobStore(tmp_path, young_turns=0)
+    for _ in range(3):
+        store.put(DIGEST, PAYLOAD)
+        assert store.get(DIGEST) == PAYLOAD
+        store.turn()
+        store.sweep(())
+        assert store.get(DIGEST) is None
+
+
 def test_what_a_crash_left_is_removed(tmp_path):
     (tmp_path / ".tmp-1").write_bytes(b"half")
     BlobStore(tmp_path)
