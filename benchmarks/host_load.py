@@ -41,7 +41,7 @@ from atoll.config import (
 from atoll.errors import ConnectionLost
 from atoll.events import EventLog, RoundCommitted
 from atoll.exchange.codec import CODECS
-from atoll.exchange.step import slices_of
+from atoll.exchange.sizes import slices_of
 from atoll.host.service import Host
 from atoll.host.setup import open_run
 from atoll.ids import INITIAL, Digest, PeerId, RoundId, digest_of

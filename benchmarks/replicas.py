@@ -37,7 +37,8 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import shares
 from atoll.exchange.reduce import reduce_slice
-from atoll.exchange.step import apply_updates_, slices_of
+from atoll.exchange.sizes import slices_of
+from atoll.exchange.step import apply_updates_
 from atoll.ids import Buffer, Lease, PeerId, RoundId
 from atoll.model.flat import load_flat_
 from atoll.model.initial import fill_initial_

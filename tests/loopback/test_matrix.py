@@ -29,8 +29,7 @@ from atoll.events import (
     StateSynced,
     TrainerDied,
 )
-from atoll.exchange.codec import CODECS
-from atoll.exchange.step import encoded_slices
+from atoll.exchange.sizes import encoded_slices
 from atoll.host.audit import audit
 from atoll.model.layout import layout_of
 from atoll.net import records
@@ -238,7 +237,7 @@ def started(cluster: Cluster, lines: Lines, config: RunConfig) -> Scene:
             options[name] += ("--advertise", "127.0.0.3")  # where nobody answers
         peers[name] = join(cluster, lines, name, options[name])
     host.wait_for(RoundCommitted, lambda event: len(event.roster) == 3)
-    slices = encoded_slices(layout_of(config), CODECS[config.sync.codec])
+    slices = encoded_slices(layout_of(config), config.sync.codec)
     scene = Scene(cluster, lines, host, peers, min(map(sum, slices)), options["carl"])
     scene.setbacks = scene.count_setbacks()  # who came late may have fetched a state
     return scene

@@ -17,7 +17,8 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors, encode_slice
 from atoll.exchange.plan import assign, assign_by_shares, reassign, runs, shares
 from atoll.exchange.reduce import Means, Reducers, reduce_slice
-from atoll.exchange.step import apply_updates_, slices_of
+from atoll.exchange.sizes import slices_of
+from atoll.exchange.step import apply_updates_
 from atoll.ids import PeerId, RoundId, digest_of
 from atoll.model.layout import Fragment, Layout
 from atoll.net import wire

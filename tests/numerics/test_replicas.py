@@ -11,7 +11,7 @@ from tests.numerics.diloco import CONFIG, flat, fresh_loop, initial_state
 
 from atoll.data.batches import Batches
 from atoll.exchange.codec import CODECS
-from atoll.exchange.step import slices_of
+from atoll.exchange.sizes import slices_of
 from atoll.ids import RoundId
 from atoll.model.layout import layout_of
 

@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from atoll.exchange import sizes
 from atoll.exchange.values import (
     LARGEST,
     add_scaled_,
@@ -32,8 +33,7 @@ from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
 FEEDBACK = None
 
 
-def encoded_bytes(num_values: int) -> int:
-    return 2 * num_values
+encoded_bytes = sizes.bf16
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:

@@ -96,8 +96,3 @@ CODECS: dict[str, Codec] = {
     "sparse": sparse,
     "sparse8": sparse8,
 }
-
-
-def partial_codec(update_codec: str) -> Codec:
-    """Return the codec of the partial sums of such updates: it loses nothing that they can keep."""
-    return fp64 if update_codec == "fp64" else fp32

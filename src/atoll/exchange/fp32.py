@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atoll.exchange import sizes
 from atoll.exchange.values import (
     add_scaled_,
     leave_ as leave_,
@@ -22,8 +23,7 @@ from atoll.ids import Buffer
 FEEDBACK = None
 
 
-def encoded_bytes(num_values: int) -> int:
-    return 4 * num_values
+encoded_bytes = sizes.fp32
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:

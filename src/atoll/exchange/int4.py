@@ -19,6 +19,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
+from atoll.exchange import sizes
 from atoll.exchange.values import (
     ABSENT,
     LARGEST,
@@ -38,7 +39,7 @@ from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
 
 FEEDBACK = 1.0
-BLOCK = 32
+BLOCK = sizes.INT4_BLOCK
 HALF = BLOCK // 2
 ROWS = 16  # blocks that are encoded together: loops of 32 are too short for a compiler to vectorise
 GROUP = ROWS * BLOCK
@@ -52,8 +53,7 @@ LEAST_SCALE = int(np.finfo(np.float32).tiny.view(np.uint32)) >> 15  # safe to di
 LARGEST_SCALE = int(np.float32(LARGEST).view(np.uint32)) >> 15
 
 
-def encoded_bytes(num_values: int) -> int:
-    return (2 + HALF) * _num_blocks(num_values)
+encoded_bytes = sizes.int4
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
@@ -109,13 +109,9 @@ def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) 
         total_N[:] = total_KB.reshape(-1)[: len(total_N)]
 
 
-def _num_blocks(num_values: int) -> int:
-    return -(-num_values // BLOCK)
-
-
 def _parts(payload: Buffer, num_values: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     check_size(payload, expected=encoded_bytes(num_values))
-    num_blocks = _num_blocks(num_values)
+    num_blocks = sizes.num_blocks(num_values, BLOCK)
     scale_K = np.frombuffer(payload, dtype="<u2", count=num_blocks)
     code_KH = np.frombuffer(payload, dtype=np.uint8, offset=2 * num_blocks).reshape(-1, HALF)
     return scale_K, code_KH
@@ -132,7 +128,7 @@ def _encoded(made_of: Sequence[NDArray[np.float32]], into: bytearray | None) -> 
             residual = residual_N if len(residual_N) else None
             x_N = difference(x_N, local_N, residual, feedback=FEEDBACK)
         refuse_unfit(x_N)
-    num_blocks, payload = _num_blocks(len(x_N)), room_for(encoded_bytes(len(x_N)), into)
+    num_blocks, payload = sizes.num_blocks(len(x_N), BLOCK), room_for(encoded_bytes(len(x_N)), into)
     payload_scale_K, payload_code_KH = _parts(payload, len(x_N))
     payload_scale_K[:] = scale_K[:num_blocks]
     payload_code_KH[:] = code_KH[:num_blocks]

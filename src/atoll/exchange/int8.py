@@ -16,6 +16,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
+from atoll.exchange import sizes
 from atoll.exchange.values import (
     ABSENT,
     LARGEST,
@@ -34,14 +35,13 @@ from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, kernel, view_of
 
 FEEDBACK = None
-BLOCK = 128
+BLOCK = sizes.INT8_BLOCK
 LEVELS = 127  # -128 stays unused, so that encode(-x) is exactly -encode(x)
 TINY = float(np.finfo(np.float32).tiny)  # no scale is less, so each is safe to divide by
 LARGEST_SCALE = float(np.float32(LARGEST / LEVELS))
 
 
-def encoded_bytes(num_values: int) -> int:
-    return 4 * _num_blocks(num_values) + num_values
+encoded_bytes = sizes.int8
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
@@ -84,13 +84,9 @@ def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) 
         total_N[:] = total_KB.reshape(-1)[: len(total_N)]
 
 
-def _num_blocks(num_values: int) -> int:
-    return -(-num_values // BLOCK)
-
-
 def _parts(payload: Buffer, num_values: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     check_size(payload, expected=encoded_bytes(num_values))
-    num_blocks = _num_blocks(num_values)
+    num_blocks = sizes.num_blocks(num_values, BLOCK)
     scale_K = np.frombuffer(payload, dtype="<f4", count=num_blocks)
     return scale_K, np.frombuffer(payload, dtype=np.int8, offset=4 * num_blocks)
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from atoll.errors import BadBlobError, BadUpdateError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
-from atoll.exchange.codec import CODECS, Codec, partial_codec
+from atoll.exchange.codec import CODECS, Codec
+from atoll.exchange.sizes import partial_codec
 from atoll.exchange.values import zeros
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
@@ -102,7 +103,7 @@ class Reducer:
         self.own: set[int] = set()
         self.codec = CODECS[plan.codec]
         self.update_codec = CODECS[plan.update_codec]
-        self.partial_codec = partial_codec(plan.update_codec)
+        self.partial_codec = CODECS[partial_codec(plan.update_codec)]
         self.sizes = tuple(sizes)
         self._blobs = means.blobs
         self._buffers = means.buffers

@@ -19,7 +19,8 @@ from numba import types
 from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
-from atoll.exchange.topk import CHUNK, are_places, index_at, pack_, select_
+from atoll.exchange import sizes
+from atoll.exchange.topk import are_places, index_at, pack_, select_
 from atoll.exchange.values import (
     LARGEST,
     LARGEST_BITS,
@@ -37,7 +38,8 @@ from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
 
 FEEDBACK = 0.95
-VALUES_PER_ENTRY = 64
+CHUNK = sizes.CHUNK
+VALUES_PER_ENTRY = sizes.SPARSE_VALUES
 ENTRIES = CHUNK // VALUES_PER_ENTRY
 PLACE_BYTES = ENTRIES * 3 // 2
 CODE_BYTES = ENTRIES // 4
@@ -45,8 +47,7 @@ CODE_BYTES = ENTRIES // 4
 Parts = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def encoded_bytes(num_values: int) -> int:
-    return sum(_sizes(num_values))
+encoded_bytes = sizes.sparse
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
@@ -95,21 +96,10 @@ def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) 
     _accumulate_(total_N, *_parts(np.frombuffer(payload, np.uint8), len(total_N)), share)
 
 
-def _sizes(num_values: int) -> tuple[int, int, int]:
-    """Return the bytes of all magnitudes, places and codes."""
-    full, rest = divmod(num_values, CHUNK)
-    entries = -(-rest // VALUES_PER_ENTRY)
-    return (
-        8 * (full + (rest > 0)),
-        PLACE_BYTES * full + -(-entries * 3 // 2),
-        CODE_BYTES * full + -(-entries // 4),
-    )
-
-
 def _parts(payload: NDArray[np.uint8], num_values: int) -> Parts:
     """Return views of the magnitudes (2 for each chunk), the places and the codes."""
     check_size(payload.data, expected=encoded_bytes(num_values))
-    magnitude_bytes, place_bytes, _ = _sizes(num_values)
+    magnitude_bytes, place_bytes, _ = sizes.sparse_parts(num_values)
     rest = payload[magnitude_bytes:]
     return payload[:magnitude_bytes].view("<f4"), rest[:place_bytes], rest[place_bytes:]
 

@@ -17,8 +17,9 @@ from numba import types
 from numpy.typing import NDArray
 
 from atoll.errors import BadBlobError
+from atoll.exchange import sizes
 from atoll.exchange.int8 import LARGEST_SCALE, LEVELS, TINY
-from atoll.exchange.topk import CHUNK, are_places, index_at, pack_, select_
+from atoll.exchange.topk import are_places, index_at, pack_, select_
 from atoll.exchange.values import (
     LARGEST_BITS,
     NO_SIGN,
@@ -37,15 +38,15 @@ from atoll.ids import Buffer
 from atoll.outer.kernel import buffer_of, inlined, kernel, view_of
 
 FEEDBACK = None
-VALUES_PER_ENTRY = 16
+CHUNK = sizes.CHUNK
+VALUES_PER_ENTRY = sizes.SPARSE8_VALUES
 ENTRIES = CHUNK // VALUES_PER_ENTRY
 PLACE_BYTES = ENTRIES * 3 // 2
 
 Parts = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int8]]
 
 
-def encoded_bytes(num_values: int) -> int:
-    return sum(_sizes(num_values))
+encoded_bytes = sizes.sparse8
 
 
 def encode(x_N: NDArray[np.float64], into: bytearray | None = None) -> bytearray:
@@ -84,21 +85,10 @@ def accumulate_(total_N: NDArray[np.float64], payload: Buffer, *, share: float) 
     _accumulate_(total_N, *_parts(np.frombuffer(payload, np.uint8), len(total_N)), share)
 
 
-def _sizes(num_values: int) -> tuple[int, int, int]:
-    """Return the bytes of all scales, places and q."""
-    full, rest = divmod(num_values, CHUNK)
-    entries = -(-rest // VALUES_PER_ENTRY)
-    return (
-        4 * (full + (rest > 0)),
-        PLACE_BYTES * full + -(-entries * 3 // 2),
-        ENTRIES * full + entries,
-    )
-
-
 def _parts(payload: NDArray[np.uint8], num_values: int) -> Parts:
     """Return views of the scales, the places and the q."""
     check_size(payload.data, expected=encoded_bytes(num_values))
-    scale_bytes, place_bytes, _ = _sizes(num_values)
+    scale_bytes, place_bytes, _ = sizes.sparse8_parts(num_values)
     rest = payload[scale_bytes:]
     return payload[:scale_bytes].view("<f4"), rest[:place_bytes], rest[place_bytes:].view(np.int8)
 

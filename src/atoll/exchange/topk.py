@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from atoll.outer.kernel import inlined
 
-CHUNK = 4096  # 12 bits name a place in it
-
 
 @inlined
 def select_(index_E: NDArray[np.uint16], size_C: NDArray[np.int32]) -> None:

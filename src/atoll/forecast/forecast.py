@@ -18,10 +18,9 @@ from msgspec import Struct
 
 from atoll.config import RunConfig
 from atoll.errors import ConfigError
-from atoll.exchange.codec import CODECS, partial_codec
 from atoll.exchange.plan import Link
 from atoll.exchange.positions import Position
-from atoll.exchange.step import encoded_slices
+from atoll.exchange.sizes import encoded_slices, partial_codec
 from atoll.forecast.exchange import Exchange, Floats, Sizes, exchange_of, payload_rate
 from atoll.forecast.fleet import FleetConfig, GroupConfig
 from atoll.forecast.joiner import STATE_BYTES, joiner_of, num_sources
@@ -162,8 +161,8 @@ def sizes_of(config: RunConfig) -> Sizes:
     fragments = [fragment.stop - fragment.start for fragment in layout.fragments]
     largest = fragments.index(max(fragments))
     return Sizes(
-        contribution=encoded_slices(layout, CODECS[config.sync.codec])[largest],
-        update=encoded_slices(layout, CODECS[config.sync.update_codec])[largest],
+        contribution=encoded_slices(layout, config.sync.codec)[largest],
+        update=encoded_slices(layout, config.sync.update_codec)[largest],
         partial=encoded_slices(layout, partial_codec(config.sync.update_codec))[largest],
         num_values=fragments[largest],
     )

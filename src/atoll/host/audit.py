@@ -16,7 +16,7 @@ from typing import TypeAlias
 from atoll.config import RunConfig, load_run_config, parse_canonical, run_digest
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.exchange.codec import CODECS
-from atoll.exchange.step import slices_of
+from atoll.exchange.sizes import slices_of
 from atoll.exchange.tree import Tree
 from atoll.host.retrace import Retraced, retrace
 from atoll.host.stores import read_journal

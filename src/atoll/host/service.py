@@ -18,8 +18,7 @@ from atoll.clock import wall_s
 from atoll.config import canonical, run_digest
 from atoll.errors import DeposedError, PeerError, RunError
 from atoll.events import Emit, HostStarted, Stopped, Warned
-from atoll.exchange.codec import CODECS, partial_codec
-from atoll.exchange.step import encoded_slices
+from atoll.exchange.sizes import encoded_slices, partial_codec
 from atoll.host import run as decisions
 from atoll.host.admission import REMOVED, Admission, judge_hello, judge_protocol, no_member
 from atoll.host.deeds import Deeds
@@ -165,8 +164,8 @@ class Host:
         sync, layout = config.sync, layout_of(config)
         return decisions.replay(
             history,
-            slice_bytes=encoded_slices(layout, CODECS[sync.update_codec]),
-            contribution_bytes=tuple(map(sum, encoded_slices(layout, CODECS[sync.codec]))),
+            slice_bytes=encoded_slices(layout, sync.update_codec),
+            contribution_bytes=tuple(map(sum, encoded_slices(layout, sync.codec))),
             partial_bytes=tuple(map(sum, encoded_slices(layout, partial_codec(sync.update_codec)))),
             now=now,
         )

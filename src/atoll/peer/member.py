@@ -20,8 +20,9 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.initial import NO_RUN, begin_anew_
 from atoll.exchange.links import Links
 from atoll.exchange.reduce import Means, Reducers
+from atoll.exchange.sizes import slices_of
 from atoll.exchange.statesync import Fetched, fetch_inner, fetch_state
-from atoll.exchange.step import apply_updates_, slices_of
+from atoll.exchange.step import apply_updates_
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, Lease, PeerId, RoundId
 from atoll.model.layout import layout_of

@@ -29,8 +29,7 @@ from atoll.events import (
     Stopped,
     TrainerDied,
 )
-from atoll.exchange.codec import CODECS
-from atoll.exchange.step import encoded_slices
+from atoll.exchange.sizes import encoded_slices
 from atoll.host import run as decisions
 from atoll.host.audit import audit
 from atoll.ids import PeerId, RoundId
@@ -240,9 +239,7 @@ def _states(outcome: Outcome) -> Iterator[str]:
 def _leases(outcome: Outcome) -> Iterator[str]:
     fleet = outcome.fleet
     layout, sync = layout_of(fleet.config), fleet.config.sync
-    run = decisions.replay(
-        outcome.records, slice_bytes=encoded_slices(layout, CODECS[sync.update_codec])
-    )
+    run = decisions.replay(outcome.records, slice_bytes=encoded_slices(layout, sync.update_codec))
     book = run.book
     spans = [*book.committed, *book.free]
     spans += [leases.Span(one.start, one.stop) for held in book.held.values() for one in held]

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from tests.unit.exchange.cast import ROUND, A, B, C, encoded, job, reducer
 from tests.unit.virtual import run
 
-from atoll.exchange.codec import CODECS, partial_codec
+from atoll.exchange.codec import CODECS
 from atoll.exchange.reduce import reduce_slice
+from atoll.exchange.sizes import partial_codec
 from atoll.exchange.values import LARGEST
 from atoll.ids import digest_of
 from atoll.net import wire
@@ -49,7 +50,7 @@ async def formed(directory, order, contributors=()):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_region_is_the_update_bit_for_bit(codec, update_codec, seed):
     rng = np.random.default_rng(seed)
-    size, partial = 10_000, partial_codec(update_codec)
+    size, partial = 10_000, CODECS[partial_codec(update_codec)]
     inputs = [
         (CODECS[codec].encode(1e-3 * rng.standard_t(2, size=size)), share)
         for share in (0.5, 0.3, 0.2)
@@ -69,7 +70,7 @@ def test_with_fp64_nothing_is_lost_between():
         reduce_slice(
             [(fp64.encode(one), 0.25) for one in half],
             codec=fp64,
-            update_codec=partial_codec("fp64"),
+            update_codec=CODECS[partial_codec("fp64")],
             num_values=100,
         )
         for half in (values[:2], values[2:])

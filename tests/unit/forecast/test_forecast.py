@@ -10,8 +10,7 @@ from tests.unit.forecast.cast import fleet_of, group_of, run_of
 
 from atoll.config import load_run_config
 from atoll.errors import ConfigError
-from atoll.exchange.codec import CODECS
-from atoll.exchange.step import encoded_slices
+from atoll.exchange.sizes import encoded_slices
 from atoll.forecast.concerns import concerns
 from atoll.forecast.exchange import ring_rate
 from atoll.forecast.fleet import HostConfig, load_fleet, micro_batch_of
@@ -90,7 +89,7 @@ def test_a_blocking_round_of_equal_peers_is_steps_and_exchange():
     config, fleet = run_of(), fleet_of(group_of(count=4))
     seen = forecast(config, fleet)
     (group,) = seen.groups
-    num_bytes = sum(encoded_slices(layout_of(config), CODECS["int8"])[0])
+    num_bytes = sum(encoded_slices(layout_of(config), "int8")[0])
     # Each sends 3/4 to the others, then its quarter of the mean to all three and to the host.
     assert group.up_bytes == pytest.approx((3 / 4 + 4 / 4) * num_bytes, rel=0.02)
     moved_s = group.up_bytes / (100e6 / 8 * 0.9549)
@@ -130,9 +129,7 @@ def test_the_largest_fragment_decides():
     sizes = [f.stop - f.start for f in layout_of(config).fragments]
     assert num_values == max(sizes)
     assert (
-        sum(contribution)
-        == sum(update)
-        == max(map(sum, encoded_slices(layout_of(config), CODECS["int8"])))
+        sum(contribution) == sum(update) == max(map(sum, encoded_slices(layout_of(config), "int8")))
     )
 
 
