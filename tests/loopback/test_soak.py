@@ -25,7 +25,7 @@ def soak(page: Path, *options: str) -> str:
 
 
 def test_a_small_fleet_stands_each_fault_and_the_loss_of_its_host(tmp_path):
-    options = ("--seconds", "32", "--peers", "3", "--every-s", "8", "--host-every-s", "40")
+    options = ("--seconds", "18", "--peers", "3", "--every-s", "4", "--host-every-s", "24")
     told = soak(tmp_path / "soak.md", *options)
     counts = r"killed (\d+), frozen (\d+), restarted (\d+); the host killed (\d+)"
     assert "0" not in re.search(counts, " ".join(told.split())).groups()
