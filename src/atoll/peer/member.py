@@ -403,14 +403,13 @@ class Member:
                 f"state {round_id} computed here is not the one of the other members",
                 hint="is this the same version of atoll as theirs?",
             )
-        seconds = asyncio.get_running_loop().time() - started_at
         self.accounts.emit(
             StateSynced(
                 round=round_id,
                 how="fetched",
                 num_bytes=fetched.num_bytes,
                 kept_bytes=fetched.kept_bytes,
-                seconds=seconds,
+                seconds=asyncio.get_running_loop().time() - started_at,
             )
         )
 
