@@ -111,12 +111,9 @@ def peer_memory(config: RunConfig, group: GroupConfig, agent: AgentBytes) -> Pee
 def _trainer_host_bytes(config: RunConfig, group: GroupConfig) -> int:
     """Return what the trainer holds beside its devices; on one machine, all ranks together.
 
-    While the moments are written to disk, they are there once more. A snapshot of a device with a
-    memory of its own goes through pinned memory, which torch keeps (train/exchanged.py).
+    While the moments are written to disk, they are there once more.
     """
-    largest_part = max(part.stop - part.start for part in layout_of(config).fragments)
-    pinned = 0 if group.hardware.memory_bytes is None else FP32_BYTES * largest_part
-    return moment_bytes(config) + pinned + group.devices * TRAINER_PROCESS_BYTES
+    return moment_bytes(config) + group.devices * TRAINER_PROCESS_BYTES
 
 
 def training_of(group: GroupConfig, micro_batch: int) -> Training:

@@ -58,6 +58,7 @@ from atoll.train.channel import (
     Trained,
 )
 from atoll.train.device import computes_in_bf16, device_name
+from atoll.train.exchanged import let_gpu_reach
 from atoll.train.inner import load_batch
 from atoll.train.optim import InnerOptimizer
 from atoll.train.parallel import ALONE, Ranks
@@ -210,10 +211,12 @@ class Replica:
         self._began_at = 0.0
         layout = layout_of(setup.config)
         vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
+        device = next(inner.model.parameters()).device
+        let_gpu_reach(vectors, device)
         nobody = Followers(setup, 1, on_end=lambda _: None)
         self._server = ReplicaServer(inner, layout, vectors, channel, nobody)
         load_flat_(inner.model, vectors.global_N, layout)
-        channel.send(_started(setup, next(inner.model.parameters()).device))
+        channel.send(_started(setup, device))
         self._serve()
 
     @property

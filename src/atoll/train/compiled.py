@@ -1,4 +1,4 @@
-"""The layers of a model as compiled code: torch.compile, layer by layer.
+"""The layers of a model as compiled code: torch.compile, layer by layer. And the loss of logits.
 
 All layers have one shape, so what is compiled for the first serves all of them. A layer stays the
 module that it was, with the same parameters under the same names.
@@ -13,6 +13,7 @@ import torch
 from atoll.errors import ConfigError
 from atoll.model.llama import Llama
 from atoll.train.device import device_name
+from atoll.train.loss import OfChunk, by_formulas, by_operations
 
 Compiler: TypeAlias = Literal["none", "aot_eager", "inductor"]
 """What makes code of a layer, by torch's names. `aot_eager` finds the operations of both passes and
@@ -30,6 +31,14 @@ def compile_(model: Llama, compiler: Compiler, *, device: torch.device) -> None:
     for layer in model.layers:
         layer.compile(backend=compiler)
     model.masks_in_blocks = compiler == "inductor" and device.type == "cuda"
+
+
+def loss_of_chunk(compiler: Compiler) -> OfChunk:
+    """Return what turns logits into their loss and its gradient, compiled when first called."""
+    if compiler == "none":
+        return by_operations
+    compiled: OfChunk = torch.compile(by_formulas, backend=compiler)
+    return compiled
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from atoll.data.batches import Batch, Batches
 from atoll.errors import RunError
 from atoll.model.llama import Llama
 from atoll.train.ahead import Ahead
-from atoll.train.compiled import Compiler
+from atoll.train.compiled import Compiler, loss_of_chunk
 from atoll.train.device import computes_in_bf16
 from atoll.train.loss import IGNORED, language_model_loss
 from atoll.train.optim import make_optimizer
@@ -108,6 +108,7 @@ class InnerLoop:
         width = config.model.width
         self.bf16 = computes_in_bf16(self.device, width=width) if wanted is None else wanted
         self.micro_batch = self.how.micro_batch or config.inner.batch_sequences
+        self._loss_of_chunk = loss_of_chunk(self.how.compiler)
         self.optimizer = make_optimizer(model, config.inner)
         self.steps_since_fresh = 0  # how many the state of the optimizer has seen
         ahead = self.how.reads_ahead
@@ -176,6 +177,7 @@ class InnerLoop:
                 piece.targets_BT,
                 num_targets=num_targets,
                 z_loss=self.config.inner.z_loss,
+                of_chunk=self._loss_of_chunk,
             )
 
 

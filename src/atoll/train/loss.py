@@ -11,7 +11,8 @@ before the next one is formed.
 Shapes: B sequences, T tokens, N = B * T, D model width, V vocabulary, C tokens of a chunk.
 """
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,21 +21,37 @@ IGNORED = -100  # a target that is none; the data's word for it, and torch's
 # 32 MB of them on a CPU, 512 MB on a GPU: fewer keep the device less busy, more gain nothing.
 CHUNK_LOGITS: Final = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
 
+OfChunk: TypeAlias = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""Takes logits, their targets and the weight of the z-loss; returns the sums of cross-entropy and
+of squares, and the gradient of the loss with respect to the logits, in their dtype."""
+
 
 def language_model_loss(
-    hidden_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor, *, num_targets: int, z_loss: float
+    hidden_BTD: Tensor,
+    head_VD: Tensor,
+    targets_BT: Tensor,
+    *,
+    num_targets: int,
+    z_loss: float,
+    of_chunk: OfChunk | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return two scalars: what to differentiate, and the plain cross-entropy to report (nats).
 
     Both are sums over these sequences divided by `num_targets`, which counts the targets of the
     whole batch: so the gradients of micro-batches add up to that of the batch, however it is cut.
     Logits are products in the dtype of the autocast, if one is on, and fp32 from there on.
+    `of_chunk` does what happens to them; by default operation by operation.
 
     The second term is max-z-loss (Baichuan 2, arXiv 2309.10305; INTELLECT-1 took 2e-4): it keeps
     logits small, where bf16 resolves them well.
     """
     objective, cross_entropy = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_BTD.flatten(0, 1), head_VD, targets_BT.flatten(), 1.0 / num_targets, z_loss
+        hidden_BTD.flatten(0, 1),
+        head_VD,
+        targets_BT.flatten(),
+        1.0 / num_targets,
+        z_loss,
+        of_chunk or by_operations,
     )
     return objective, cross_entropy
 
@@ -50,6 +67,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_N: Tensor,
         scale: float,
         z_loss: float,
+        of_chunk: OfChunk,
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wanted else None
@@ -63,18 +81,15 @@ class _ChunkedLoss(torch.autograd.Function):
                 x_CD = x_ND[chunk]
                 # Logits have no name here: they make place for their gradient, and that for the
                 # logits of the next chunk.
-                ce, square, grad_CV = _of_chunk_(
-                    (x_CD @ weight_VD.T).float(), targets_N[chunk], z_loss=z_loss
-                )
+                ce, square, grad_CV = of_chunk(x_CD @ weight_VD.T, targets_N[chunk], z_loss)
                 cross_entropy += ce
                 squares += square
                 if grad_hidden_ND is not None and grad_head_VD is not None:
-                    grad_CV = grad_CV.mul_(scale).to(dtype)
                     grad_hidden_ND[chunk] = grad_CV @ weight_VD
                     _add_product_(grad_head_VD, grad_CV.T, x_CD)
                 del grad_CV
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
-        ctx.head_dtype = head_VD.dtype
+        ctx.scale, ctx.head_dtype = scale, head_VD.dtype
         cross_entropy *= scale
         objective = cross_entropy + z_loss * scale * squares
         ctx.mark_non_differentiable(cross_entropy)
@@ -83,19 +98,21 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_objective: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
-        grad_head_VD = (grad_head_VD * grad_objective).to(ctx.head_dtype)
-        return grad_hidden_ND * grad_objective, grad_head_VD, None, None, None
+        grad = grad_objective * ctx.scale
+        grad_head_VD = (grad_head_VD * grad).to(ctx.head_dtype)
+        return grad_hidden_ND * grad, grad_head_VD, None, None, None, None
 
 
-def _of_chunk_(
-    logits_CV: Tensor, targets_C: Tensor, *, z_loss: float
+def by_operations(
+    logits_CV: Tensor, targets_C: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of cross-entropy and squares over a chunk, and the gradient of the loss.
+    """Return what `OfChunk` says, each operation passing over all logits, most of them in place.
 
-    The gradient takes the place of the logits: softmax - one_hot(target), and 2 z max at the max.
+    The gradient is softmax - one_hot(target), and 2 z max at the max.
     """
+    dtype, logits_CV = logits_CV.dtype, logits_CV.float()
     is_target_C = targets_C != IGNORED
     target_C1 = targets_C.where(is_target_C, 0)[:, None]
     largest_C, at_C = logits_CV.max(dim=1)
@@ -111,7 +128,31 @@ def _of_chunk_(
     return (
         cross_entropy_C.where(is_target_C, 0.0).sum(),
         largest_C.square().where(is_target_C, 0.0).sum(),
-        grad_CV,
+        grad_CV.to(dtype),
+    )
+
+
+def by_formulas(
+    logits_CV: Tensor, targets_C: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same, written without changes in place: compiled, it is two passes or three."""
+    numbers_CV = logits_CV.float()
+    is_target_C = targets_C != IGNORED
+    target_C1 = targets_C.where(is_target_C, 0)[:, None]
+    largest_C, at_C = numbers_CV.max(dim=1)
+    exp_CV = (numbers_CV - largest_C[:, None]).exp()
+    sum_C = exp_CV.sum(dim=1)
+    cross_entropy_C = sum_C.log() + largest_C - numbers_CV.gather(1, target_C1)[:, 0]
+    counts_C1 = is_target_C.float()[:, None]
+    place_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    grad_CV = counts_C1 * (exp_CV / sum_C[:, None] - (place_V == target_C1).float())
+    if z_loss:
+        at_largest_CV = (place_V == at_C[:, None]).float()
+        grad_CV = grad_CV + counts_C1 * 2 * z_loss * largest_C[:, None] * at_largest_CV
+    return (
+        cross_entropy_C.where(is_target_C, 0.0).sum(),
+        largest_C.square().where(is_target_C, 0.0).sum(),
+        grad_CV.to(logits_CV.dtype),
     )
 
 
@@ -131,8 +172,10 @@ def _chunks(num_tokens: int, *, vocab_size: int, device: torch.device) -> list[s
 
 
 def _add_product_(total_VD: Tensor, a_VC: Tensor, b_CD: Tensor) -> None:
-    """Add a product to a sum in fp32."""
+    """Add a product to a sum in fp32; CUDA's products add to it themselves, unrounded."""
     if a_VC.dtype == total_VD.dtype:
         total_VD.addmm_(a_VC, b_CD)
+    elif total_VD.device.type == "cuda":
+        torch.addmm(total_VD, a_VC, b_CD, out_dtype=torch.float32, out=total_VD)
     else:
         total_VD += a_VC @ b_CD

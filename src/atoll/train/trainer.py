@@ -55,7 +55,7 @@ from atoll.train.device import (
     pick_devices,
     set_threads,
 )
-from atoll.train.exchanged import spread_
+from atoll.train.exchanged import let_gpu_reach, spread_
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
 from atoll.train.fp8 import fp8_, require_fp8
 from atoll.train.inner import Computing, InnerLoop
@@ -267,6 +267,7 @@ def serve(channel: Channel) -> None:
         vectors = None
         if setup.vectors:
             vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
+            let_gpu_reach(vectors, loop.device)
             load_flat_(loop.model, vectors.global_N, layout)
         spread_(loop.model, layout, ranks=loop.ranks)
         followers.wait_for(Started)

@@ -148,3 +148,20 @@ def test_without_gradients_none_are_taken():
         )
     expected = plain(hidden_BTD, head_VD, targets_BT, z_loss=0.0)
     torch.testing.assert_close(cross_entropy, expected, rtol=1e-6, atol=0)
+
+
+@given(z_loss=st.sampled_from([0.0, 0.1]), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(deadline=None, max_examples=10)
+def test_what_is_compiled_says_the_same_as_operation_by_operation(z_loss, dtype):
+    generator = torch.Generator().manual_seed(1)
+    logits_CV = (3 * torch.randn(20, 300, generator=generator)).to(dtype)
+    logits_CV[:, 7] = logits_CV[:, 100] = logits_CV.amax(dim=1)  # the first of the largest counts
+    targets_C = torch.randint(0, 300, (20,), generator=generator)
+    targets_C[:4] = IGNORED
+    found = loss.by_formulas(logits_CV, targets_C, z_loss)
+    expected = loss.by_operations(logits_CV.clone(), targets_C, z_loss)
+    assert found[2].dtype == dtype
+    # Of bf16, where the last bit of a number in fp32 may decide how it is rounded.
+    within = {torch.float32: (1e-6, 1e-7), torch.bfloat16: (2**-7, 1e-5)}[dtype]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=within[0], atol=within[1])
