@@ -59,7 +59,7 @@ from atoll.model.shapes import require_fp8_shapes
 from atoll.train.channel import Merge, Seat, Snapshot
 from atoll.train.compiled import Compiler
 from atoll.train.device import Precision, computes_in_bf16, device_name, pick_device
-from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.exchanged import let_gpu_reach, merge_, start_snapshot
 from atoll.train.fit import USABLE, free_memory
 from atoll.train.fp8 import require_fp8
 from atoll.train.inner import Computing, InnerLoop, autocast
@@ -195,9 +195,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=list(PRESETS), default=["1b", "8b"])
     parser.add_argument("--layers", type=int, default=0, help="cut to so many; 0: to what fits")
     parser.add_argument("--sequence-length", type=int, default=8192)
-    parser.add_argument("--batch", type=int, default=2, help="samples of an inner step")
+    parser.add_argument("--batch", type=int, default=4, help="samples of an inner step")
     parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=540, help="no part begins beyond these")
     for way, what in (("sharded", "by FSDP2 with a single rank"), ("fp8", "with products in fp8")):
         parser.add_argument(
@@ -209,7 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--compiler", default="inductor", choices=get_args(Compiler), help="of the layers"
     )
-    parser.add_argument("--pairs", type=int, default=8, help="snapshots and merges of a kind")
+    parser.add_argument("--pairs", type=int, default=6, help="snapshots and merges of a kind")
     return parser.parse_args()
 
 
@@ -334,6 +334,7 @@ class Peer:
             return
         yield self.packed(num_steps)
         vectors = SharedVectors.for_peer(self._folder, self.layout.num_values)
+        let_gpu_reach(vectors, self.device)
         try:
             exchange = [*self.exchange(vectors), *self.merges(vectors)]
         finally:
@@ -525,6 +526,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> None:
+    torch.compiler.reset()  # a second width would be compiled for any width, which is slower
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

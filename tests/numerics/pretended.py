@@ -15,7 +15,7 @@ import traceback
 import weakref
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 if __name__ == "__main__":
@@ -35,7 +35,7 @@ from atoll.model.layout import layout_of
 from atoll.model.memory import Training, trainer_bytes
 from atoll.model.presets import PRESETS
 from atoll.train.channel import Merge, Snapshot
-from atoll.train.exchanged import merge_, start_snapshot
+from atoll.train.exchanged import let_gpu_reach, merge_, start_snapshot
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.parallel import ALONE
 from atoll.train.recompute import recompute_
@@ -56,17 +56,13 @@ class Watched(TorchDispatchMode):
         self.waits: list[str] = []
         self.peak_bytes = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._pinned: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in WAITS:
             self.waits.append(_our_line())
             return 1.0
-        is_pinned = kwargs.pop("pin_memory", False)
         result = function(*args, **kwargs)
-        if is_pinned:
-            self._pinned.append(result.untyped_storage())
         self._note(result)
         if _comes_from_the_device(args, result) and not self._goes_on(function, args):
             self.waits.append(_our_line())
@@ -75,10 +71,7 @@ class Watched(TorchDispatchMode):
     def _goes_on(self, function: object, args: tuple[Any, ...]) -> bool:
         """Return whether it is a copy that nobody waits for, to memory where that is possible."""
         asked = function is torch.ops.aten.copy_.default and len(args) > 2 and args[2]
-        if not asked:
-            return False
-        storage = args[0].untyped_storage()._cdata
-        return any(storage == pinned._cdata for pinned in self._pinned)
+        return bool(asked) and args[0].untyped_storage()._cdata in Driver.reached
 
     def _note(self, result: object) -> None:
         for tensor in tree_iter(result):
@@ -104,6 +97,26 @@ def _our_line() -> str:
 # --- what torch.cuda has of its own ---------------------------------------------------------------
 
 SAID: list[str] = []
+
+
+class Driver:
+    """What torch passes on to CUDA's driver."""
+
+    pinned: ClassVar[list[range]] = []  # addresses
+    reached: ClassVar[dict[int, torch.UntypedStorage]] = {}  # what tensors of such memory stand on
+
+    @classmethod
+    def cudaHostRegister(cls, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        cls.pinned.append(range(address, address + num_bytes))
+        return 0
+
+
+def from_numpy(values: np.ndarray, *, make=torch.from_numpy) -> torch.Tensor:
+    tensor = make(values)
+    if any(values.ctypes.data in pinned for pinned in Driver.pinned):
+        storage = tensor.untyped_storage()
+        Driver.reached[storage._cdata] = storage
+    return tensor
 
 
 class Stream:
@@ -140,6 +153,8 @@ def attend(q, k, v, *, attn_mask, is_causal, enable_gqa):
 def pretended() -> ExitStack:
     stack = ExitStack()
     for name, value in (
+        ("torch.cuda.cudart", lambda: Driver),
+        ("torch.from_numpy", from_numpy),
         ("torch.cuda.Stream", Stream),
         ("torch.cuda.current_stream", lambda device: Stream()),
         ("torch.cuda.stream", on_stream),
@@ -180,6 +195,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
     how = Training(1, recomputes=recompute == "layers", fp8=precision == "fp8")
     SAID.clear()
     with pretended(), FakeTensorMode(allow_non_fake_inputs=True), Watched() as watched:
+        let_gpu_reach(vectors, CUDA)
         model = build(config.model, CUDA, ranks=ALONE, precision=precision)
         recompute_(model, recompute)
         samples = Samples(config, packed=packed)
@@ -200,6 +216,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
         at_snapshot, watched.peak_bytes = watched.peak_bytes, 0
         waits_of_snapshot = list(watched.waits)
         finish()
+        said, SAID[:] = list(SAID), []
         for merging in ("replace", "carry", "blend"):
             merge_(
                 model, layout, vectors=vectors, merge=Merge(how=merging, alpha=0.5, **everything)
@@ -216,7 +233,8 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
         "step": of_step / total,
         "snapshot": at_snapshot / total,
         "merge": at_merge / total,
-        "said": SAID,
+        "said": said,
+        "said_by_merges": SAID,
     }
 
 

@@ -64,3 +64,8 @@ def test_a_snapshot_waits_for_nothing_and_is_waited_for_by_whoever_wants_it(case
         in_turn = ["copying waits for current", "on copying", "on current", "kept for copying"]
         assert pieces == in_turn * (len(pieces) // 4) != []
         assert end == "wait for copying"
+
+
+def test_a_merge_ends_when_the_device_has_read_the_vectors(cases):
+    for case in cases:
+        assert case["said_by_merges"] == ["wait for current"] * 3

@@ -3,8 +3,8 @@
     snapshot    model -> one flat tensor -> snapshot_N      on CUDA: copied while training goes on
     merge       global_N, snapshot_N -> the device -> model
 
-A GPU copies to and from the vectors by itself, three times as fast as through memory of its
-driver's, once `let_gpu_reach` has pinned them where they are.
+A GPU copies to and from the vectors by itself, while others work, once `let_gpu_reach` has pinned
+them where they are; else through memory of its driver's, at a third of the speed.
 
 Of a model that is sharded, each rank moves what it holds, to and from the same places. Where other
 machines have copies of it, only the first one has the vectors, and `spread_` brings the rest along.
@@ -12,13 +12,14 @@ machines have copies of it, only the first one has the vectors, and `spread_` br
 Shapes: N all values of the model, P the values of a part of it, V those of a view of that.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from atoll.errors import ConfigError
 from atoll.model.flat import views
 from atoll.model.layout import Layout
 from atoll.train.channel import Merge, Snapshot
@@ -62,23 +63,27 @@ def _start_copy(parts: list[View], vectors: SharedVectors) -> Callable[[], None]
 
 
 def let_gpu_reach(vectors: SharedVectors, device: torch.device) -> None:
-    """Pin the vectors where they are, so that a GPU copies to and from them by itself.
+    """Pin the vectors where they are, for as long as the process lives; for a GPU alone.
 
-    For as long as the process lives. It takes a moment for each gigabyte.
-
-    Raises:
-        ConfigError: the system does not allow it.
+    It takes a moment for each gigabyte. Where the system does not allow it, copies still work:
+    slower, and training waits for them.
     """
     if device.type != "cuda":
         return
     for values_N in (vectors.global_N, vectors.snapshot_N):
-        code = torch.cuda.cudart().cudaHostRegister(values_N.ctypes.data, values_N.nbytes, 0)
-        if int(code) != 0:
-            raise ConfigError(
-                f"the GPU cannot be given {format_bytes(values_N.nbytes)} of this machine's "
-                f"memory: CUDA error {int(code)}",
-                hint="free some memory, or raise what this process may lock: ulimit -l",
+        code = int(torch.cuda.cudart().cudaHostRegister(values_N.ctypes.data, values_N.nbytes, 0))
+        if code != 0:
+            _forget_error(device)
+            sys.stderr.write(
+                f"the GPU cannot reach {format_bytes(values_N.nbytes)} of this machine's memory "
+                f"by itself (CUDA error {code}): snapshots and merges take longer\n"
             )
+
+
+def _forget_error(device: torch.device) -> None:
+    """Let CUDA report an error that was dealt with: to whoever launches a kernel next, once."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def merge_(model: nn.Module, layout: Layout, *, vectors: SharedVectors, merge: Merge) -> None:

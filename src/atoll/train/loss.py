@@ -12,7 +12,7 @@ Shapes: B sequences, T tokens, N = B * T, D model width, V vocabulary, C tokens 
 """
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,11 +49,15 @@ def language_model_loss(
         hidden_BTD.flatten(0, 1),
         head_VD,
         targets_BT.flatten(),
-        1.0 / num_targets,
-        z_loss,
-        of_chunk or by_operations,
+        _How(1.0 / num_targets, z_loss, of_chunk or by_operations),
     )
     return objective, cross_entropy
+
+
+class _How(NamedTuple):
+    scale: float
+    z_loss: float
+    of_chunk: OfChunk
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -65,10 +69,9 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         head_VD: Tensor,
         targets_N: Tensor,
-        scale: float,
-        z_loss: float,
-        of_chunk: OfChunk,
+        how: _How,
     ) -> tuple[Tensor, Tensor]:
+        scale, z_loss, of_chunk = how
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wanted else None
         grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wanted else None
@@ -96,13 +99,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return objective, cross_entropy
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_objective: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_objective: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors
         grad = grad_objective * ctx.scale
         grad_head_VD = (grad_head_VD * grad).to(ctx.head_dtype)
-        return grad_hidden_ND * grad, grad_head_VD, None, None, None, None
+        return grad_hidden_ND * grad, grad_head_VD, None, None
 
 
 def by_operations(
