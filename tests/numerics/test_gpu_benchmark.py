@@ -28,8 +28,7 @@ def test_answers_each_question_on_a_cpu():
     assert 0 < lines[1]["products"] < 1
     assert lines[2]["step_s_numbers"] > 0
     assert goals["mfu"] == plain["mfu"]
-    assert goals["memory"] is None, "a CPU does not say"
-    assert set(goals["reached"]) == {"mfu", "memory", "exchange"}
+    assert set(goals["reached"]) == {"mfu", "exchange"}
     in_fp32, in_fp8 = (line for line in lines if line["question"] == "reference")
     assert in_fp32["loss_difference"] == in_fp32["gradient_error"] == 0
     assert 1e-3 < in_fp8["gradient_error"] < 0.1
