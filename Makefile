@@ -15,7 +15,7 @@ INSTALLED_BENCH := $(VENV)/installed-bench
 BENCH_PEERS := .venv-bench-hivemind/installed .venv-bench-torchft/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos chaos-loopback soak check bench bench-peers bench-exchange bench-losses bench-churn bench-utilisation bench-plan fmt docs clean
+.PHONY: help setup demo test chaos chaos-loopback soak check lint types bench bench-peers bench-exchange bench-losses bench-churn bench-utilisation bench-plan fmt docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,15 +37,19 @@ chaos-loopback: $(INSTALLED)  ## every fault in every mode with every codec, on 
 soak: $(INSTALLED)  ## 16 peers, one of them killed or frozen every 30 s, for SECONDS=1800; writes a report
 	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
 
-check: $(INSTALLED_DEV)  ## format, lint, types, layers, spelling, deploy/
+check: lint types  ## format, lint, layers, spelling, deploy/, types
+
+lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/shellcheck deploy/slurm.sh .ci/run
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+
+types: $(INSTALLED_DEV)
+	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## time the phases of a round, one line of JSON for each
 	$(BIN)/python benchmarks/round.py
