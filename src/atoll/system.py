@@ -61,6 +61,12 @@ def on_interrupt(do: Callable[[], object]) -> None:
     signal.signal(signal.SIGINT, lambda *_: do())
 
 
+def end_in_peace() -> None:
+    """Let neither Ctrl-C nor a request to end disturb a process that is ending."""
+    on_interrupt(lambda: None)
+    on_request_to_end(lambda: None)
+
+
 def end_as_with_ctrl_c() -> None:
     """Let a request to end do what Ctrl-C does.
 

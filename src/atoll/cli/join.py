@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from atoll import system
 from atoll.cli.options import (
     CacheOption,
     DevicesOption,
@@ -139,6 +140,8 @@ def _train(invite: str, peer: PeerConfig) -> None:
         asyncio.run(take_part(invite, peer, start_trainer=Trainer.start, obeys_keys=True))
     except asyncio.CancelledError:  # its owner did not want to wait
         raise KeyboardInterrupt from None
+    finally:
+        system.end_in_peace()  # its owner's wishes were for the event loop, which is closed
 
 
 def _bytes_per_s(megabits_per_s: float | None) -> int | None:

@@ -11,6 +11,9 @@ def main() -> None:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
+        from atoll.system import end_in_peace
+
+        end_in_peace()
         code = 0
         with suppress(OSError):  # nobody reads it any more
             sys.stderr.write("stopped\n")

@@ -44,7 +44,7 @@ class Owner:
         self._part = part
         self._pause_file = directory / PAUSE_FILE
         self._hours = hours
-        self._give_up = give_up
+        self._give_up: Callable[[], object] | None = give_up
         self._now = now
         self._agent: Agent | None = None
         self._machines: Machines | None = None
@@ -52,15 +52,17 @@ class Owner:
     def interrupt(self) -> None:
         """Do what Ctrl-C asks for: leave once the work is in; the second time, at once."""
         if self.is_gone or self._agent is None or not self._agent.leave():
-            self._give_up()
+            self.end()
         else:
+            self.is_gone = True
             self._part.leave(at=wall_s())
-        self.is_gone = True
 
     def end(self) -> None:
-        """Leave at once."""
+        """Leave at once. To say it again changes nothing: it would cut short what is tidied up."""
         self.is_gone = True
-        self._give_up()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
 
     async def until_open(self) -> None:
         """Return when the hours in which it trains have begun, as far as there are any."""

@@ -85,6 +85,23 @@ def test_the_first_ctrl_c_leaves_after_the_round_and_the_second_at_once(tmp_path
     run(again())
 
 
+def test_to_ask_again_while_it_ends_does_not_cut_short_what_is_tidied_up(tmp_path):
+    async def main():
+        async with an_owned_peer(tmp_path) as (_, anna, owner, _part):
+            await until(lambda: ScriptedTrainer.alive["anna"].trained)
+            vectors = ScriptedTrainer.alive["anna"].vectors.path
+            assert vectors.exists()
+            owner.end()
+            await asyncio.sleep(1.0)
+            assert not anna.task.done(), "its trainer still takes a step"
+            owner.end()
+            owner.interrupt()
+            await asyncio.wait([anna.task])
+            assert not vectors.exists()
+
+    run(main())
+
+
 def test_a_pause_lasts_as_long_as_its_file(tmp_path):
     async def main():
         async with an_owned_peer(tmp_path) as (serving, anna, _, _part):

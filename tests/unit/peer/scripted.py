@@ -98,6 +98,8 @@ class ScriptedTrainer:
         self._death.set()
 
     async def stop(self):
+        """End after the step that is under way."""
+        await asyncio.sleep(self.pace.get(self.name, 0.0))
         self.kill()
 
     async def _lives_through(self, seconds):
