@@ -19,8 +19,8 @@ A part that fails is named, and does not keep the others from being asked.
     merge       seconds between two steps, for each way to merge
     goals       MFU of 50 %, snapshot and merge together 1 % of a round of 100 steps; of layers that
                 are not compiled, memory within 5 % of the prediction: which are reached
-    reference   largest difference of loss and gradient from those of a CPU in fp32, small model;
-                with --fp8 also of products in 8 bits (on a CPU these are emulated)
+    reference   largest difference of loss and gradient from those of a CPU in fp32, small model, as
+                written and compiled; with --fp8 also in 8 bits (on a CPU these are emulated)
 
 MFU counts 6 N + 12 L D T operations for a token (`model.accounting`) against the peak of the device
 in dense bf16 products, also for those in 8 bits; of a device that is in no table, it is measured
@@ -129,9 +129,12 @@ def parts(device: torch.device, arguments: argparse.Namespace) -> Iterator[Part]
         return Part(about, partial(of_model, models[name], device, arguments, way=way))
 
     yield from (part(name, Way()) for name in models)
-    yield Part({}, lambda: iter([reference(device)]))
+    compilers: set[Compiler] = {"none", arguments.compiler}
+    for compiler in sorted(compilers, key="none".__ne__):
+        about = {"compiled": compiler != "none"}
+        yield Part(about, partial(references, device, compiler=compiler))
     if arguments.fp8 and not refusal(REFERENCE, device, sequence_length=REFERENCE_LENGTH):
-        yield Part({}, lambda: iter([reference(device, precision="fp8")]))
+        yield Part({}, partial(references, device, precision="fp8"))
     for name in models:
         if arguments.plain and arguments.compiler != "none":
             yield part(name, Way(plain=True))
@@ -516,23 +519,29 @@ def memory_goal(step: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def reference(device: torch.device, *, precision: Precision | None = None) -> dict[str, Any]:
-    """Return how far the first loss and gradient are from those of a CPU in fp32."""
+def references(
+    device: torch.device, *, precision: Precision | None = None, compiler: Compiler = "none"
+) -> Iterator[dict[str, Any]]:
+    """Yield how far the first loss and gradient are from those of a CPU in fp32."""
     config = run_config(REFERENCE, sequence_length=REFERENCE_LENGTH, batch=4)
     layout = layout_of(config)
     values_N: NDArray[np.float32] = (
         np.random.default_rng(0).normal(0, 0.02, layout.num_values).astype(np.float32)
     )
     losses, gradients = [], []
-    for where, how in ((torch.device("cpu"), None), (device, precision)):
-        loop = inner_loop(config, where, micro_batch=4, precision=how)
+    ways: tuple[tuple[torch.device, Precision | None, Compiler], ...] = (
+        (torch.device("cpu"), None, "none"),
+        (device, precision, compiler),
+    )
+    for where, how, by in ways:
+        loop = inner_loop(config, where, micro_batch=4, precision=how, compiler=by)
         load_flat_(loop.model, values_N, layout)
         losses.append(loop.step([(0, 4)], step=0).loss)
         gradients.append(
             torch.cat([p.grad.flatten().float().cpu() for p in loop.model.parameters()])  # type: ignore[union-attr]
         )
     error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
-    return {
+    yield {
         "question": "reference",
         "precision": precision or "auto",
         "loss_difference": abs(losses[1] - losses[0]),
