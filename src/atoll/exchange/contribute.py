@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import Codec
-from atoll.exchange.links import Links, patience, unexpected
+from atoll.exchange.links import Links, Patience, unexpected
 from atoll.exchange.reduce import Reducer
 from atoll.exchange.tasks import each_in_thread, running, together
 from atoll.ids import Digest, PeerId, RoundId, digest_of
@@ -162,21 +162,21 @@ async def deliver_to(
             head = wire.Slice(
                 round=contribution.round_id, slice=index, digest=digest, num_bytes=size
             )
-            async with patience(size):
+            async with Patience(size):
                 with links.sending(size):
                     await connection.send(head, payload)
 
-    async with patience(0):
+    async with Patience(0):
         await connection.send(wire.Bring(round=contribution.round_id))
     async with running(hear()):
         if not contribution.is_new_to(connection.peer, indices):
-            async with patience(0):
+            async with Patience(0):
                 await answered.wait()
         with links.uplink.flow(connection):
             await send()
         while untaken or not answered.is_set():
             changed.clear()
-            async with patience(sum(untaken.values())):
+            async with Patience(sum(untaken.values())):
                 await changed.wait()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import Codec
-from atoll.exchange.links import Links, measured, patience, unexpected
+from atoll.exchange.links import Links, Patience, measured, unexpected
 from atoll.exchange.tasks import group
 from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.net import wire
@@ -66,13 +66,13 @@ async def gather_from(
         links.buffers.give(payload)
 
     async with group() as start:
-        async with patience(0):
+        async with Patience(0):
             await connection.send(request)
         for index in indices:
             update = await _next(connection, index, wanted)
             if update is None:
                 break
-            async with patience(update.num_bytes):
+            async with Patience(update.num_bytes):
                 payload = links.buffers.take(update.num_bytes)
                 with measured(links.down, update.num_bytes):
                     await connection.receive_payload(update.num_bytes, memoryview(payload))
@@ -82,7 +82,7 @@ async def gather_from(
 
 async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Update | None:
     """Return the announcement of the next update; None: it was not formed in time."""
-    async with patience(0, waiting_s=WAIT_S):
+    async with Patience(0, waiting_s=WAIT_S):
         answer = await connection.receive()
     if isinstance(answer, wire.Missing):
         return None

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from atoll.errors import BadBlobError, ConnectionLost, PeerError
 from atoll.exchange.joiners import Joiners
-from atoll.exchange.links import Links, measured, patience
+from atoll.exchange.links import Links, Patience, measured
 from atoll.exchange.reduce import Reducer, Reducers
 from atoll.exchange.tasks import group
 from atoll.ids import Buffer, Digest, PeerId
@@ -118,7 +118,7 @@ class BlobServer:
             raise PeerError(f"a slice of round {slice_.round}, which is not open")
         if slice_.num_bytes != reducer.expected_bytes(slice_.slice):
             raise await _refuse(connection, f"slice {slice_.slice} is of another size, or not ours")
-        async with patience(slice_.num_bytes):
+        async with Patience(slice_.num_bytes):
             payload = self._links.buffers.take(slice_.num_bytes)
             with measured(self._links.down, slice_.num_bytes):
                 await connection.receive_payload(slice_.num_bytes, memoryview(payload))
@@ -183,7 +183,7 @@ class BlobServer:
         # What a joiner takes tells of its line, and of the part of ours that it may have.
         counting = nullcontext() if to_joiner else links.sending(num_bytes)
         with links.uplink.flow(connection, to_joiner=to_joiner), counting:
-            async with patience(num_bytes):
+            async with Patience(num_bytes):
                 await connection.send(message, payload)
 
 

@@ -11,8 +11,7 @@ a task asks for the next message. What nobody wants stays encrypted, and soon re
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from math import isfinite
 from typing import cast, overload
 
@@ -31,6 +30,7 @@ _ARRIVAL_BYTES = 256 * KIB  # read at once
 _SMALL_BYTES = 16 * KIB  # the same, on a connection that has never carried a payload
 _TURN_BYTES = 16 * KIB  # less than that waits until the turn of the loop is over
 _HELD_BYTES = 256 * KIB  # of what nobody has asked for yet: when it is more, reading stops
+_HALF_WAY = "a transfer was cancelled half-way"
 
 
 class Stream(asyncio.BufferedProtocol):
@@ -80,11 +80,14 @@ class Stream(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         if self.inbox.payload_left and len(self._arrival) < _ARRIVAL_BYTES:
             self._arrival = memoryview(bytearray(_ARRIVAL_BYTES))
-        return self._arrival[: self._meter.download.piece_bytes(len(self._arrival))]
+        download = self._meter.download
+        if download.is_none:
+            return self._arrival
+        return self._arrival[: download.piece_bytes(len(self._arrival))]
 
     def buffer_updated(self, nbytes: int) -> None:
-        wait_s = self._meter.download.spend(nbytes, now=self._loop.time())
-        if wait_s:
+        download = self._meter.download
+        if not download.is_none and (wait_s := download.spend(nbytes, now=self._loop.time())):
             self._throttled = True
             self._loop.call_later(wait_s, self._unthrottle)
         if not self._discarding:
@@ -130,10 +133,11 @@ class Stream(asyncio.BufferedProtocol):
         self.control_reading()
         return num_bytes > 0
 
-    def write(self, plain: Buffer) -> None:
+    def write(self, *plain: Buffer) -> None:
         """Send this, small things together with what else is written in this turn of the loop."""
-        self.tls.write(plain)
-        self._meter.num_sent += len(plain)
+        for part in plain:
+            self.tls.write(part)
+            self._meter.num_sent += len(part)
         if self.tls.num_departing > _TURN_BYTES:
             self._send_departing()
         elif not self._leaves_soon:
@@ -294,20 +298,11 @@ class TcpConnection:
             ConnectionLost: the other side is gone.
         """
         async with self._sending:
-            with self._cut_if_cancelled():
-                head = frame(message)
-                self._upload_wait_s(head)  # a message never waits behind payloads, but counts
-                if not payload:
-                    await self._write(head)
-                    return
-                for piece in self._pieces(payload):
-                    # Whoever cannot send now takes nothing of what the others may send meanwhile.
-                    await self._stream.writable.wait()
-                    await asyncio.sleep(self._upload_wait_s(piece))  # 0: others get their turn
-                    await self._write(head, piece)
-                    head = b""
-                # It has nearly left when we return, so whose turn is next may send.
-                await self._stream.writable.wait()
+            try:
+                await self._send(frame(message), payload)
+            except asyncio.CancelledError:
+                self._stream.cut(_HALF_WAY)
+                raise
 
     async def receive(self) -> Message:
         """Return the next message. Cancelled, as by a deadline, it loses nothing.
@@ -341,9 +336,12 @@ class TcpConnection:
         assert len(payload) == num_bytes, f"{num_bytes} bytes do not fit into {len(payload)}"
         inbox = self._stream.inbox
         inbox.expect_payload(memoryview(payload))
-        with self._cut_if_cancelled():
+        try:
             while inbox.payload_left:
                 await self._more()
+        except asyncio.CancelledError:
+            self._stream.cut(_HALF_WAY)
+            raise
         return payload
 
     def pace(self, bytes_per_s: float) -> None:
@@ -370,32 +368,43 @@ class TcpConnection:
         self._stream.changed.clear()
         await self._stream.changed.wait()
 
-    async def _write(self, *pieces: Buffer) -> None:
-        await self._stream.writable.wait()
-        self._stream.check()
-        for piece in pieces:
-            if piece:
-                self._stream.write(piece)
-
-    def _pieces(self, payload: Buffer) -> Iterator[memoryview]:
+    async def _send(self, head: bytes, payload: Buffer) -> None:
+        stream = self._stream
+        self._upload_wait_s(head)  # a message never waits behind payloads, but counts
+        if not payload:
+            await stream.writable.wait()
+            stream.check()
+            stream.write(head)
+            return
         view = memoryview(payload).cast("B")
-        step = min(limit.piece_bytes(_PIECE_BYTES) for limit in self._upload_limits())
-        return (view[start : start + step] for start in range(0, len(view), step))
+        step = min(
+            [_PIECE_BYTES, *(one.piece_bytes(_PIECE_BYTES) for one in self._upload_limits())]
+        )
+        for start in range(0, len(view), step):
+            piece = view[start : start + step]
+            # Whoever cannot send now takes nothing of what the others may send meanwhile.
+            await stream.writable.wait()
+            await asyncio.sleep(self._upload_wait_s(piece))  # 0: others get their turn
+            await stream.writable.wait()
+            stream.check()
+            if start:
+                stream.write(piece)
+            else:
+                stream.write(head, piece)
+        # It has nearly left when we return, so whose turn is next may send.
+        await stream.writable.wait()
 
     def _upload_wait_s(self, piece: Buffer) -> float:
+        """Take the piece from all limits; return the seconds until it is paid for."""
+        limits = self._upload_limits()
+        if not limits:
+            return 0.0
         now, num_bytes = asyncio.get_running_loop().time(), len(piece)
-        return max(limit.spend(num_bytes, now=now) for limit in self._upload_limits())
+        return max([limit.spend(num_bytes, now=now) for limit in limits])
 
-    def _upload_limits(self) -> tuple[RateLimit, ...]:
-        return self._meter.upload, self._meter.pace, self._pacing
-
-    @contextmanager
-    def _cut_if_cancelled(self) -> Iterator[None]:
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._stream.cut("a transfer was cancelled half-way")
-            raise
+    def _upload_limits(self) -> list[RateLimit]:
+        limits = self._meter.upload, self._meter.pace, self._pacing
+        return [limit for limit in limits if not limit.is_none]
 
 
 def _why_lost(exc: Exception | None) -> ConnectionLost:

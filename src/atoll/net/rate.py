@@ -35,12 +35,13 @@ class RateLimit:
     """
 
     def __init__(self, bytes_per_s: float) -> None:
+        self.is_none = not bytes_per_s
         self._bytes_per_s = bytes_per_s
         self._paid_at = -math.inf
 
     def spend(self, num_bytes: int, *, now: float) -> float:
         """Take so many bytes and their headers; return the seconds until they are paid for."""
-        if not self._bytes_per_s:
+        if self.is_none:
             return 0.0
         seconds = on_the_wire(num_bytes) / self._bytes_per_s
         self._paid_at = max(self._paid_at, now - _BURST_S) + seconds
@@ -48,7 +49,7 @@ class RateLimit:
 
     def piece_bytes(self, largest: int) -> int:
         """Return how much to move at once, so that a slow link stays smooth: 4 ms of it."""
-        if not self._bytes_per_s:
+        if self.is_none:
             return largest
         return min(largest, max(KIB, int(self._bytes_per_s * _PIECE_S)))
 

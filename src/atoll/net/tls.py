@@ -112,9 +112,10 @@ class Tls:
         Raises:
             ssl.SSLError: what arrived was damaged on its way, or the other side refuses us.
         """
-        filled, whole = 0, len(room)
+        filled, whole, arriving = 0, len(room), self._arriving
         try:
-            while filled < whole and num_records and self.has_more:
+            # As `has_more`, but this is asked for each record.
+            while filled < whole and num_records and (arriving.pending or self._tls.pending()):
                 num_bytes = self._read_into(whole - filled, room[filled:])
                 if not num_bytes:
                     self.ended = True

@@ -18,8 +18,8 @@ from atoll.exchange.links import (
     SHUNNED_ROUNDS,
     SLOWEST_BYTES_PER_S,
     Links,
+    Patience,
     num_connections,
-    patience,
 )
 from atoll.ids import PeerId, digest_of
 from atoll.net import wire
@@ -120,7 +120,7 @@ def test_one_that_does_not_answer_is_lost(answers, seconds):
 def test_who_has_to_wait_itself_is_given_that_time_too():
     async def main():
         with pytest.raises(ConnectionLost, match="does not answer"):
-            async with patience(10 * SLOWEST_BYTES_PER_S, waiting_s=5):
+            async with Patience(10 * SLOWEST_BYTES_PER_S, waiting_s=5):
                 await asyncio.sleep(1000)
         return now()
 
