@@ -66,10 +66,10 @@ def error(found, expected):
 @pytest.mark.parametrize("name", FP32)
 def test_two_ranks_take_the_steps_of_one(alone, together, name):
     one, two = alone[name], together[name]
-    assert two.losses == pytest.approx(one.losses, rel=1e-6)
+    # Muon's own products are in bf16, and so the loss of a second step is that of other weights.
+    assert two.losses == pytest.approx(one.losses, rel=1e-5 if name == "muon" else 1e-6)
     if CASES[name].num_steps == 1:  # later ones begin at other weights, by Adam's root of a square
         assert error(two.gradient_N, one.gradient_N) < 1e-6
-    # Muon's own products are in bf16.
     assert error(two.weights_N, one.weights_N) < (1e-3 if name == "muon" else 1e-5)
     for moment in one.moments:
         assert two.moments[moment].shape == one.moments[moment].shape
