@@ -353,10 +353,11 @@ class Peer:
             return
         yield self.packed(num_steps)
         vectors = SharedVectors.for_peer(self._folder, self.layout.num_values)
-        let_gpu_reach(vectors, self.device)
+        let_go = let_gpu_reach(vectors, self.device)
         try:
             exchange = [*self.exchange(vectors), *self.merges(vectors)]
         finally:
+            let_go()
             vectors.unlink()
         yield from exchange
         yield goals(step, exchange)

@@ -214,42 +214,45 @@ def losses(
 
 
 def copies(device: torch.device, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    num_bytes = FP32_BYTES * COPIED_VALUES
-    on_device = torch.randn(COPIED_VALUES, device=device)
     with TemporaryDirectory() as folder:
         vectors = SharedVectors.for_peer(Path(folder), COPIED_VALUES)
         try:
             vectors.snapshot_N[:] = vectors.global_N[:] = np.float32(1)
-            for name in ("through the driver's memory", "pinned"):
-                found: dict[str, Any] = {"question": "copies", "how": name}
-                if name == "pinned":
-                    began_at = monotonic_s()
-                    let_gpu_reach(vectors, device)
-                    pinned_gb = 2 * num_bytes / 1e9
-                    found["pin_s_per_gb"] = round((monotonic_s() - began_at) / pinned_gb, 3)
-                host = torch.from_numpy(vectors.snapshot_N)
-                found["is_pinned"] = host.is_pinned()
-                for way, to, source in (
-                    ("to_device_gb_per_s", on_device, host),
-                    ("to_host_gb_per_s", host, on_device),
-                ):
-                    seconds = seconds_of(
-                        lambda to=to, source=source: to.copy_(source, non_blocking=True),  # type: ignore[misc]
-                        arguments.repeats,
-                    )
-                    found[way] = round(num_bytes / 1e9 / seconds, 1)
-                yield found
-            yield {"question": "copies", "how": "pinned twice", "said": said_of_pinning(vectors)}
+            yield copied(vectors, device, arguments.repeats)
+            began_at = monotonic_s()
+            let_go = let_gpu_reach(vectors, device)
+            pin_s = monotonic_s() - began_at
+            found = copied(vectors, device, arguments.repeats)
+            both_gb = 2 * FP32_BYTES * COPIED_VALUES / 1e9
+            yield found | {"pin_s_per_gb": round(pin_s / both_gb, 3)}
+            said = said_of_pinning(vectors, device)
+            let_go()
+            is_pinned = torch.from_numpy(vectors.snapshot_N).is_pinned()
+            yield {"question": "pinned twice, let go once", "said": said, "is_pinned": is_pinned}
         finally:
             vectors.unlink()
 
 
-def said_of_pinning(vectors: SharedVectors) -> str:
+def copied(vectors: SharedVectors, device: torch.device, repeats: int) -> dict[str, Any]:
+    host_N = torch.from_numpy(vectors.snapshot_N)
+    device_N = host_N.to(device)
+    num_gb = FP32_BYTES * COPIED_VALUES / 1e9
+    to_device_s = seconds_of(lambda: device_N.copy_(host_N, non_blocking=True), repeats)
+    to_host_s = seconds_of(lambda: host_N.copy_(device_N, non_blocking=True), repeats)
+    return {
+        "question": "copies",
+        "is_pinned": host_N.is_pinned(),
+        "to_device_gb_per_s": round(num_gb / to_device_s, 1),
+        "to_host_gb_per_s": round(num_gb / to_host_s, 1),
+    }
+
+
+def said_of_pinning(vectors: SharedVectors, device: torch.device) -> str:
     """Pin what is pinned, which CUDA refuses; return what is said, if work then goes on."""
     said = StringIO()
     with redirect_stderr(said):
-        let_gpu_reach(vectors, torch.device("cuda", 0))
-    torch.ones(1, device="cuda").add_(1)  # fails, if the refusal is still to be reported
+        let_gpu_reach(vectors, device)
+    torch.ones(1, device=device).add_(1)  # fails, if the refusal is still to be reported
     return said.getvalue().strip()
 
 

@@ -34,6 +34,7 @@ from atoll.data.batches import Batch
 from atoll.model.layout import layout_of
 from atoll.model.memory import Training, trainer_bytes
 from atoll.model.presets import PRESETS
+from atoll.train import exchanged
 from atoll.train.channel import Merge, Snapshot
 from atoll.train.exchanged import let_gpu_reach, merge_, start_snapshot
 from atoll.train.inner import Computing, InnerLoop
@@ -99,6 +100,9 @@ def _our_line() -> str:
 SAID: list[str] = []
 
 
+ALREADY_PINNED = 712
+
+
 class Driver:
     """What torch passes on to CUDA's driver."""
 
@@ -107,7 +111,14 @@ class Driver:
 
     @classmethod
     def cudaHostRegister(cls, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        if any(address in pinned for pinned in cls.pinned):
+            return ALREADY_PINNED
         cls.pinned.append(range(address, address + num_bytes))
+        return 0
+
+    @classmethod
+    def cudaHostUnregister(cls, address: int) -> int:  # noqa: N802
+        cls.pinned = [pinned for pinned in cls.pinned if pinned.start != address]
         return 0
 
 
@@ -154,6 +165,7 @@ def pretended() -> ExitStack:
     stack = ExitStack()
     for name, value in (
         ("torch.cuda.cudart", lambda: Driver),
+        ("torch.cuda.synchronize", lambda device: SAID.append("wait for all")),
         ("torch.from_numpy", from_numpy),
         ("torch.cuda.Stream", Stream),
         ("torch.cuda.current_stream", lambda device: Stream()),
@@ -195,7 +207,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
     how = Training(1, recomputes=recompute == "layers", fp8=precision == "fp8")
     SAID.clear()
     with pretended(), FakeTensorMode(allow_non_fake_inputs=True), Watched() as watched:
-        let_gpu_reach(vectors, CUDA)
+        let_go = let_gpu_reach(vectors, CUDA)
         model = build(config.model, CUDA, ranks=ALONE, precision=precision)
         recompute_(model, recompute)
         samples = Samples(config, packed=packed)
@@ -222,6 +234,11 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
                 model, layout, vectors=vectors, merge=Merge(how=merging, alpha=0.5, **everything)
             )
         at_merge = watched.peak_bytes
+        said_by_merges = list(SAID)
+        let_go()
+        let_go()  # which changes nothing
+        assert not Driver.pinned
+        assert not exchanged._PINNED
     predicted = trainer_bytes(config, how)
     total = predicted.total - (0 if packed else predicted.masks)
     return {
@@ -234,7 +251,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
         "snapshot": at_snapshot / total,
         "merge": at_merge / total,
         "said": said,
-        "said_by_merges": SAID,
+        "said_by_merges": said_by_merges,
     }
 
 

@@ -212,7 +212,7 @@ class Replica:
         layout = layout_of(setup.config)
         vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
         device = next(inner.model.parameters()).device
-        let_gpu_reach(vectors, device)
+        self._let_go = let_gpu_reach(vectors, device)
         nobody = Followers(setup, 1, on_end=lambda _: None)
         self._server = ReplicaServer(inner, layout, vectors, channel, nobody)
         load_flat_(inner.model, vectors.global_N, layout)
@@ -281,6 +281,7 @@ class Replica:
     def close(self) -> None:
         """Leave the run; what this peer has not contributed by then is trained on by others."""
         self.is_over = True
+        self._let_go()
         self._channel.close()
         try:
             self._agent.wait(timeout=LEAVE_S)

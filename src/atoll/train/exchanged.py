@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atoll.model.flat import views
@@ -31,6 +33,10 @@ from atoll.units import format_bytes
 View: TypeAlias = tuple[Tensor, slice]  # and its place in the flat vector
 # That move at once: one copy for many small parameters, but little beside a model.
 RUN_VALUES: Final = 2**26
+
+# By its address, which is all that CUDA knows of it: while it is pinned it has to stay mapped, or
+# copies would go to memory that is nobody's.
+_PINNED: Final[dict[int, NDArray[np.float32]]] = {}
 
 
 def start_snapshot(
@@ -62,22 +68,37 @@ def _start_copy(parts: list[View], vectors: SharedVectors) -> Callable[[], None]
     return copying.synchronize
 
 
-def let_gpu_reach(vectors: SharedVectors, device: torch.device) -> None:
-    """Pin the vectors where they are, for as long as the process lives; for a GPU alone.
+def let_gpu_reach(vectors: SharedVectors, device: torch.device) -> Callable[[], None]:
+    """Pin the vectors where they are, for a GPU alone; return what ends that.
 
     It takes a moment for each gigabyte. Where the system does not allow it, copies still work:
     slower, and training waits for them.
     """
-    if device.type != "cuda":
-        return
-    for values_N in (vectors.global_N, vectors.snapshot_N):
-        code = int(torch.cuda.cudart().cudaHostRegister(values_N.ctypes.data, values_N.nbytes, 0))
-        if code != 0:
-            _forget_error(device)
-            sys.stderr.write(
-                f"the GPU cannot reach {format_bytes(values_N.nbytes)} of this machine's memory "
-                f"by itself (CUDA error {code}): snapshots and merges take longer\n"
-            )
+    both = () if device.type != "cuda" else (vectors.global_N, vectors.snapshot_N)
+    pinned = [values_N for values_N in both if _pin(values_N, device)]
+
+    def let_go() -> None:
+        for values_N in pinned:
+            torch.cuda.synchronize(device)
+            torch.cuda.cudart().cudaHostUnregister(values_N.ctypes.data)
+            del _PINNED[values_N.ctypes.data]
+        pinned.clear()
+
+    return let_go
+
+
+def _pin(values_N: NDArray[np.float32], device: torch.device) -> bool:
+    address, num_bytes = values_N.ctypes.data, values_N.nbytes
+    code = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+    if code == 0:
+        _PINNED[address] = values_N
+        return True
+    _forget_error(device)
+    sys.stderr.write(
+        f"the GPU cannot reach {format_bytes(num_bytes)} of this machine's memory by itself "
+        f"(CUDA error {code}): snapshots and merges take longer\n"
+    )
+    return False
 
 
 def _forget_error(device: torch.device) -> None:

@@ -267,7 +267,7 @@ def serve(channel: Channel) -> None:
         vectors = None
         if setup.vectors:
             vectors = SharedVectors.open(Path(setup.vectors), layout.num_values)
-            let_gpu_reach(vectors, loop.device)
+            let_gpu_reach(vectors, loop.device)  # for as long as this process lives
             load_flat_(loop.model, vectors.global_N, layout)
         spread_(loop.model, layout, ranks=loop.ranks)
         followers.wait_for(Started)
