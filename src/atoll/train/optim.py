@@ -17,11 +17,10 @@ from atoll.config import InnerConfig
 from atoll.durable import publish
 from atoll.errors import RunError
 from atoll.system import sync
-from atoll.train.adamw import AdamW
 from atoll.train.moments import ADAM, MUON, Tensors, damaged, digest_of_moments, read_moments
 from atoll.train.parallel import deal_out, whole
 
-InnerOptimizer: TypeAlias = "torch.optim.Optimizer | AdamW | MuonAndAdamW"
+InnerOptimizer: TypeAlias = "torch.optim.Optimizer | MuonAndAdamW"
 
 
 class MuonAndAdamW:
@@ -33,8 +32,8 @@ class MuonAndAdamW:
     lr does for both.
     """
 
-    def __init__(self, muon: torch.optim.Muon, adamw: AdamW) -> None:
-        self._parts = (muon, adamw)
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self._parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
         self.param_groups = [*muon.param_groups, *adamw.param_groups]
         self.state = adamw.state
         muon.state = self.state  # one book for both; no parameter is in two groups
@@ -72,15 +71,16 @@ def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     return name.startswith("layers.") and parameter.ndim == 2
 
 
-def _adamw(parameters: list[nn.Parameter], config: InnerConfig) -> AdamW:
-    matrices = [p for p in parameters if p.ndim >= 2]
-    gains = [p for p in parameters if p.ndim < 2]
-    same = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    return AdamW(
+def _adamw(parameters: list[nn.Parameter], config: InnerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": config.weight_decay, **same},
-            {"params": gains, "weight_decay": 0.0, **same},
-        ]
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,  # one pass over the weights, on CPUs too
     )
 
 

@@ -55,8 +55,7 @@ def attached(config, dataset, vectors, tmp_path):
 
         def attach():
             model = Llama(config.model)
-            groups = make_optimizer(model, config.inner).param_groups
-            inner = _Inner(config, model, torch.optim.AdamW(groups, fused=True), None)
+            inner = _Inner(config, model, make_optimizer(model, config.inner), None)
             channel = Channel(theirs)
             agent = subprocess.Popen([sys.executable, "-c", ""])  # has ended, for all we know
             with Replica(channel.receive(), inner, channel, agent) as replica:
