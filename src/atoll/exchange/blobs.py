@@ -8,10 +8,12 @@ so what a power failure has left half-written does no harm.
 Writing over a file costs a third of making a new one, whose blocks are to be found first.
 """
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, get_ident
+from typing import NamedTuple
 
 from atoll.durable import (
     TEMPORARY,
@@ -22,8 +24,17 @@ from atoll.durable import (
     write_over,
 )
 from atoll.errors import BadBlobError
+from atoll.exchange.tasks import in_thread
 from atoll.ids import Buffer, Digest, digest_of
 from atoll.system import sync
+
+TOGETHER_S = 0.004  # in which what is to be kept is waited for: threads cost more than small files
+
+
+class _Waiting(NamedTuple):
+    digest: Digest
+    payload: Buffer
+    kept: "asyncio.Future[None]"
 
 
 class BlobStore:
@@ -41,6 +52,8 @@ class BlobStore:
         self._spares: list[Path] = []  # files that no blob needs any more
         self._num_spared = 0
         self._lock = Lock()  # of these lists
+        self._waiting: list[_Waiting] = []  # to be kept, on the loop
+        self._keeping: asyncio.Task[None] | None = None
         self._flushing = Lock()  # who flushes waits for who flushes already
         open_directory(directory)
 
@@ -70,6 +83,44 @@ class BlobStore:
                 raise
         with self._lock:
             self._unsynced.append(digest)
+
+    async def keep_soon(self, digest: Digest, payload: Buffer) -> None:
+        """Keep, and raise, as `keep` does, in a thread, with what else is to be kept meanwhile.
+
+        Whoever is cancelled here does not know whether the payload is still read.
+        """
+        waiting = _Waiting(digest, payload, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep_those_who_wait())
+        await waiting.kept
+
+    async def _keep_those_who_wait(self) -> None:
+        try:
+            await asyncio.sleep(TOGETHER_S)
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                errors = await in_thread(self._keep_all, batch)
+                for (_, _, kept), error in zip(batch, errors, strict=True):
+                    if kept.done():
+                        continue  # cancelled
+                    if error is None:
+                        kept.set_result(None)
+                    else:
+                        kept.set_exception(error)
+        finally:
+            self._keeping = None
+
+    def _keep_all(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
+        """Keep each, and return what was wrong."""
+        errors: list[Exception | None] = []
+        for digest, payload, _ in batch:
+            try:
+                self.keep(digest, payload)
+                errors.append(None)
+            except Exception as error:  # noqa: BLE001 - whoever waits for it raises it
+                errors.append(error)
+        return errors
 
     def _room(self) -> Path:
         """Return a file that is nobody's, or a name of this thread's alone for a new one."""

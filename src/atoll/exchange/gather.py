@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from atoll.errors import BadBlobError
 from atoll.exchange.blobs import BlobStore
 from atoll.exchange.codec import Codec
 from atoll.exchange.links import Links, Patience, measured, unexpected
-from atoll.exchange.tasks import group
+from atoll.exchange.tasks import SHORT_BYTES, at_once_or_beside, group
 from atoll.ids import Buffer, Digest, RoundId, digest_of
 from atoll.net import wire
 from atoll.net.transport import Connection
@@ -60,7 +61,10 @@ async def gather_from(
     checking = asyncio.Semaphore(UNCHECKED)
 
     async def keep(index: int, digest: Digest, payload: bytearray) -> None:
-        await asyncio.to_thread(_keep, payload, digest, wanted.sizes[index], wanted.codec, blobs)
+        check = partial(_check, payload, digest, wanted.sizes[index], wanted.codec)
+        await at_once_or_beside(check, is_short=len(payload) <= SHORT_BYTES)
+        if blobs is not None:
+            await blobs.keep_soon(digest, payload)
         checking.release()
         gathered(index, digest, payload)
         links.buffers.give(payload)
@@ -96,11 +100,7 @@ async def _next(connection: Connection, index: int, wanted: Wanted) -> wire.Upda
     return answer
 
 
-def _keep(
-    payload: Buffer, digest: Digest, num_values: int, codec: Codec, blobs: BlobStore | None
-) -> None:
+def _check(payload: Buffer, digest: Digest, num_values: int, codec: Codec) -> None:
     codec.check(payload, num_values)
-    if blobs is not None:
-        blobs.put(digest, payload)
-    elif digest_of(payload) != digest:
-        raise BadBlobError(f"a partial sum is not the one that was announced: {digest}")
+    if digest_of(payload) != digest:
+        raise BadBlobError(f"what came is not what was announced: {digest}")

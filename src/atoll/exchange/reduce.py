@@ -24,17 +24,17 @@ from atoll.exchange.blobs import BlobStore
 from atoll.exchange.buffers import Buffers
 from atoll.exchange.codec import CODECS, Codec
 from atoll.exchange.sizes import partial_codec
+from atoll.exchange.tasks import SHORT_BYTES, at_once_or_beside
 from atoll.exchange.values import zeros
 from atoll.ids import Buffer, Digest, PeerId, RoundId, digest_of
 from atoll.net import wire
-from atoll.units import KIB
 
 T = TypeVar("T")
 SumName: TypeAlias = tuple[int, int | None, int]  # roster version, group (None: update), slice
 # Of one slice of one contributor, which may have had to train again: what rosters name, and one
 # more; two at least, since the one before may be what the host names at this moment.
 MIN_VERSIONS = 2
-AT_ONCE_BYTES = 512 * KIB  # are checked in a tenth of a millisecond: as long as a thread takes
+SHORT_VALUES = 2**21  # of all inputs and the sum: are added up in about a millisecond
 
 
 def reduce_slice(
@@ -182,7 +182,7 @@ class Reducer:
             BadBlobError: it is not the blob that was announced, or does not decode.
         """
         work = partial(_check, payload, digest, codec=self.codec, num_values=self.sizes[index])
-        norm = work() if len(payload) <= AT_ONCE_BYTES else await asyncio.to_thread(work)
+        norm = await at_once_or_beside(work, is_short=len(payload) <= SHORT_BYTES)
         if self._over.is_set():
             return  # it came too late
         versions = self._taken.setdefault(peer, {}).setdefault(index, {})
@@ -233,7 +233,7 @@ class Reducer:
         codec = self.partial_codec if parts else self.codec
         size = self.sizes[job.slice]
         try:
-            digest, payload = await asyncio.to_thread(
+            work = partial(
                 _named_sum,
                 inputs,
                 codec=codec,
@@ -241,6 +241,8 @@ class Reducer:
                 num_values=size,
                 buffers=self._buffers,
             )
+            is_short = (len(inputs) + 1) * size <= SHORT_VALUES
+            digest, payload = await at_once_or_beside(work, is_short=is_short)
         except BadUpdateError:
             if not parts:
                 raise
@@ -256,7 +258,7 @@ class Reducer:
         self._sums[name] = digest, payload
         self._notify(job.slice)  # it may be on its way to the others while it goes to our disk
         if job.group is None:
-            await asyncio.to_thread(self._blobs.keep, digest, payload)
+            await self._blobs.keep_soon(digest, payload)
             if self._over.is_set():
                 return None
             self._kept[job.roster_version, job.slice] = digest

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from atoll.units import KIB
+
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+SHORT_BYTES = 512 * KIB  # are checked in a tenth of a millisecond: as long as a thread takes
 Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -72,6 +75,14 @@ async def in_thread(work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) 
         if not working.cancelled():
             working.exception()  # looked at: whoever wanted to know has gone
         raise
+
+
+async def at_once_or_beside(work: Callable[[], R], *, is_short: bool) -> R:
+    """Return what `work` returns: at once, or in a thread if it would keep others waiting.
+
+    A thread costs two switches, and takes turns with the loop for as long as both run Python.
+    """
+    return work() if is_short else await asyncio.to_thread(work)
 
 
 async def each_in_thread(

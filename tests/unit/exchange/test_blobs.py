@@ -1,3 +1,4 @@
+import asyncio
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -157,6 +158,30 @@ def test_a_place_that_is_no_directory_is_said_so(tmp_path):
     (tmp_path / "blobs").write_bytes(b"")
     with pytest.raises(RunError, match="blobs"):
         BlobStore(tmp_path / "blobs")
+
+
+def test_what_is_kept_soon_is_kept_together_and_each_hears_of_its_own(tmp_path):
+    async def main():
+        store = BlobStore(tmp_path)
+        payloads = [bytes([index]) * 1000 for index in range(5)]
+        large = bytes(10_000)
+        keeping = [
+            asyncio.ensure_future(store.keep_soon(digest_of(payload), payload))
+            for payload in (*payloads, large)
+        ]
+        await asyncio.sleep(0)
+        keeping[0].cancel()
+        with disk_full_after(5000):
+            outcomes = await asyncio.gather(*keeping, return_exceptions=True)
+        assert isinstance(outcomes[0], asyncio.CancelledError)
+        assert outcomes[1:5] == [None] * 4
+        assert isinstance(outcomes[5], RunError)
+        assert [store.get(digest_of(payload)) for payload in payloads[1:]] == payloads[1:]
+        assert not store.has(digest_of(large))
+        await store.keep_soon(digest_of(large), large)
+        assert store.get(digest_of(large)) == large
+
+    asyncio.run(main())
 
 
 def test_many_threads_may_put_at_once(tmp_path):

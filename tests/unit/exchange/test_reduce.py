@@ -249,7 +249,7 @@ class Interrupted:
         self.meanwhile()
         return 1.0
 
-    def keep(self, digest, payload):
+    async def keep_soon(self, digest, payload):
         self.meanwhile()
 
 
