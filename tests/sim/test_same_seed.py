@@ -25,8 +25,8 @@ SCRIPT = (
 )
 
 
-def case_of(mode: str, seed: int = 1) -> Case:
-    run = RunSpec(mode=mode, vocab_size=2048, rounds=4)
+def case_of(mode: str, seed: int = 1, *, region_size: int = 64) -> Case:
+    run = RunSpec(mode=mode, vocab_size=2048, rounds=4, region_size=region_size)
     return Case(setting=Setting(seed=seed, peers=PEERS, run=run), script=SCRIPT)
 
 
@@ -50,7 +50,7 @@ def test_another_process_with_other_hashes_does_the_same(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
         "from tests.sim.test_same_seed import case_of, played\n"
-        "sys.stdout.buffer.write(played(case_of('overlap'), Path(sys.argv[1])))\n"
+        "sys.stdout.buffer.write(played(case_of('overlap', region_size=1), Path(sys.argv[1])))\n"
     )
     root = Path(__file__).parents[2]
 

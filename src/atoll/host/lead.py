@@ -136,10 +136,15 @@ class Shared:
         try:
             while True:
                 try:
+                    # First: who ends its lead as the run is complete has told us before to leave.
+                    is_over = await in_thread(self._is_over)
                     word = await in_thread(self._store.stand_by, address, stays_s=self._lead_s)
                     if word is Word.LEAVE:
                         return False
-                    if await in_thread(self._try, address, called=word is Word.LEAD):
+                    is_called = word is Word.LEAD
+                    if (is_over or is_called) and await in_thread(
+                        self._try, address, called=is_called
+                    ):
                         return True
                     is_lost = False
                 except (ConfigError, DamagedError):
@@ -156,11 +161,15 @@ class Shared:
         with suppress(RunError):  # it will be forgotten by itself
             self._store.leave(address)
 
-    def _try(self, address: str, *, called: bool) -> bool:
-        """Become the leader if nobody else is, or we are called; return whether we are."""
+    def _is_over(self) -> bool:
+        """Return whether nobody leads, after a look at what the journal has by now."""
         self._journal.refresh()
         lead = self._store.lead()
-        if lead is not None and not lead.is_over and not called:
+        return lead is None or lead.is_over
+
+    def _try(self, address: str, *, called: bool) -> bool:
+        """Become the leader if nobody else is, or we are called; return whether we are."""
+        if not self._is_over() and not called:
             return False
         led = self._journal.next_led(address, at=wall_s())
         if not self._store.take_lead(led, lead_s=self._lead_s, called=called):

@@ -111,7 +111,7 @@ class Reducing:
                     if not is_under_way and done.get(key) is not job:
                         done[key] = job
                         forming[key] = start(self._form(job, reducer))
-                for source in set(jobs.sources) - fetching:
+                for source in [each for each in jobs.sources if each not in fetching]:
                     fetching.add(source)
                     start(self._fetch(source, jobs, reducer))
                 await jobs.change()
