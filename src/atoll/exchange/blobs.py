@@ -100,8 +100,7 @@ class BlobStore:
             await asyncio.sleep(TOGETHER_S)
             while self._waiting:
                 batch, self._waiting = self._waiting, []
-                errors = await in_thread(self._keep_all, batch)
-                for (_, _, kept), error in zip(batch, errors, strict=True):
+                for (_, _, kept), error in zip(batch, await self._tried(batch), strict=True):
                     if kept.done():
                         continue  # cancelled
                     if error is None:
@@ -110,6 +109,12 @@ class BlobStore:
                         kept.set_exception(error)
         finally:
             self._keeping = None
+
+    async def _tried(self, batch: Sequence[_Waiting]) -> Sequence[Exception | None]:
+        try:
+            return await in_thread(self._keep_all, batch)
+        except Exception as error:  # noqa: BLE001 - there was no thread: all who wait hear of it
+            return [error] * len(batch)
 
     def _keep_all(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
         """Keep each, and return what was wrong."""

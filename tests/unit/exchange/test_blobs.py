@@ -184,6 +184,17 @@ def test_what_is_kept_soon_is_kept_together_and_each_hears_of_its_own(tmp_path):
     asyncio.run(main())
 
 
+def test_who_waits_hears_that_there_is_no_thread_to_keep_it(tmp_path):
+    async def main():
+        threads = ThreadPoolExecutor(1)
+        threads.shutdown()
+        asyncio.get_running_loop().set_default_executor(threads)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await BlobStore(tmp_path).keep_soon(digest_of(b"x"), b"x")
+
+    asyncio.run(main())
+
+
 def test_many_threads_may_put_at_once(tmp_path):
     store = BlobStore(tmp_path)
     payloads = [bytes([index % 5]) * 1000 for index in range(40)]
