@@ -33,6 +33,7 @@ from atoll.model.accounting import flops_per_token
 from atoll.model.hf_config import describe
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
+from atoll.system import keep_freed_memory
 from atoll.train.compiled import Compiler
 from atoll.train.device import Precision, computes_in_bf16
 from atoll.train.inner import autocast
@@ -46,6 +47,7 @@ Step = Callable[[], float]
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()  # for all of them: what atoll's trainers do, and plain loops do not
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = run_config(

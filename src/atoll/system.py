@@ -28,6 +28,8 @@ _IFREQ_NAME = struct.Struct("256s")
 _ACKED = struct.Struct("=16xI8xI88xQ")
 _LEAST_ROUND_TRIP = struct.Struct("=148xI")  # tcpi_min_rtt, in microseconds
 _NO_ROUND_TRIP = 2**32 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MOST_IN_HEAP_BYTES = 32 * 2**20  # the most that glibc takes
 _OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 ACCEPT_S: Final = (
     0.01  # between two looks for a connection where the event loop does not tell of it
@@ -120,6 +122,21 @@ def give_way(niceness: int) -> None:
         kernel.SetPriorityClass(kernel.GetCurrentProcess(), idle if niceness > 9 else below_normal)
     else:
         os.nice(niceness)
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory stay with this process, for what it allocates next: up to 32 MiB each.
+
+    A step of training would give back most of its memory at its end, and a page that is given back
+    and taken again costs as much as writing to it. With another C library than GNU's: nothing.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(AttributeError):  # mallopt(3)
+            adjust = ctypes.CDLL(None).mallopt
+            adjust(_M_TRIM_THRESHOLD, -1)  # never
+            adjust(_M_MMAP_THRESHOLD, _MOST_IN_HEAP_BYTES)
 
 
 def start_with_line(command: Sequence[str], line: socket.socket) -> "subprocess.Popen[bytes]":

@@ -119,7 +119,8 @@ def test_devices_share_what_follows_from_the_parameters_and_recomputing_what_fol
     alone = trainer_bytes(config, Training(micro_batch=2))
     shared = trainer_bytes(config, Training(micro_batch=2, devices=4))
     assert shared.weights == alone.weights / 4
-    assert shared.activations == alone.activations
+    norms = 2 * 2 * 40 * 8 * 64  # what enters them is in bf16 where the embedding is gathered in it
+    assert shared.activations == alone.activations - 2 * norms
     assert shared.casts == alone.gathered == 0
     whole = trainer_bytes(config, Training(micro_batch=2, devices=4, whole_gradients=True))
     assert whole.gathered + whole.gradients == shared.gathered + alone.gradients
@@ -183,7 +184,7 @@ def traced_peak_bytes(config: RunConfig, how: Training, *, recompute: Recompute)
 
 @pytest.mark.parametrize(("recompute", "within"), [("nothing", 0.02), ("layers", 0.05)])
 def test_what_one_of_eight_devices_holds(recompute, within, monkeypatch):
-    """The figures of large models are in docs/benchmarks/trainer.md."""
+    """The figures of large models are in docs/benchmarks/planner.md."""
     monkeypatch.setitem(CHUNK_LOGITS, "cpu", 2**20)
     config = config_of(vocab_size=4096, width=256, ffn_width=896)
     config = changed(config, data=changed(config.data, sequence_length=512))

@@ -1,6 +1,7 @@
 """What differs between operating systems: signals, what a stream can write, ports."""
 
 import io
+import platform
 import subprocess
 import sys
 
@@ -69,3 +70,28 @@ def test_a_stream_writes_what_it_can():
     stream.write("São Paulo ▁▂ 東京")
     stream.flush()
     assert content.getvalue().decode("cp1252") == "São Paulo ?? ??"
+
+
+ROUNDS = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+from atoll import system
+
+if sys.argv[1] == "keep":
+    system.keep_freed_memory()
+for _ in range(2):
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    held = [bytearray(20 * 2**20) for _ in range(6)]
+    del held
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_costs_no_new_pages():
+    """In the second round. Pages may be large: no number of them is certain without it."""
+    fresh, kept = (
+        int(subprocess.check_output([sys.executable, "-c", ROUNDS, how])) for how in ("", "keep")
+    )
+    assert kept < 100
+    assert kept < fresh

@@ -11,6 +11,7 @@ from atoll.cli.show import progress
 from atoll.config import load_run_config
 from atoll.data.prepare import prepare
 from atoll.exchange.initial import initial_params, require_initial
+from atoll.system import keep_freed_memory
 
 
 def train(
@@ -40,6 +41,7 @@ def train(
     from atoll.train.baseline import initial_model
     from atoll.train.device import pick_device, set_threads
 
+    keep_freed_memory()
     set_threads(threads)
     require_initial(config, toml.parent)
     params_N = initial_params(config, toml.parent)

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from atoll.config import ModelConfig
 from atoll.model import attention
+from atoll.model.norm import Norm
 
 Mask: TypeAlias = Tensor | BlockMask
 """Which token may look where: for each pair of them, or in blocks, those of nobody left out."""
@@ -131,9 +132,9 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, *, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = Norm(config.width, eps=config.norm_eps)
         self.attention = Attention(config, layer=layer)
-        self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.ffn_norm = Norm(config.width, eps=config.norm_eps)
         self.ffn = FeedForward(config)
 
     def forward(
@@ -167,7 +168,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, layer=layer) for layer in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = Norm(config.width, eps=config.norm_eps)
         self.head = (
             None
             if config.tied_embeddings

@@ -67,16 +67,22 @@ class Training(NamedTuple):
         """Of a value of what products are taken of."""
         return BF16_BYTES if self.bf16 else FP32_BYTES
 
+    @property
+    def entering_bytes(self) -> int:
+        """Of a value of what enters layers and norms.
+
+        Behind an embedding that is gathered in bf16, all additions are.
+        """
+        return self.narrow_bytes if self.devices > 1 else FP32_BYTES
+
 
 def trainer_bytes(config: RunConfig, how: Training) -> TrainerBytes:
     """Return what training takes on each device. A step's small, short-lived tensors are not in."""
     vector = -(-FP32_BYTES * count_parameters(config.model).total // how.devices)
     tokens = how.micro_batch * config.data.sequence_length
-    kept, layer = activation_bytes_per_token(config, bf16=how.bf16)
+    kept, layer = activation_bytes_per_token(config, how)
     num_layers = config.model.num_layers
-    # What enters a layer: behind an embedding that is gathered in bf16, so are all additions.
-    entering = how.narrow_bytes if how.devices > 1 else FP32_BYTES
-    width_bytes = entering * config.model.width
+    width_bytes = how.entering_bytes * config.model.width
     per_token = num_layers * width_bytes + layer if how.recomputes else num_layers * layer
     activations = tokens * (per_token + kept)
     loss = loss_bytes(config, how)
@@ -144,25 +150,20 @@ def moment_bytes(config: RunConfig) -> int:
     return FP32_BYTES * num_values
 
 
-def activation_bytes_per_token(config: RunConfig, *, bf16: bool) -> tuple[int, int]:
+def activation_bytes_per_token(config: RunConfig, how: Training) -> tuple[int, int]:
     """Return what autograd keeps for each token: outside of the layers, and in each layer.
 
-    In a layer, fp32: what enters each norm and what it normalises (4 D), and what leaves it (2 D);
-    queries and what attention gives (2 D); keys and values (2 G); the feed-forward's gate, its
-    SiLU, the other branch, and their product (4 F); a number for each norm and, but on CPUs, for
-    each head. In bf16 the norms stay in fp32, but for the casts of what left them (2 D). Outside:
-    the last norm, and the gradient of the hidden state (3 D).
+    In a layer: what enters each norm (2 D), and what leaves it for the products (2 D); queries and
+    what attention gives (2 D); keys and values (2 G); the feed-forward's gate, its SiLU, the other
+    branch, and their product (4 F); a number for each norm and, but on CPUs, for each head.
+    Outside: what enters the last norm, and the gradient of the hidden state (2 D).
     """
     model = config.model
     width, kv_width = model.width, model.num_kv_heads * model.head_width
-    norms, numbers = 4 * width, model.num_heads + 2
-    if bf16:
-        products = 4 * width + 2 * kv_width + 4 * model.ffn_width
-        layer = FP32_BYTES * (norms + numbers) + BF16_BYTES * products
-    else:
-        products = 4 * width + 2 * kv_width + 4 * model.ffn_width
-        layer = FP32_BYTES * (norms + numbers + products)
-    return FP32_BYTES * (3 * width + 1), layer
+    products = 4 * width + 2 * kv_width + 4 * model.ffn_width
+    numbers = FP32_BYTES * (model.num_heads + 2)
+    layer = how.entering_bytes * 2 * width + numbers + how.narrow_bytes * products
+    return FP32_BYTES * (2 * width + 1), layer
 
 
 def loss_bytes(config: RunConfig, how: Training) -> int:

@@ -25,6 +25,7 @@ from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training
+from atoll.system import keep_freed_memory
 from atoll.train.channel import (
     Answer,
     Channel,
@@ -139,6 +140,8 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     devices = pick_devices(peer)
     device = devices[0 if seat is None else seat.device]
     make_current(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     threads = set_threads(peer.threads, num_ranks=len(devices))
     limit_bytes = limit_memory(device, peer.gpu_memory)
     compiler: Compiler = "inductor" if peer.compile else "none"
