@@ -33,6 +33,7 @@ from atoll.config import DataConfig, InnerConfig, RunConfig, SourceConfig, SyncC
 from atoll.data.batches import Batch
 from atoll.model.layout import layout_of
 from atoll.model.memory import Training, trainer_bytes
+from atoll.model.norm import _RmsNorm
 from atoll.model.presets import PRESETS
 from atoll.train import exchanged
 from atoll.train.channel import Merge, Snapshot
@@ -45,7 +46,7 @@ from atoll.train.trainer import build
 
 OURS = str(Path(atoll.__file__).parent)
 CUDA = torch.device("cuda", 0)
-MODEL = replace(PRESETS["1b"], num_layers=2)
+MODEL = replace(PRESETS["1b"], num_layers=4)
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default}
 
 
@@ -55,6 +56,7 @@ class Watched(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.products: set[str] = set()  # their dtypes
         self.peak_bytes = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -64,6 +66,8 @@ class Watched(TorchDispatchMode):
             self.waits.append(_our_line())
             return 1.0
         result = function(*args, **kwargs)
+        if function is torch.ops.aten.mm.default:
+            self.products.add(str(result.dtype))
         self._note(result)
         if _comes_from_the_device(args, result) and not self._goes_on(function, args):
             self.waits.append(_our_line())
@@ -161,9 +165,17 @@ def attend(q, k, v, *, attn_mask, is_causal, enable_gqa):
     return efficient(q, k, v, bias, True, 0.0, is_causal)[0]
 
 
+def rms_norm(x, _shape, weight, eps):
+    """Return what CUDA's kernel gives, which keeps as much; a build for the CPU has none."""
+    return _RmsNorm.apply(x, weight, eps)
+
+
 def pretended() -> ExitStack:
     stack = ExitStack()
     for name, value in (
+        # Else autocast warns, and leaves products in fp32.
+        ("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        ("torch.cuda.is_bf16_supported", lambda: True),
         ("torch.cuda.cudart", lambda: Driver),
         ("torch.cuda.synchronize", lambda device: SAID.append("wait for all")),
         ("torch.from_numpy", from_numpy),
@@ -171,6 +183,7 @@ def pretended() -> ExitStack:
         ("torch.cuda.current_stream", lambda device: Stream()),
         ("torch.cuda.stream", on_stream),
         ("torch.nn.functional.scaled_dot_product_attention", attend),
+        ("torch.nn.functional.rms_norm", rms_norm),
         ("torch.Tensor.pin_memory", lambda tensor: tensor),
         ("torch.Tensor.record_stream", lambda t, s: SAID.append(f"kept for {s.name}")),
     ):
@@ -198,7 +211,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
     config = RunConfig(
         name="x",
         model=MODEL,
-        data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),), sequence_length=2048),
+        data=DataConfig(sources=(SourceConfig(kind="preset", name="sotu"),), sequence_length=8192),
         inner=InnerConfig(lr=1e-3, batch_sequences=2, z_loss=1e-4),
         sync=SyncConfig(rounds=1, inner_steps=1),
     )
@@ -245,6 +258,7 @@ def case(*, packed: bool = False, recompute: str = "nothing", precision: str = "
         "packed": packed,
         "recompute": recompute,
         "precision": precision,
+        "products": sorted(watched.products),
         "waits": waits,
         "waits_of_snapshot": waits_of_snapshot,
         "step": of_step / total,

@@ -42,13 +42,16 @@ def test_a_step_waits_for_the_device_at_its_end_alone(cases):
         ]
 
 
+def test_products_are_in_bf16(cases):
+    """Also the loss's own; its sum of gradients is an addition to fp32."""
+    for case in cases:
+        assert case["products"] == ["torch.bfloat16"]
+
+
 def test_a_step_takes_the_memory_that_was_predicted(cases):
-    of_step = [case["step"] for case in cases]
-    plain, selective, layers, fp8 = of_step
-    assert plain == pytest.approx(1, abs=0.01)
-    assert selective == pytest.approx(1, abs=0.01)  # what it saves is in no formula
-    assert layers == pytest.approx(1, abs=0.06)
-    assert fp8 == pytest.approx(1, abs=0.04)
+    plain, selective, layers, fp8 = (case["step"] for case in cases)
+    assert [plain, layers, fp8] == pytest.approx([1] * 3, abs=0.01)
+    assert 0.9 < selective < 0.95  # what it saves is in no formula
 
 
 def test_a_snapshot_and_a_merge_take_no_more_than_a_step(cases):
