@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import pytest
@@ -31,6 +32,7 @@ from atoll.events import (
 )
 from atoll.exchange.sizes import encoded_slices
 from atoll.host.audit import audit
+from atoll.ids import RoundId
 from atoll.model.layout import layout_of
 from atoll.net import records
 
@@ -68,6 +70,32 @@ class Scene:
         """Return when Carl's line stands still with a part of what he sends in a round."""
         self.line.hold_after(self.contribution_bytes // 4)
         wait_until(lambda: self.line.is_held, "bytes of Carl", watch=self.carl)
+
+    def waits_for_anna(self) -> RoundId:
+        """Return a round that Carl reduces, to which all but Anna have brought their parts.
+
+        On a busy machine a round may be closed without him, or without Anna: then another one.
+        """
+        carl, anna = self.cluster.id_of("carl"), self.lines["anna"]
+        while True:
+            anna.hold_after(0)
+            number = self.host.wait_for_next(
+                RoundPlanned, lambda event: carl in event.reducers
+            ).round
+            known = partial(self.carl_has_sent_or_missed, number)
+            wait_until(known, "part of Carl's in a round", watch=self.carl)
+            if not self.is_closed(number):
+                return number
+            anna.heal()
+            assert_contributes(self.cluster, self.host, "anna")
+            self.setbacks = self.count_setbacks()  # she may have fetched a state
+
+    def carl_has_sent_or_missed(self, number: RoundId) -> bool:
+        sent = [event.round for event in self.carl.find(PhaseTimed) if event.phase == "send"]
+        return number in sent or self.is_closed(number)
+
+    def is_closed(self, number: RoundId) -> bool:
+        return any(event.round == number for event in self.host.find(RoundClosed))
 
     def goes_on_without_carl(self) -> None:
         """Return when the other two have committed a round by themselves."""
@@ -123,19 +151,14 @@ def dies_as_a_reducer_before_its_result(scene: Scene) -> None:
 
 def dies_as_a_reducer_at_the_close(scene: Scene) -> None:
     """All that a round needs is there, its roster is final, and nobody has all updates of his."""
-    carl, anna = scene.cluster.id_of("carl"), scene.lines["anna"]
-    anna.hold_after(0)
-    planned = scene.host.wait_for_next(RoundPlanned, lambda event: carl in event.reducers)
-    scene.carl.wait_for(
-        PhaseTimed, lambda event: event.phase == "send" and event.round == planned.round
-    )
+    carl, number = scene.cluster.id_of("carl"), scene.waits_for_anna()
     # What he brought is at Ben, and nothing is formed without Anna; she may have to dial him.
     scene.line.hold_after(scene.contribution_bytes // 4)
-    anna.heal()
-    scene.host.wait_for(RoundClosed, lambda event: event.round == planned.round)
+    scene.lines["anna"].heal()
+    scene.host.wait_for(RoundClosed, lambda event: event.round == number)
     scene.carl.kill()
     scene.host.wait_for(
-        RoundPlanned, lambda event: event.round == planned.round and carl not in event.reducers
+        RoundPlanned, lambda event: event.round == number and carl not in event.reducers
     )
     scene.goes_on_without_carl()
 

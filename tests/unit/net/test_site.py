@@ -61,7 +61,12 @@ def test_a_peer_keeps_its_secret_and_takes_a_new_address(tmp_path):
     assert isinstance(caught.value, RunError)
 
 
-@pytest.mark.parametrize("site", ["", "7790", "10.0.0.1", "10.0.0.1:", ":7790", "a:b", "a:0"])
+def test_several_machines_need_a_site():
+    with pytest.raises(ConfigError, match="several machines need a --site"):
+        split_site("")
+
+
+@pytest.mark.parametrize("site", ["7790", "10.0.0.1", "10.0.0.1:", ":7790", "a:b", "a:0"])
 def test_a_site_has_an_address_and_a_port(site):
     with pytest.raises(ConfigError, match="not an address and a port"):
         split_site(site)
