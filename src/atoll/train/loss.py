@@ -21,9 +21,9 @@ IGNORED = -100  # a target that is none; the data's word for it, and torch's
 # 32 MB of them on a CPU, 512 MB on a GPU: fewer keep the device less busy, more gain nothing.
 CHUNK_LOGITS: Final = {"cpu": 2**23, "cuda": 2**27, "mps": 2**25}
 
-OfChunk: TypeAlias = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
-"""Takes logits, their targets and the weight of the z-loss; returns the sums of cross-entropy and
-of squares, and the gradient of the loss with respect to the logits, in their dtype."""
+OfChunk: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""Takes hidden states, the head, targets and the weight of the z-loss; returns the sums of
+cross-entropy and of squares, and the gradient with respect to the logits, in their dtype."""
 
 
 def language_model_loss(
@@ -40,7 +40,7 @@ def language_model_loss(
     Both are sums over these sequences divided by `num_targets`, which counts the targets of the
     whole batch: so the gradients of micro-batches add up to that of the batch, however it is cut.
     Logits are products in the dtype of the autocast, if one is on, and fp32 from there on.
-    `of_chunk` does what happens to them; by default operation by operation.
+    `of_chunk` forms them, and does what happens to them; by default operation by operation.
 
     The second term is max-z-loss (Baichuan 2, arXiv 2309.10305; INTELLECT-1 took 2e-4): it keeps
     logits small, where bf16 resolves them well.
@@ -82,15 +82,13 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for chunk in _chunks(len(x_ND), vocab_size=len(head_VD), device=hidden_ND.device):
                 x_CD = x_ND[chunk]
-                # Logits have no name here: they make place for their gradient, and that for the
-                # logits of the next chunk.
-                ce, square, grad_CV = of_chunk(x_CD @ weight_VD.T, targets_N[chunk], z_loss)
+                ce, square, grad_CV = of_chunk(x_CD, weight_VD, targets_N[chunk], z_loss)
                 cross_entropy += ce
                 squares += square
                 if grad_hidden_ND is not None and grad_head_VD is not None:
                     grad_hidden_ND[chunk] = grad_CV @ weight_VD
                     _add_product_(grad_head_VD, grad_CV.T, x_CD)
-                del grad_CV
+                del grad_CV  # it makes place for the logits of the next chunk
         ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
         ctx.scale, ctx.head_dtype = scale, head_VD.dtype
         cross_entropy *= scale
@@ -107,13 +105,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def by_operations(
-    logits_CV: Tensor, targets_C: Tensor, z_loss: float
+    x_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `OfChunk` says, each operation passing over all logits, most of them in place.
 
     The gradient is softmax - one_hot(target), and 2 z max at the max.
     """
-    dtype, logits_CV = logits_CV.dtype, logits_CV.float()
+    logits_CV = (x_CD @ weight_VD.T).float()  # those that were not in fp32 are gone
     is_target_C = targets_C != IGNORED
     target_C1 = targets_C.where(is_target_C, 0)[:, None]
     largest_C, at_C = logits_CV.max(dim=1)
@@ -129,21 +127,21 @@ def by_operations(
     return (
         cross_entropy_C.where(is_target_C, 0.0).sum(),
         largest_C.square().where(is_target_C, 0.0).sum(),
-        grad_CV.to(dtype),
+        grad_CV.to(x_CD.dtype),
     )
 
 
 def by_formulas(
-    logits_CV: Tensor, targets_C: Tensor, z_loss: float
+    x_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same, written without changes in place: compiled, it is two passes or three."""
-    numbers_CV = logits_CV.float()
+    logits_CV = (x_CD @ weight_VD.T).float()
     is_target_C = targets_C != IGNORED
     target_C1 = targets_C.where(is_target_C, 0)[:, None]
-    largest_C, at_C = numbers_CV.max(dim=1)
-    exp_CV = (numbers_CV - largest_C[:, None]).exp()
+    largest_C, at_C = logits_CV.max(dim=1)
+    exp_CV = (logits_CV - largest_C[:, None]).exp()
     sum_C = exp_CV.sum(dim=1)
-    cross_entropy_C = sum_C.log() + largest_C - numbers_CV.gather(1, target_C1)[:, 0]
+    cross_entropy_C = sum_C.log() + largest_C - logits_CV.gather(1, target_C1)[:, 0]
     counts_C1 = is_target_C.float()[:, None]
     place_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
     grad_CV = counts_C1 * (exp_CV / sum_C[:, None] - (place_V == target_C1).float())
@@ -153,7 +151,7 @@ def by_formulas(
     return (
         cross_entropy_C.where(is_target_C, 0.0).sum(),
         largest_C.square().where(is_target_C, 0.0).sum(),
-        grad_CV.to(logits_CV.dtype),
+        grad_CV.to(x_CD.dtype),
     )
 
 
