@@ -182,16 +182,13 @@ def traced_peak_bytes(config: RunConfig, how: Training, *, recompute: Recompute)
     return traced.peak_bytes
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "layers"])
-def test_what_one_of_eight_devices_holds(recompute, monkeypatch):
-    """The figures of large models are in docs/benchmarks/planner.md.
-
-    Here 2 % apart; once, among all tests, another 2 MiB were seen: as much as logits, or the head.
-    """
+@pytest.mark.parametrize(("recompute", "within"), [("nothing", 0.02), ("layers", 0.05)])
+def test_what_one_of_eight_devices_holds(recompute, within, monkeypatch):
+    """The figures of large models are in docs/benchmarks/planner.md."""
     monkeypatch.setitem(CHUNK_LOGITS, "cpu", 2**20)
     config = config_of(vocab_size=4096, width=256, ffn_width=896)
     config = changed(config, data=changed(config.data, sequence_length=512))
     how = Training(1, devices=8, recomputes=recompute == "layers", chunk_logits=CHUNK_LOGITS["cpu"])
     predicted = trainer_bytes(config, how)
     traced = traced_peak_bytes(config, how, recompute=recompute)
-    assert predicted.total - predicted.masks == pytest.approx(traced, rel=0.05)
+    assert predicted.total - predicted.masks == pytest.approx(traced, rel=within)
