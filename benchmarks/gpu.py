@@ -302,6 +302,34 @@ def as_small_as_in_a_run_(model: Llama) -> None:
             rows.fill_(1.0)
 
 
+def figures_of(
+    model: ModelConfig,
+    device: torch.device,
+    *,
+    seconds: float,
+    num_samples: int,
+    sequence_length: int,
+    bf16: bool,
+) -> dict[str, Any]:
+    """Return what a step of so many samples says of the device; its memory is that until now."""
+    in_use_gb = peak_gb(device)  # before the device is measured, if it is unknown
+    tokens_per_s = num_samples * sequence_length / seconds
+    flops_per_s = tokens_per_s * flops_per_token(model, sequence_length=sequence_length)
+    peak = peak_of(device, bf16=bf16)
+    return {
+        "device": device_name(device),
+        "parameters": count_parameters(model).total,
+        "sequence_length": sequence_length,
+        "step_s": round(seconds, 4),
+        "tokens_per_s": round(tokens_per_s, 1),
+        "tflops_per_s": round(flops_per_s / 1e12, 3),
+        "mfu": round(flops_per_s / peak.flops, 4),
+        "peak_tflops_per_s": round(peak.flops / 1e12, 3),
+        "peak_measured": peak.measured,
+        "peak_gb": in_use_gb,
+    }
+
+
 class Timing(NamedTuple):
     stands_still_s: float
     meanwhile_s: float
@@ -377,11 +405,14 @@ class Peer:
         for _ in range(WARM_UP_STEPS):
             self.one_step()
         seconds = median(self.one_step() for _ in range(num_steps))
-        length = self.config.data.sequence_length
-        tokens_per_s = self.config.inner.batch_sequences * length / seconds
-        flops_per_s = tokens_per_s * flops_per_token(self.config.model, sequence_length=length)
-        in_use_gb = peak_gb(self.device)
-        peak = peak_of(self.device, bf16=self.loop.bf16)
+        figures = figures_of(
+            self.config.model,
+            self.device,
+            seconds=seconds,
+            num_samples=self.config.inner.batch_sequences,
+            sequence_length=self.config.data.sequence_length,
+            bf16=self.loop.bf16,
+        )
         how = training(
             self.device,
             micro_batch=self.loop.micro_batch,
@@ -391,16 +422,7 @@ class Peer:
         predicted = trainer_bytes(self.config, how)  # samples of one document have no mask
         return {
             "question": "step",
-            "device": device_name(self.device),
-            "parameters": count_parameters(self.config.model).total,
-            "sequence_length": length,
-            "step_s": round(seconds, 4),
-            "tokens_per_s": round(tokens_per_s, 1),
-            "tflops_per_s": round(flops_per_s / 1e12, 3),
-            "mfu": round(flops_per_s / peak.flops, 4),
-            "peak_tflops_per_s": round(peak.flops / 1e12, 3),
-            "peak_measured": peak.measured,
-            "peak_gb": in_use_gb,
+            **figures,
             "predicted_gb": round((predicted.total - predicted.masks) / 1e9, 2),
         }
 

@@ -27,18 +27,17 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 import torch
 import torch.distributed as dist
-from gpu import WARM_UP_STEPS, RandomBatches, forget_peak, peak_gb, show, synchronise
+from gpu import WARM_UP_STEPS, RandomBatches, figures_of, forget_peak, show, synchronise
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from atoll.clock import monotonic_s
 from atoll.config import ModelConfig
-from atoll.model.accounting import count_parameters, flops_per_token
+from atoll.model.accounting import count_parameters
 from atoll.model.presets import PRESETS
 from atoll.train.compiled import Compiler
-from atoll.train.device import computes_in_bf16, device_name, pick_device
+from atoll.train.device import computes_in_bf16, pick_device
 from atoll.train.parallel import stay_on_this_machine
-from atoll.train.peak import peak_of
 
 
 def main() -> None:
@@ -217,28 +216,22 @@ class Loop:
         for _ in range(WARM_UP_STEPS):
             self.one_step()
         seconds = median(self.one_step() for _ in range(self.arguments.steps))
-        length = self.arguments.sequence_length
-        tokens_per_s = self.arguments.batch * length / seconds
-        flops_per_s = tokens_per_s * flops_per_token(self.shape, sequence_length=length)
-        in_use_gb = peak_gb(self.device)
-        peak = peak_of(self.device, bf16=self.bf16)
+        figures = figures_of(
+            self.shape,
+            self.device,
+            seconds=seconds,
+            num_samples=self.arguments.batch,
+            sequence_length=self.arguments.sequence_length,
+            bf16=self.bf16,
+        )
         return {
             "question": "step",
             "torchtitan": version("torchtitan"),
             "torch": torch.__version__,
             "precision": "bf16" if self.bf16 else "fp32",
             "recompute": self.arguments.recompute,
-            "device": device_name(self.device),
-            "parameters": count_parameters(self.shape).total,
             "tied_embeddings": self.shape.tied_embeddings,
-            "sequence_length": length,
-            "step_s": round(seconds, 4),
-            "tokens_per_s": round(tokens_per_s, 1),
-            "tflops_per_s": round(flops_per_s / 1e12, 3),
-            "mfu": round(flops_per_s / peak.flops, 4),
-            "peak_tflops_per_s": round(peak.flops / 1e12, 3),
-            "peak_measured": peak.measured,
-            "peak_gb": in_use_gb,
+            **figures,
             "loss": round(self.loss, 3),
         }
 

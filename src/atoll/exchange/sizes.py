@@ -49,14 +49,8 @@ def sparse(num_values: int) -> int:
 
 
 def sparse_parts(num_values: int) -> Parts:
-    """Two magnitudes for each chunk; 12 bits and 2 bits for each entry, whole bytes for a chunk."""
-    full, rest = divmod(num_values, CHUNK)
-    entries, last = CHUNK // SPARSE_VALUES, num_blocks(rest, SPARSE_VALUES)
-    return (
-        8 * (full + (rest > 0)),
-        num_blocks(entries * 3, 2) * full + num_blocks(last * 3, 2),
-        num_blocks(entries, 4) * full + num_blocks(last, 4),
-    )
+    """Two magnitudes for each chunk; 12 bits and 2 bits for each entry."""
+    return _of_chunks(num_values, SPARSE_VALUES, scale_bytes=8, in_a_byte=4)
 
 
 def sparse8(num_values: int) -> int:
@@ -64,13 +58,18 @@ def sparse8(num_values: int) -> int:
 
 
 def sparse8_parts(num_values: int) -> Parts:
-    """One scale for each chunk; 12 bits and a byte for each entry, whole bytes for a chunk."""
+    """One scale for each chunk; 12 bits and a byte for each entry."""
+    return _of_chunks(num_values, SPARSE8_VALUES, scale_bytes=4, in_a_byte=1)
+
+
+def _of_chunks(num_values: int, one_of: int, *, scale_bytes: int, in_a_byte: int) -> Parts:
+    """Whole bytes for a chunk, of which the last one may have fewer values."""
     full, rest = divmod(num_values, CHUNK)
-    entries, last = CHUNK // SPARSE8_VALUES, num_blocks(rest, SPARSE8_VALUES)
+    entries, last = CHUNK // one_of, num_blocks(rest, one_of)
     return (
-        4 * (full + (rest > 0)),
+        scale_bytes * (full + (rest > 0)),
         num_blocks(entries * 3, 2) * full + num_blocks(last * 3, 2),
-        entries * full + last,
+        num_blocks(entries, in_a_byte) * full + num_blocks(last, in_a_byte),
     )
 
 

@@ -23,15 +23,15 @@ from math import prod, sqrt
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 BLOCK_TOKENS: Final = 128  # fewer make products slow, more form scores for nothing
 SCORES_PER_THREAD: Final = 2**20  # at once: about what the cache of a core holds
 
 # To torch each pass is one operation: autocast, compilation and recomputing do not look inside.
 _MASK = "Tensor? mask"
-torch.library.define("atoll::attend", f"(Tensor q, Tensor k, Tensor v, {_MASK}) -> Tensor")
-torch.library.define(
+library.define("atoll::attend", f"(Tensor q, Tensor k, Tensor v, {_MASK}) -> Tensor")
+library.define(
     "atoll::attend_backward",
     f"(Tensor dy, Tensor q, Tensor k, Tensor v, {_MASK}) -> (Tensor, Tensor, Tensor)",
 )
@@ -65,7 +65,7 @@ class Block(NamedTuple):
         return self.samples, self.kv_heads, slice(self.tokens.stop)
 
 
-@torch.library.impl("atoll::attend", "cpu")
+@library.impl("atoll::attend", "cpu")
 def _forward(q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor, mask_B1TT: Tensor | None) -> Tensor:
     y_BHTE = _empty_like(q_BHTE)
     q_BGTRE, y_BGTRE = (_grouped(x, like=k_BGTE) for x in (q_BHTE, y_BHTE))
@@ -80,7 +80,7 @@ def _forward(q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor, mask_B1TT: Tensor |
     return y_BHTE
 
 
-@torch.library.impl("atoll::attend_backward", "cpu")
+@library.impl("atoll::attend_backward", "cpu")
 def _backward(
     dy_BHTE: Tensor, q_BHTE: Tensor, k_BGTE: Tensor, v_BGTE: Tensor, mask_B1TT: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,6 +202,6 @@ def _gradients(ctx: Any, dy_BHTE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]
     return dq_BHTE, dk_BGTE, dv_BGTE, None
 
 
-torch.library.register_fake("atoll::attend", _shape_of_forward)
-torch.library.register_fake("atoll::attend_backward", _shapes_of_backward)
-torch.library.register_autograd("atoll::attend", _gradients, setup_context=_keep)
+library.register_fake("atoll::attend", _shape_of_forward)
+library.register_fake("atoll::attend_backward", _shapes_of_backward)
+library.register_autograd("atoll::attend", _gradients, setup_context=_keep)

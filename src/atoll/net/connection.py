@@ -377,9 +377,8 @@ class TcpConnection:
             stream.write(head)
             return
         view = memoryview(payload).cast("B")
-        step = min(
-            [_PIECE_BYTES, *(one.piece_bytes(_PIECE_BYTES) for one in self._upload_limits())]
-        )
+        steps = (limit.piece_bytes(_PIECE_BYTES) for limit in self._upload_limits())
+        step = min(steps, default=_PIECE_BYTES)
         for start in range(0, len(view), step):
             piece = view[start : start + step]
             # Whoever cannot send now takes nothing of what the others may send meanwhile.
