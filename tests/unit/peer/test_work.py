@@ -8,7 +8,8 @@ def lease(id_, start, stop):
     return Lease(id=LeaseId(id_), start=start, stop=stop)
 
 
-ROUND = RoundId(1)
+ROUND = R1 = RoundId(1)
+R2, R3 = RoundId(2), RoundId(3)
 ONE, TWO, THREE = lease(1, 0, 4), lease(2, 10, 14), lease(3, 20, 22)
 
 
@@ -136,6 +137,16 @@ def test_a_commit_without_us_leaves_the_work_alone():
     assert work.left() == ((11, 14),)
 
 
+def test_a_commit_without_us_is_none_of_what_we_offered():
+    """The work is as good as before: it is carried, not done again."""
+    work = working(ONE, TWO, THREE, done=5)
+    assert work.offer(ROUND) == (1,)
+    assert work.settle(ROUND, [7])
+    assert (work.consumed, work.settled, work.num_offered) == (5, 0, 4)
+    work.withdraw(ROUND)
+    assert work.offer(R2) == (1,)
+
+
 def test_when_the_weights_are_the_global_ones_again_the_leases_are_still_to_be_trained_on():
     work = working(ONE, done=3)
     work.clear()
@@ -146,6 +157,7 @@ def test_when_the_weights_are_the_global_ones_again_the_leases_are_still_to_be_t
 def test_without_leases_there_is_no_work():
     work = working()
     assert (work.left(), work.touched(), work.is_whole) == ((), (), False)
+    assert (work.consumed, work.in_flight, work.settled) == (0, 0, 0)
 
 
 # --- while the exchange is under way --------------------------------------------------------------
@@ -214,7 +226,6 @@ def test_after_a_commit_of_anything_else_than_is_offered_the_work_is_void():
 
 # --- several contributions under way --------------------------------------------------------------
 
-R1, R2, R3 = RoundId(1), RoundId(2), RoundId(3)
 FOUR = lease(4, 30, 34)
 
 
@@ -229,6 +240,21 @@ def test_a_contribution_names_all_that_is_in_it_also_what_rounds_before_it_may_c
     assert work.settle(R1, [1])
     assert work.settle(R2, [2])
     assert (work.leases, work.consumed, work.num_offered) == ((THREE, FOUR), 1, 0)
+
+
+def test_all_is_offered_when_no_lease_is_begun_that_no_contribution_has():
+    """Whoever is to leave then may: it would begin nothing that is lost."""
+    work = working(ONE, TWO, THREE)
+    assert work.is_all_offered, "there is nothing"
+    train(work, 5)
+    work.offer(R1)
+    assert not work.is_all_offered, "a sample of the second lease is in the weights"
+    work.end(0)
+    train(work, 3)
+    assert work.offer(R2) == (1, 2)
+    assert work.is_all_offered
+    begin(work)
+    assert not work.is_all_offered, "the third may be in the weights at any moment"
 
 
 def test_one_lease_is_worked_on_at_a_time():
