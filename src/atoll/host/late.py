@@ -54,7 +54,7 @@ class _Work:
             return inf
         mean_s = (now - self.since) / arrived
         latest_s = now - max(one.last_at for one in self.slices)
-        return max(missing, 1) * max(mean_s, latest_s)
+        return missing * max(mean_s, latest_s)
 
 
 def late_reducers(
@@ -77,7 +77,7 @@ def late_reducers(
     work = {reducer: _Work(of_one) for reducer, of_one in slices.items()}
     done = {reducer: at for reducer, its in work.items() if (at := its.done_at) is not None}
     undone = {reducer: its for reducer, its in work.items() if reducer not in done}
-    if not undone or not (done or usual_s is not None):
+    if not done and usual_s is None:
         return frozenset()
     num_undone = sum(len(its.slices) for its in undone.values())
     num_done = len(assignment) - num_undone

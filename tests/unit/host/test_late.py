@@ -47,8 +47,37 @@ def test_silence_counts_as_a_pace_too():
     assert late({A: DONE * 50, C: almost}, now=21) == {C}
 
 
-def test_who_is_done_before_others_could_be_may_finish():
-    assert late({A: DONE * 8, C: [slice_of(19.5, 19.9)] * 7 + [slice_of(19.9)]}, now=20.1) == set()
+@pytest.mark.parametrize("first", [19.9, 11.0])
+def test_who_is_done_before_others_could_be_may_finish(first):
+    """Whatever came last shows its pace, not what came first of the slice that it lacks."""
+    almost = [slice_of(19.5, 19.9)] * 7 + [slice_of(first)]
+    assert late({A: DONE * 8, C: almost}, now=20.1) == set()
+
+
+def test_the_grace_time_is_a_share_of_what_the_round_took():
+    """It opened at 8, and the others were done 4 s later: 2 s, and half of 4."""
+    trickle = [slice_of(11, 15.9), slice_of(15)]
+    assert late({A: DONE, B: DONE, C: trickle}, now=15.9, opened_at=8) == set()
+    assert late({A: DONE, B: DONE, C: trickle}, now=16.0, opened_at=8) == {C}
+
+
+def test_the_fewer_are_done_the_longer_they_would_need_for_it():
+    """Of eight slices a quarter is missing; those with two would need 8 s."""
+    some = [slice_of(12, 19.9)] * 4 + [slice_of(19.9)] * 4
+    assert late({A: DONE, C: some}, now=20) == set()
+    assert late({A: DONE, B: DONE * 3, C: some}, now=20) == {C}
+
+
+def test_the_slowest_of_those_that_are_done_says_how_long_they_would_need():
+    some = [slice_of(12, 28.9)] * 2 + [slice_of(28.9)] * 6  # 6 of 16 are missing, at 1.9 s each
+    assert late({A: DONE, B: [slice_of(11, 18)] * 2, C: some}, now=29) == set()  # 16 s
+    assert late({A: DONE, B: [slice_of(11, 14)] * 2, C: some}, now=29) == {C}  # 8 s
+
+
+def test_who_has_more_of_one_slice_than_is_needed_lacks_as_much_of_the_other():
+    """Two of four are missing, at 18.5 s each; others would need 20 s."""
+    crowded = slice_of(*range(11, 19))
+    assert late({A: [slice_of(11, 30)] * 2, C: [crowded, slice_of()]}, now=47) == {C}
 
 
 def test_who_got_its_slices_only_now_has_its_own_time():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from atoll.net import wire
 
 I64, U64 = -(2**63), 2**64 - 1  # what msgpack has numbers for
+LONG = 40  # that a text is, at most
 
 
 def messages() -> st.SearchStrategy[wire.Message]:
@@ -17,28 +18,36 @@ def messages() -> st.SearchStrategy[wire.Message]:
 
 def values(of: kind.Type) -> st.SearchStrategy[Any]:
     match of:
-        case kind.NoneType():
-            return st.none()
-        case kind.BoolType():
-            return st.booleans()
-        case kind.IntType(ge=ge, lt=lt, le=le):
-            assert of.gt is of.multiple_of is None
-            most = U64 if lt is le is None else min(U64 if lt is None else lt - 1, le or U64)
-            return st.integers(I64 if ge is None else ge, most)
-        case kind.FloatType(ge=ge, le=le):
-            assert of.gt is of.lt is of.multiple_of is None
-            return st.floats(min_value=ge, max_value=le)
-        case kind.StrType(pattern=None, min_length=least, max_length=most):
-            return st.text(min_size=least or 0, max_size=min(most or 9, 9))
-        case kind.StrType(pattern=pattern):
-            return st.from_regex(pattern)
-        case kind.BytesType(min_length=least, max_length=most):
-            return st.binary(min_size=least or 0, max_size=min(most or 40, 40))
+        case kind.StructType(cls=struct, fields=fields):
+            return st.builds(struct, **{field.name: values(field.type) for field in fields})
+        case kind.UnionType(types=types):
+            return st.one_of(*map(values, types))
         case kind.VarTupleType(item_type=item, min_length=least, max_length=most):
             items = st.lists(values(item), min_size=least or 0, max_size=min(most or 3, 3))
             return items.map(tuple)
-        case kind.UnionType(types=types):
-            return st.one_of(*map(values, types))
-        case kind.StructType(cls=struct, fields=fields):
-            return st.builds(struct, **{field.name: values(field.type) for field in fields})
+        case kind.StrType() | kind.BytesType():
+            return texts(of)
+        case kind.IntType() | kind.FloatType():
+            return numbers(of)
+        case kind.BoolType():
+            return st.booleans()
+        case kind.NoneType():
+            return st.none()
     raise AssertionError(f"no values for {of}")
+
+
+def texts(of: kind.StrType | kind.BytesType) -> st.SearchStrategy[str] | st.SearchStrategy[bytes]:
+    if isinstance(of, kind.StrType) and of.pattern is not None:
+        return st.from_regex(of.pattern)
+    least, most = of.min_length or 0, min(of.max_length or LONG, LONG)
+    draw = st.text if isinstance(of, kind.StrType) else st.binary
+    return draw(min_size=least, max_size=most)
+
+
+def numbers(of: kind.IntType | kind.FloatType) -> st.SearchStrategy[float]:
+    assert of.gt is of.multiple_of is None
+    if isinstance(of, kind.FloatType):
+        assert of.lt is None
+        return st.floats(min_value=of.ge, max_value=of.le)
+    most = U64 if of.lt is None else of.lt - 1
+    return st.integers(I64 if of.ge is None else of.ge, most if of.le is None else of.le)
