@@ -31,6 +31,7 @@ def test_the_median_peer_makes_h_steps_and_the_others_what_they_manage(by_peer, 
 def test_a_peer_of_unknown_speed_begins_with_a_few():
     assert inner_steps(None, 10.0, num_steps=H) == 12
     assert inner_steps(None, None, num_steps=3) == 1
+    assert inner_steps(10.0, None, num_steps=H) == 12, "nobody's was known when the round opened"
 
 
 @given(st.lists(speeds, min_size=1, max_size=4), st.integers(1, 500))
