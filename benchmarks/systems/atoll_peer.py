@@ -84,9 +84,14 @@ class Member:
                     case wire.Stop():
                         self.closed.release()
                     case wire.Reduce() as job:
-                        group.create_task(self.reducer_of(job.round).reduce(job))
+                        group.create_task(self.form(job))
                     case _:
                         pass
+
+    async def form(self, job: wire.Reduce) -> None:
+        reducer = self.reducer_of(job.round)
+        if await reducer.has_inputs(job):
+            await reducer.form(job)
 
     def reducer_of(self, round_id: RoundId) -> Reducer:
         reducer = self.reducers.of(round_id)

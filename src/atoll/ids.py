@@ -27,6 +27,10 @@ class Lease(Struct, frozen=True, kw_only=True):
     start: Annotated[int, Meta(ge=0)]
     stop: Annotated[int, Meta(ge=0)]
 
+    @property
+    def num_samples(self) -> int:
+        return self.stop - self.start
+
 
 Buffer = bytes | bytearray | memoryview
 

@@ -193,15 +193,6 @@ class Reducer:
         self.confirm(peer, index, digest)
         self._notify(index)
 
-    async def reduce(self, job: wire.Reduce) -> None:
-        """Form what the host asks for once all its inputs are here; keep it; tell the host.
-
-        Raises:
-            RunError: the disk is full.
-        """
-        if await self.has_inputs(job):
-            await self.form(job)
-
     async def has_inputs(self, job: wire.Reduce) -> bool:
         """Wait for all inputs of a job; return whether they are here before the round ends."""
         if job.slice >= len(self.sizes):
@@ -224,6 +215,9 @@ class Reducer:
 
         Return None, or the group below whose part makes the sum too large: the largest of them.
         Shares add up to 1, so no honest parts do. It is dropped, to be formed anew by another.
+
+        Raises:
+            RunError: the disk is full.
         """
         name: SumName = job.roster_version, job.group, job.slice
         names = [(job.roster_version, part.group, job.slice) for part in job.parts]

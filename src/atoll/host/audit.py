@@ -187,7 +187,7 @@ class _Ledger:
             case Committed(roster=roster):
                 for entry in roster:
                     leases = [self._withdraw(seq, entry.peer, i) for i in entry.leases]
-                    num_samples = sum(lease.stop - lease.start for lease in leases)
+                    num_samples = sum(lease.num_samples for lease in leases)
                     if entry.num_tokens != num_samples * self.sequence_length:
                         raise _wrong(seq, f"the tokens of {entry.peer} are not those of its leases")
                     self.committed += [(lease.start, lease.stop, seq) for lease in leases]

@@ -82,7 +82,7 @@ def replay(
 def _replay_one(run: Run, record: records.Record) -> None:  # noqa: C901, PLR0912 - one case each
     match record:
         case records.Leased(peer=peer, leases=granted):
-            num_samples = sum(lease.stop - lease.start for lease in granted)
+            num_samples = sum(lease.num_samples for lease in granted)
             again = run.book.grant(peer, num_samples=num_samples)
             assert again == granted, "grants are a function of the journal"
         case records.Released(peer=peer, leases=ids):

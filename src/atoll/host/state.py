@@ -349,7 +349,7 @@ def num_unclaimed(run: Run, peer: PeerId) -> int:
     claims = [rnd.said[peer] for rnd in run.open_rounds.values() if peer in rnd.said]
     claimed = {lease_id for claim in claims for lease_id in claim.leases}
     held = run.book.held_by(peer)
-    return sum(lease.stop - lease.start for lease in held if lease.id not in claimed)
+    return sum(lease.num_samples for lease in held if lease.id not in claimed)
 
 
 def leases_of(
@@ -371,6 +371,6 @@ def leases_of(
 
 def num_tokens(run: Run, rnd: Round, peer: PeerId) -> int:
     """Return how many tokens the leases have that the round would commit of the peer."""
-    sizes = {lease.id: lease.stop - lease.start for lease in run.book.held_by(peer)}
+    sizes = {lease.id: lease.num_samples for lease in run.book.held_by(peer)}
     named = leases_of(run, rnd.id, peer, rnd.claims[peer])
     return sum(sizes[lease_id] for lease_id in named) * run.config.data.sequence_length

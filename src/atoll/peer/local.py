@@ -136,7 +136,7 @@ class Local:
             return False
         if not isfinite(mean_loss):
             raise BadUpdateError(f"their mean loss is {mean_loss}")
-        sizes = {lease.id: lease.stop - lease.start for lease in training.work.leases}
+        sizes = {lease.id: lease.num_samples for lease in training.work.leases}
         num_samples = sum(sizes[lease_id] for lease_id in leases)
         num_steps = num_samples // self._config.inner.batch_sequences
         self.offers[round_id] = Offered(leases, num_steps, mean_loss, training.life)

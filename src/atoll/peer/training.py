@@ -356,7 +356,7 @@ class Training:
                 await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
                 trainer.halt()
                 await training
-                self.work.end(0)
+                self.work.end()
             except TrainerDied as death:
                 self._note(death, trainer)
             finally:

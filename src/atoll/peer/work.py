@@ -58,7 +58,7 @@ class LocalWork:
         is_good = as_offered and round_id not in self.lost
         self.withdraw(round_id)
         self.leases = tuple(lease for lease in self.leases if lease.id not in lease_ids)
-        num_samples = sum(_size(lease) for lease in committed)
+        num_samples = sum(lease.num_samples for lease in committed)
         self.settled += num_samples
         if is_good:
             self.consumed -= num_samples
@@ -80,9 +80,8 @@ class LocalWork:
             self.consumed += num_samples
             self.in_flight -= num_samples
 
-    def end(self, num_samples: int) -> None:
-        """Note that so many of the samples in flight are in the weights, and the others not."""
-        self.advance(num_samples)
+    def end(self) -> None:
+        """Note that none of the samples in flight will come into the weights any more."""
         self.in_flight = 0
 
     def clear(self) -> None:
@@ -100,7 +99,7 @@ class LocalWork:
         """
         stop = 0
         for lease in self.leases:
-            stop += _size(lease)
+            stop += lease.num_samples
             if stop > self.consumed:
                 break
         return stop
@@ -118,8 +117,8 @@ class LocalWork:
         for lease in self.leases:
             if new >= num_samples and reached >= self.consumed + self.in_flight:
                 break
-            reached += _size(lease)
-            new += 0 if lease.id in offered else _size(lease)
+            reached += lease.num_samples
+            new += 0 if lease.id in offered else lease.num_samples
         return reached if new else 0
 
     def offer(self, round_id: RoundId) -> tuple[LeaseId, ...]:
@@ -149,13 +148,13 @@ class LocalWork:
 
     @property
     def num_samples(self) -> int:
-        return sum(_size(lease) for lease in self.leases)
+        return sum(lease.num_samples for lease in self.leases)
 
     @property
     def num_offered(self) -> int:
         """How many samples are in contributions that are under way."""
         offered = self._offered()
-        return sum(_size(lease) for lease in self.leases if lease.id in offered)
+        return sum(lease.num_samples for lease in self.leases if lease.id in offered)
 
     @property
     def is_whole(self) -> bool:
@@ -173,7 +172,7 @@ class LocalWork:
         for lease in self.leases:
             if start < self.consumed + self.in_flight:
                 ids.append(lease.id)
-            start += _size(lease)
+            start += lease.num_samples
         return tuple(ids)
 
     @property
@@ -189,7 +188,7 @@ class LocalWork:
         ids: list[LeaseId] = []
         stop = 0
         for lease in self.leases:
-            stop += _size(lease)
+            stop += lease.num_samples
             if stop <= self.consumed:
                 ids.append(lease.id)
         return tuple(ids)
@@ -199,12 +198,8 @@ class LocalWork:
         spans: list[tuple[int, int]] = []
         place = 0
         for lease in self.leases:
-            first, last = max(start, place), min(stop, place + _size(lease))
+            first, last = max(start, place), min(stop, place + lease.num_samples)
             if first < last:
                 spans.append((lease.start + first - place, lease.start + last - place))
-            place += _size(lease)
+            place += lease.num_samples
         return tuple(spans)
-
-
-def _size(lease: Lease) -> int:
-    return lease.stop - lease.start

@@ -71,10 +71,6 @@ class Seat(Struct, frozen=True, kw_only=True):
         """Which one of its machine."""
         return self.rank % self.num_devices
 
-    @property
-    def machine(self) -> int:
-        return self.rank // self.num_devices
-
 
 class Site(Struct, frozen=True, kw_only=True):
     """The machines of a peer, as one of them sees it."""

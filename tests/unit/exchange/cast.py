@@ -55,6 +55,12 @@ def reducer_of(reducers: Reducers, round_id: RoundId) -> Reducer:
     return reducer
 
 
+async def reduce(reducer: Reducer, job: wire.Reduce) -> None:
+    """Let the reducer form what the host asks for, once all its inputs are there."""
+    if await reducer.has_inputs(job):
+        await reducer.form(job)
+
+
 def open_round(
     reducers: Reducers,
     round_id: int,

@@ -11,6 +11,7 @@ from tests.unit.exchange.cast import (
     A,
     B,
     open_round,
+    reduce,
     reducer,
     reducer_of,
     reducers,
@@ -500,7 +501,7 @@ def test_our_own_reducer_gets_ours_without_a_network(tmp_path):
         )
         payloads[0][:] = bytes(len(payloads[0]))
         named = wire.ReduceInput(peer=A, share=1.0, digest=digests[0])
-        await own.reduce(wire.Reduce(round=ROUND, roster_version=1, slice=0, inputs=(named,)))
+        await reduce(own, wire.Reduce(round=ROUND, roster_version=1, slice=0, inputs=(named,)))
         assert await own.sum((1, None, 0)) == (digest_of(expected), expected)
 
     run(main())

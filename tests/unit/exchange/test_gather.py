@@ -6,7 +6,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
-from tests.unit.exchange.cast import ROUND, SIZES, A, B, encoded, job, reducer_of, reducers, serve
+from tests.unit.exchange.cast import (
+    ROUND,
+    SIZES,
+    A,
+    B,
+    encoded,
+    job,
+    reduce,
+    reducer_of,
+    reducers,
+    serve,
+)
 from tests.unit.memory import Network, pair
 from tests.unit.virtual import now, run
 
@@ -281,7 +292,7 @@ def test_from_a_real_reducer_as_it_forms_them(tmp_path):
         async def form(index):
             digest, payload = SLICES[index]
             await source.take(B, index, digest, payload)
-            await source.reduce(job((B, 1.0, digest), index=index, version=7))
+            await reduce(source, job((B, 1.0, digest), index=index, version=7))
 
         gathering = asyncio.create_task(gather([0, 1]))
         await form(0)

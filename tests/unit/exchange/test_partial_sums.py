@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from msgspec.structs import replace
-from tests.unit.exchange.cast import ROUND, A, B, C, encoded, job, reducer
+from tests.unit.exchange.cast import ROUND, A, B, C, encoded, job, reduce, reducer
 from tests.unit.virtual import run
 
 from atoll.exchange.codec import CODECS
@@ -37,7 +37,7 @@ async def formed(directory, order, contributors=()):
     one, told = reducer(directory)
     for peer in contributors:
         await one.take(peer, 0, *INT8[peer])
-    await one.reduce(order)
+    await reduce(one, order)
     digest, payload = await one.sum((1, order.group, 0))
     assert digest == digest_of(payload)
     return payload, told.reduced()[0]
@@ -88,7 +88,7 @@ def test_regions_and_a_root_form_the_mean_and_each_names_what_it_is_made_of(tmp_
         assert first == again, "whoever forms it, and whatever else is there"
 
         root, told = reducer(tmp_path / "root")
-        forming = asyncio.create_task(root.reduce(above(0, 1)))
+        forming = asyncio.create_task(reduce(root, above(0, 1)))
         root.take_in((1, 1, 0), digest_of(second), second)
         await asyncio.sleep(1)
         assert not told.reduced(), "one is missing"
@@ -142,7 +142,7 @@ def test_what_is_asked_for_once_more_is_told_once_more_and_not_formed_again(tmp_
         part = CODECS["fp32"].encode(np.zeros(300))
         root.take_in((1, 0, 0), digest_of(part), part)
         assert not root.tells_again(above(0))
-        await root.reduce(above(0))
+        await reduce(root, above(0))
         assert root.tells_again(above(0))
         first, again = told.reduced()
         assert first == again
@@ -170,7 +170,7 @@ def test_an_update_that_was_fetched_is_there_for_the_region(tmp_path):
 def test_a_round_that_ends_ends_the_wait_for_parts(tmp_path):
     async def main():
         root, told = reducer(tmp_path)
-        forming = asyncio.create_task(root.reduce(above(0, 1)))
+        forming = asyncio.create_task(reduce(root, above(0, 1)))
         await asyncio.sleep(1)
         root.close()
         await forming

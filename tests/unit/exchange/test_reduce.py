@@ -14,6 +14,7 @@ from tests.unit.exchange.cast import (
     encoded,
     job,
     open_round,
+    reduce,
     reducer,
     reducer_of,
     reducers,
@@ -51,7 +52,7 @@ def test_whatever_the_order_of_arrival_every_reducer_forms_the_same_bytes(tmp_pa
         updates = set()
         for number, order in enumerate(permutations(SHARES)):
             one, told = reducer(tmp_path / str(number))
-            reducing = asyncio.create_task(one.reduce(JOB))
+            reducing = asyncio.create_task(reduce(one, JOB))
             for peer in order:
                 assert not told.reduced()
                 await take(one, peer)
@@ -132,7 +133,7 @@ def test_of_many_versions_those_stay_that_rosters_name_and_one_more(tmp_path, nu
         for number, version in enumerate(versions):
             await one.take(A, 0, *version)
             if number < num_named:
-                await one.reduce(job((A, 1.0, version[0]), version=number))
+                await reduce(one, job((A, 1.0, version[0]), version=number))
         there = [digest for digest, _ in versions if one.has(A, 0, digest)]
         unnamed = 1 if num_named else MIN_VERSIONS
         kept = [*versions[:num_named], *versions[-unnamed:]]
@@ -170,7 +171,7 @@ def test_of_two_versions_the_job_says_which(tmp_path):
         for seed in (1, 2):
             await one.take(A, 0, *encoded(seed, codec="fp64"))
         digest, payload = encoded(1, codec="fp64")
-        await one.reduce(job((A, 1.0, digest)))
+        await reduce(one, job((A, 1.0, digest)))
         (reduced,) = told.reduced()
         assert reduced.digest == digest_of(payload)
 
@@ -184,7 +185,7 @@ def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
         other = asyncio.create_task(one.sum((2, None, 0)))
         for peer in SHARES:
             await take(one, peer)
-        await one.reduce(JOB)
+        await reduce(one, JOB)
         digest, payload = await waiting
         assert digest == told.reduced()[0].digest == digest_of(payload)
         assert await one.sum((1, None, 0)) == await waiting
@@ -199,7 +200,7 @@ def test_who_waits_for_an_update_gets_it_as_soon_as_it_is_formed(tmp_path):
 def test_a_job_for_no_slice_is_ignored(tmp_path):
     async def main():
         one, told = reducer(tmp_path)
-        await one.reduce(replace(JOB, slice=2))
+        await reduce(one, replace(JOB, slice=2))
         assert not told
 
     run(main())
@@ -223,7 +224,7 @@ def test_a_new_round_ends_the_one_that_is_over_by_then(tmp_path, in_flight):
         all_ = Reducers(Means(BlobStore(tmp_path), told.append, Buffers()), in_flight=in_flight)
         open_round(all_, ROUND)
         one = reducer_of(all_, ROUND)
-        reducing = asyncio.create_task(one.reduce(JOB))
+        reducing = asyncio.create_task(reduce(one, JOB))
         await take(one, A)
         for later in range(ROUND + 1, ROUND + in_flight):
             open_round(all_, later)
@@ -273,7 +274,7 @@ def test_a_slice_or_an_update_that_is_done_after_the_end_of_its_round_is_dropped
         for peer in SHARES:
             await take(one, peer)
         told.clear()
-        await one.reduce(replace(JOB, round=ROUND + 1))
+        await reduce(one, replace(JOB, round=ROUND + 1))
         assert not told
 
     run(main())
@@ -288,7 +289,7 @@ def test_an_update_is_held_once_it_is_in_the_store(tmp_path):
         for peer in SHARES:
             await take(one, peer)
         assert not waiting.done()
-        await one.reduce(JOB)
+        await reduce(one, JOB)
         digest, payload = await one.sum((1, None, 0))
         assert await waiting == await one.kept(**key) == digest
         assert (tmp_path / digest).read_bytes() == payload
@@ -325,7 +326,7 @@ def test_a_round_of_another_fragment_has_slices_of_other_sizes(tmp_path):
         assert [one.expected_bytes(k) for k in range(4)] == [28, 32, 36, None]
         payload = bytes(36)
         await one.take(A, 2, digest_of(payload), payload)
-        await one.reduce(replace(job((A, 1.0, digest_of(payload)), index=2), round=ROUND + 1))
+        await reduce(one, replace(job((A, 1.0, digest_of(payload)), index=2), round=ROUND + 1))
         assert told.reduced()[0].digest == digest_of(payload)
 
     run(main())
@@ -341,7 +342,7 @@ def test_a_full_disk_ends_the_reducer_with_a_run_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
             with pytest.raises(RunError):
-                await one.reduce(JOB)
+                await reduce(one, JOB)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert await one.sum((1, None, 0))

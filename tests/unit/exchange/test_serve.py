@@ -13,6 +13,7 @@ from tests.unit.exchange.cast import (
     encoded,
     job,
     open_round,
+    reduce,
     reducer_of,
     reducers,
     server,
@@ -79,7 +80,7 @@ class Served:
         """Let the update of a slice be formed; return its digest and its bytes."""
         digest, payload = encoded(seed, index)
         await self.reducer.take(A, index, digest, payload)
-        await self.reducer.reduce(job((A, 1.0, digest), index=index))
+        await reduce(self.reducer, job((A, 1.0, digest), index=index))
         return await self.reducer.sum((1, None, index))
 
 

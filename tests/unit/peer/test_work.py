@@ -33,9 +33,15 @@ def working(*leases, done=0):
     return work
 
 
+def end(work, num_samples):
+    """Let training end after so many of the samples in flight."""
+    work.advance(num_samples)
+    work.end()
+
+
 def train(work, num_samples):
     begin(work)
-    work.end(num_samples)
+    end(work, num_samples)
 
 
 def begin(work):
@@ -52,7 +58,7 @@ def test_what_is_left_and_what_is_consumed_are_all_samples_in_order(leases, data
         assert not work.is_whole
         step = data.draw(st.integers(1, len(everything) - consumed))
         assert samples(begin(work)) == everything[consumed:]
-        work.end(step)
+        end(work, step)
         consumed += step
     assert work.left() == begin(work) == ()
     assert work.is_whole == bool(everything)
@@ -74,7 +80,7 @@ def test_what_is_being_trained_on_is_touched_until_it_is_known_how_far_it_came()
     begin(work)
     assert work.touched() == (1, 2, 3)
     assert not work.is_whole
-    work.end(3)
+    end(work, 3)
     assert work.touched() == (1, 2)
     assert work.left() == ((11, 14), (20, 22))
 
@@ -84,7 +90,7 @@ def test_leases_that_come_meanwhile_are_not_in_flight():
     begin(work)
     assert work.hold([ONE, TWO])
     assert work.touched() == (1,)
-    work.end(4)
+    end(work, 4)
     assert work.left() == ((10, 14),)
 
 
@@ -110,7 +116,7 @@ def test_work_that_is_void_stays_void_when_its_training_ends():
     work = working(ONE)
     begin(work)
     assert not work.hold([TWO])
-    work.end(4)
+    end(work, 4)
     assert work.left() == ((10, 14),)
     assert work.touched() == ()
 
@@ -169,7 +175,7 @@ def test_work_is_trained_on_up_to_a_limit_and_counted_step_by_step():
     assert work.touched() == (1, 2)
     work.advance(3)
     assert (work.consumed, work.in_flight) == (5, 1)
-    work.end(0)
+    work.end()
     assert (work.consumed, work.in_flight) == (5, 0)
     assert work.begin(5) == work.begin(3) == ()
 
@@ -249,7 +255,7 @@ def test_all_is_offered_when_no_lease_is_begun_that_no_contribution_has():
     train(work, 5)
     work.offer(R1)
     assert not work.is_all_offered, "a sample of the second lease is in the weights"
-    work.end(0)
+    work.end()
     train(work, 3)
     assert work.offer(R2) == (1, 2)
     assert work.is_all_offered
@@ -262,7 +268,7 @@ def test_one_lease_is_worked_on_at_a_time():
     for stop in (4, 8, 10):
         assert work.next_stop() == stop
         work.begin(stop)
-        work.end(stop - work.consumed)
+        end(work, stop - work.consumed)
     assert work.next_stop() == 10, "there is no more"
     assert LocalWork().next_stop() == 0
 
@@ -345,7 +351,7 @@ def test_no_sample_is_committed_twice_and_none_is_lost(actions, in_flight):
                 granted.append(lease(len(granted) + 1, start, start + size))
                 assert work.hold([*work.leases, granted[-1]])
             case "train":
-                work.end(0)
+                work.end()
                 flying = samples(work.begin(work.consumed + size))
             case "step":
                 step = flying[:size]
