@@ -105,6 +105,43 @@ def test_largest_remainders_have_the_slices_that_are_left(num_slices, shares, le
     assert tuple(load[peer] for peer in (A, B, C)) == lengths
 
 
+@pytest.mark.parametrize(
+    ("num_slices", "shares", "at_most", "lengths"),
+    [
+        (8, (0.9, 0.05, 0.05), 8, (8, 0, 0)),  # one is enough
+        (8, (0.9, 0.05, 0.05), 4, (4, 2, 2)),  # one is not, so all have some
+        (9, (0.9, 0.05, 0.05), 3, (3, 3, 3)),  # all together can just have so many
+        (8, (0.9, 0.05, 0.05), 2, (8, 0, 0)),  # they cannot: then it is no bound
+        (8, (0.55, 0.39, 0.06), 5, (5, 3, 0)),  # two are enough
+        (8, (0.5, 0.3, 0.2), 2, (3, 3, 2)),  # nor can all: evenly, whatever the shares
+    ],
+)
+def test_nobody_has_more_than_it_may_if_there_are_others(num_slices, shares, at_most, lengths):
+    of_peers = dict(zip((A, B, C), shares, strict=True))
+    load = Counter(plan.assign_by_shares(num_slices, of_peers, at_most=at_most))
+    assert tuple(load[peer] for peer in (A, B, C)) == lengths
+
+
+@given(
+    st.integers(1, 64),
+    st.dictionaries(st.sampled_from(PEERS), st.integers(0, 100), min_size=2),
+    st.integers(1, 64),
+)
+def test_a_bound_is_kept_wherever_it_can_be(num_slices, parts, at_most):
+    total = sum(parts.values()) or 1
+    shares = {peer: part / total for peer, part in parts.items()}
+    assignment = plan.assign_by_shares(num_slices, shares, at_most=at_most)
+    assert len(assignment) == num_slices
+    longest = max(stop - start for _, start, stop in plan.runs(assignment))
+    assert longest <= at_most or at_most * len(shares) < num_slices
+
+
+def test_what_the_small_ones_do_not_have_goes_to_the_others_by_their_shares():
+    """Nine have less than half a slice each; of ten, .46 of .6 are 7.7, and .14 are 2.3."""
+    shares = {A: 0.46, B: 0.14} | {PeerId(f"{k:032x}"): 0.4 / 9 for k in range(20, 29)}
+    assert plan.assign_by_shares(10, shares) == (A,) * 8 + (B,) * 2
+
+
 def test_lost_slices_go_to_those_who_lack_most_of_their_shares():
     shares = {A: 0.5, B: 0.3, C: 0.2}
     assignment = plan.assign_by_shares(20, shares)
@@ -250,6 +287,13 @@ def test_equal_lines_have_exactly_equal_shares(num_peers, up, down, sizes):
             (7 / 9, 2 / 9),
             5 / 3,
         ),
+        # One is slow: its down is full with nothing to reduce, its up not before a third is.
+        (
+            contributors(SERVER, SERVER, {"up": 1.0, "down": 1.0}),
+            (10, 12),
+            (0.5, 0.5, 0.0),
+            12.0,
+        ),
         # Two peers, as much up as down: whoever reduces, the same bytes move.
         (contributors(up(1.0), up(2.0)), (1, 1), (0.5, 0.5), 1.0),
         # One peer alone reduces for itself.
@@ -267,6 +311,9 @@ def test_those_who_cannot_be_dialled_reduce_nothing():
     built_in = Link(D, None, None, contributes=False, reduces=True)
     assert of([*homes, built_in], (1000, 1000)) == {D: 1.0}
     assert of(homes, (1000, 1000)) == {}
+    assert slowest_s([], {}, 1000, 1000) == plan.exchange_s(
+        [], {}, contribution_bytes=1000, update_bytes=1000
+    )
 
 
 def test_a_line_that_broke_down_does_not_make_the_others_slower():
