@@ -96,6 +96,7 @@ def test_runs_are_as_long_as_the_shares_say(num_slices, parts):
         (10, (0.46, 0.33, 0.21), (5, 3, 2)),  # remainders .6 .3 .1
         (10, (0.04, 0.48, 0.48), (0, 5, 5)),  # less than half a slice
         (10, (0.05, 0.475, 0.475), (0, 5, 5)),  # just half: .5 .75 .75 is what is left
+        (10, (0.9, 0.05, 0.05), (9, 1, 0)),  # just half, and the first of equals
         (10, (0.0, 1.0, 0.0), (0, 10, 0)),
         (1, (0.3, 0.3, 0.4), (0, 0, 1)),  # all have less than half
     ],
