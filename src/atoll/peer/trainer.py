@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from atoll.config import PeerConfig, RunConfig
-from atoll.train.channel import Evaluated, How, Started, Train as Work, Trained
+from atoll.train.channel import Evaluated, How, Started, Train as Work
 from atoll.train.launch import OnStep, TrainerDied
 from atoll.train.shared import SharedVectors
 
@@ -24,7 +24,7 @@ class Trainer(Protocol):
     @property
     def pid(self) -> int: ...
 
-    async def train(self, work: Work, *, on_step: OnStep) -> Trained:
+    async def train(self, work: Work, *, on_step: OnStep) -> None:
         """Return when the work is done or halted. One work at a time."""
         ...
 

@@ -20,7 +20,7 @@ from atoll.durable import write_whole
 from atoll.errors import RunError
 from atoll.model.layout import Layout
 from atoll.sim.loop import Condition
-from atoll.train.channel import Evaluated, How, Started, Stepped, Train, Trained
+from atoll.train.channel import Evaluated, How, Started, Stepped, Train
 from atoll.train.launch import OnStep, TrainerDied
 from atoll.train.shared import SharedVectors
 
@@ -84,10 +84,9 @@ class SimTrainer:
         self._is_hung = False
         self._death = asyncio.get_running_loop().create_future()
 
-    async def train(self, work: Train, *, on_step: OnStep) -> Trained:
+    async def train(self, work: Train, *, on_step: OnStep) -> None:
         self._halted = False
         samples = [sample for start, stop in work.spans for sample in range(start, stop)]
-        done = 0
         for number, first in enumerate(range(0, len(samples), self._batch)):
             if self._halted:
                 break
@@ -96,7 +95,6 @@ class SimTrainer:
             batch = samples[first : first + self._batch]
             loss = self._device.model.learn_(self._local_N, self._moments_N, batch)
             self.trained += batch
-            done += len(batch)
             on_step(
                 Stepped(
                     step=min(work.first_step + number, work.last_step),
@@ -107,13 +105,6 @@ class SimTrainer:
                     grad_norm=1.0,
                 )
             )
-        return Trained(
-            num_steps=-(-done // self._batch),
-            num_samples=done,
-            num_tokens=done * self._sequence_length,
-            mean_loss=0.0,
-            halted=done < len(samples),
-        )
 
     def halt(self) -> None:
         self._halted = True

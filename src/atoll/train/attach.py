@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +66,6 @@ from atoll.train.peak import cache_of, peak_at_start
 from atoll.train.ranks import Followers
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
-from atoll.train.tally import Tally
 from atoll.train.work import Span, cut_into_steps, num_samples
 
 LEAVE_S: Final = 60.0  # for the agent to say goodbye, and to put the last state on its disk
@@ -157,13 +156,13 @@ class _Work:
 
     order: Train
     spans: tuple[Span, ...]  # what is left of it
-    done: Tally = field(default_factory=Tally)
+    num_steps: int = 0  # that are done
 
     def take(self, most: int) -> tuple[Span, ...]:
         """Return the spans of the next step, of so many samples at most; they stay until `note`."""
         return next(cut_into_steps(self.spans, batch_sequences=most), ())
 
-    def note(self, samples: int, num_tokens: int, *, loss: float) -> None:
+    def note(self, samples: int) -> None:
         """Note that a step has trained on the first samples of what was left."""
         left = num_samples(self.spans) - samples
         spans: list[Span] = []
@@ -173,10 +172,7 @@ class _Work:
             if size:
                 spans.insert(0, (stop - size, stop))
         self.spans = tuple(spans)
-        self.done.note(samples, num_tokens, loss=loss)
-
-    def report(self) -> Trained:
-        return self.done.report(halted=bool(self.spans))
+        self.num_steps += 1
 
 
 def _started(setup: Setup, device: torch.device) -> Started:
@@ -225,7 +221,7 @@ class Replica:
         if self._work is None:
             return 0
         order = self._work.order
-        return min(order.first_step + self._work.done.num_steps, order.last_step)
+        return min(order.first_step + self._work.num_steps, order.last_step)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the samples of each inner step that the run leases to this peer, until it is over.
@@ -269,7 +265,7 @@ class Replica:
             seconds=monotonic_s() - self._began_at,
             grad_norm=grad_norm if isfinite(grad_norm) else 0.0,
         )
-        self._work.note(samples, num_tokens, loss=loss)
+        self._work.note(samples)
         self._inner.steps_since_fresh += 1
         try:
             self._channel.send(stepped)
@@ -321,7 +317,7 @@ class Replica:
         try:
             while not self.is_over:
                 if self._work is not None and not self._work.spans:
-                    self._channel.send(self._work.report())
+                    self._channel.send(Trained())
                     self._work = None
                 elif self._work is None or self._channel.has_news():
                     self._obey()
@@ -337,7 +333,7 @@ class Replica:
                 self.is_over = True
             case Halt():
                 if self._work is not None:
-                    self._channel.send(self._work.report())
+                    self._channel.send(Trained())
                 self._work = None
             case Train() as order:
                 self._work = _Work(order, order.spans)

@@ -168,13 +168,7 @@ class Stepped(Struct, frozen=True, kw_only=True, tag_field="t", tag="stepped"):
 
 
 class Trained(Struct, frozen=True, kw_only=True, tag_field="t", tag="trained"):
-    """The local weights contain the first `num_samples` of the spans."""
-
-    num_steps: int
-    num_samples: int
-    num_tokens: int
-    mean_loss: float  # per token; 0 where there was none
-    halted: bool
+    """The work is done, or was halted behind the last step that was `Stepped`."""
 
 
 class Snapped(Struct, frozen=True, kw_only=True, tag_field="t", tag="snapped"):

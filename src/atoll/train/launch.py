@@ -178,14 +178,14 @@ class Trainer:
     def pid(self) -> int:
         return self._other.pid
 
-    async def train(self, work: Train, *, on_step: OnStep) -> Trained:
+    async def train(self, work: Train, *, on_step: OnStep) -> None:
         """Return when the work is done or halted. One work at a time.
 
         Raises:
             TrainerDied: the process is gone. As in all commands.
         """
         try:
-            return await self._ask(work, Trained, on_step=on_step)
+            await self._ask(work, Trained, on_step=on_step)
         except BaseException:  # whoever waited for the work is not interested any more
             self.halt()
             raise

@@ -68,7 +68,6 @@ from atoll.train.ranks import Followers
 from atoll.train.recompute import recompute_
 from atoll.train.replica import ReplicaServer
 from atoll.train.shared import SharedVectors
-from atoll.train.tally import Tally
 from atoll.train.work import Span, cut_into_steps, num_samples
 
 
@@ -85,7 +84,6 @@ class Work:
         self._next = next(self._steps, None)
         self._after = next(self._steps, None)
         self._then = order.then
-        self._done = Tally()
 
     @property
     def is_done(self) -> bool:
@@ -108,7 +106,6 @@ class Work:
         result = self._loop.step(spans, step=step, then=self._spans_after())
         seconds = monotonic_s() - began_at
         self._next, self._after = self._after, next(self._steps, None)
-        self._done.note(num_samples(spans), result.num_tokens, loss=result.loss)
         return Stepped(
             step=step,
             loss=result.loss,
@@ -121,10 +118,6 @@ class Work:
     def _spans_after(self) -> tuple[Span, ...]:
         """Return the samples of the step after the next; none: it is in another order."""
         return self._then if self._after is None else self._after[1]
-
-    def report(self) -> Trained:
-        """Return what is done; it was halted if that is not all."""
-        return self._done.report(halted=not self.is_done)
 
 
 class Made(NamedTuple):
@@ -299,7 +292,7 @@ def obey_all(
     work: Work | None = None
     while True:
         if work is not None and work.is_done:
-            channel.send(work.report())
+            channel.send(Trained())
             work = None
         elif work is not None and not channel.has_news():
             followers.tell(work.next_step())
@@ -310,7 +303,7 @@ def obey_all(
                     return
                 case Halt():  # one may come when the work is done already
                     if work is not None:
-                        channel.send(work.report())
+                        channel.send(Trained())
                     work = None
                 case Train() as order:
                     assert work is None, "one work at a time"

@@ -9,7 +9,7 @@ import asyncio
 import numpy as np
 
 from atoll.model.layout import layout_of
-from atoll.train.channel import Started, Stepped, Trained
+from atoll.train.channel import Started, Stepped
 from atoll.train.launch import TrainerDied
 
 STEP = 2.0**-6
@@ -63,7 +63,6 @@ class ScriptedTrainer:
                 )
             )
             num_steps += 1
-        return Trained(num_steps=num_steps, num_samples=0, num_tokens=0, mean_loss=2.0, halted=True)
 
     def halt(self):
         self._halted = True

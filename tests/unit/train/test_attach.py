@@ -130,8 +130,8 @@ def test_an_attached_loop_is_plain_training_bit_for_bit(
         async with attached(plain_loop) as (trainer, errors):
             for first_step, num_steps in ((0, 4), (4, 3)):
                 order = work(config, first_step=first_step, num_steps=num_steps)
-                done = await trainer.train(order, on_step=steps.append)
-                assert (done.num_steps, done.halted) == (num_steps, False)
+                await trainer.train(order, on_step=steps.append)
+                assert len(steps) == first_step + num_steps
                 await trainer.snapshot(0, vectors.num_values)
                 vectors.global_N[:] = vectors.snapshot_N  # as with one peer, and outer lr 1
                 await trainer.merge("replace", 0, vectors.num_values)
@@ -156,11 +156,8 @@ def test_own_data_count_as_whole_samples_and_no_more_than_are_leased(config, att
     async def life():
         steps = []
         async with attached(loop, config=own) as (trainer, errors):
-            done = await trainer.train(
-                Train(first_step=3, spans=((0, 4), (9, 12))), on_step=steps.append
-            )
+            await trainer.train(Train(first_step=3, spans=((0, 4), (9, 12))), on_step=steps.append)
             assert [(s.step, s.num_samples) for s in steps] == [(3, 2), (4, 3), (5, 2)]
-            assert (done.num_samples, done.mean_loss) == (7, 1.0)
         assert not errors
 
     asyncio.run(life())

@@ -57,7 +57,7 @@ def test_commands_arrive_in_order_and_whole(config, ends):
 
 def test_answers_arrive(ends):
     agent, channel = ends
-    trained = Trained(num_steps=1, num_samples=4, num_tokens=64, mean_loss=2.0, halted=False)
+    trained = Trained()
     channel.send(STEPPED)
     channel.send(trained)
     sent = agent.recv(1000)

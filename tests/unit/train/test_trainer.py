@@ -141,7 +141,6 @@ def test_commands_between_two_steps_do_what_they_do_by_hand(setup, config, datas
     with agent() as (connection, _):
         connection.sendall(frame(msgspec.structs.replace(setup, config=config)) + frame(WORK))
         said = talk(connection, commands)
-    assert said[-1].halted
 
     loop = InnerLoop(Llama(config.model), Batches(dataset, seed=config.seed), config)
     load_flat_(loop.model, global_N, layout)
