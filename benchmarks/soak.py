@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from soak_report import Share, Soaked, page
 
 from atoll.cli.places import cache_directory
-from atoll.cli.processes import Feed, Process, end
+from atoll.cli.processes import Process, end
 from atoll.clock import monotonic_s, wall_s
 from atoll.config import (
     DataConfig,
@@ -50,6 +50,7 @@ from atoll.config import (
 )
 from atoll.errors import AtollError
 from atoll.events import (
+    GrowingLog,
     PeerJoined,
     RoundCommitted,
     Stamped,
@@ -131,7 +132,7 @@ class Peer:
     name: str
     home: Path
     process: Process
-    feed: Feed
+    log: GrowingLog
     trainers: list[int] = field(default_factory=list)
     there_since: float | None = None
     there: list[tuple[float, float]] = field(default_factory=list)
@@ -169,7 +170,7 @@ class Fleet:
         serve += ["--port", str(free_port()), "--reducer-port", "0", "--web", "0"]
         self.host = Process("host", serve, directory=directory / "host")
         self.host_back_at: float | None = None
-        self.feed = Feed(self.run)
+        self.log = GrowingLog(self.run / "events.jsonl")
         self.reported: list[Stamped] = []
         self.faults: Counter[str] = Counter()
         self._kinds = self._kinds_by_lot()
@@ -190,7 +191,7 @@ class Fleet:
         for home in self._homes:
             arguments = ["join", invite, "--dir", str(home), "--name", home.name, *self._options]
             process = Process(home.name, arguments, directory=home)
-            self.peers.append(Peer(home.name, home, process, Feed(home)))
+            self.peers.append(Peer(home.name, home, process, GrowingLog(home / "events.jsonl")))
             process.start()
             self.wait(
                 lambda: sum(peer.there_since is None for peer in self.peers) < 2,
@@ -213,7 +214,7 @@ class Fleet:
 
     def listen(self) -> None:
         """Take in what host and peers have reported since the last time."""
-        news = self.feed.news()
+        news = self.log.read()
         self.reported += news
         by_name = {peer.name: peer for peer in self.peers}
         for stamped in news:
@@ -222,7 +223,7 @@ class Fleet:
                 if peer.there_since is None and peer.back_at is None:
                     peer.there_since = stamped.at
         for peer in self.peers:
-            own = peer.feed.news()
+            own = peer.log.read()
             peer.trainers += [s.event.pid for s in own if isinstance(s.event, TrainerStarted)]
             self.reported += [s for s in own if isinstance(s.event, StateDiffers)]
 

@@ -23,7 +23,7 @@ from atoll.cli.demo_config import ROUNDS, demo_config
 from atoll.cli.live import shown
 from atoll.cli.options import CacheOption
 from atoll.cli.places import cache_directory
-from atoll.cli.processes import LEAVE_S, POLL_S, Feed, Process, end, wait_for_end
+from atoll.cli.processes import LEAVE_S, POLL_S, Process, end, wait_for_end
 from atoll.cli.show import console, progress
 from atoll.cli.story import Actor, Story
 from atoll.clock import monotonic_s, wall_s
@@ -32,6 +32,7 @@ from atoll.data.prepare import prepare
 from atoll.data.shards import Dataset
 from atoll.durable import disk_errors
 from atoll.errors import ConfigError, RunError
+from atoll.events import GrowingLog
 from atoll.model.shapes import num_parameters
 from atoll.outer.saved import saved_rounds
 from atoll.train.shared import vectors_path
@@ -190,14 +191,14 @@ def _run(config: RunConfig, stage: Stage) -> Story:
 
 def _listener(story: Story, stage: Stage, show: Callable[[], None]) -> Callable[[], None]:
     """Return what hears all that has been reported since the last time, and shows it."""
-    host = Feed(stage.directory)
-    members = {name: Feed(home) for name, home in stage.homes.items()}
+    host = GrowingLog(stage.directory / "events.jsonl")
+    members = {name: GrowingLog(home / "events.jsonl") for name, home in stage.homes.items()}
 
     def listen() -> None:
-        for line in host.news():
+        for line in host.read():
             story.hear_host(line)
-        for name, feed in members.items():
-            for line in feed.news():
+        for name, log in members.items():
+            for line in log.read():
                 story.hear_peer(name, line)
         show()
 

@@ -1,6 +1,6 @@
 """Commands of atoll as processes beside this one: started, listened to, and ended.
 
-What such a process has to say is in the `events.jsonl` of its directory, for us as for all others.
+What such a process has to say is in the `events.jsonl` of its directory, for all to read.
 """
 
 import signal
@@ -13,23 +13,9 @@ from typing import Final
 
 from atoll import system
 from atoll.clock import monotonic_s
-from atoll.events import Stamped, read_events
 
 LEAVE_S: Final = 15.0  # for a process to end by itself: it leaves the run, and stops its trainer
 POLL_S: Final = 0.1
-
-
-class Feed:
-    """What a process reports in its directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "events.jsonl"
-        self._offset = 0
-
-    def news(self) -> list[Stamped]:
-        """Return what has come since the last call."""
-        lines, self._offset = read_events(self._path, offset=self._offset)
-        return lines
 
 
 class Process:
