@@ -13,8 +13,6 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 
-import numpy as np
-
 from atoll.config import PeerConfig
 from atoll.data.shards import Dataset
 from atoll.errors import BadUpdateError, PeerError, RunError
@@ -25,6 +23,7 @@ from atoll.exchange.serve import BlobServer
 from atoll.exchange.statesync import fetch_dataset, fetch_tokenizer
 from atoll.exchange.tasks import together
 from atoll.ids import INITIAL, Digest, RoundId
+from atoll.model.shapes import num_parameters
 from atoll.net import wire
 from atoll.net.transport import Listener, Transport
 from atoll.peer.evaluation import evaluated
@@ -33,7 +32,7 @@ from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
 from atoll.peer.link import HostLink
 from atoll.peer.local import Local
-from atoll.peer.member import Member, StateDiffers, initial_state, num_values
+from atoll.peer.member import Member, StateDiffers
 from atoll.peer.reducing import Reducing
 from atoll.peer.round import finish_round, is_far_behind, run_rounds
 from atoll.peer.trainer import MakeVectors, StartTrainer
@@ -69,19 +68,33 @@ class Agent:
         self._peer = peer
         self._transport = transport
         self._emit = emit
-        self._hosts = _hosts(home, roams=start_trainer is not None)
+        run_file = home.run_file
+        self._hosts = Hosts(
+            peer=run_file.host_id,
+            public_key=home.host_key,
+            first=(run_file.host, run_file.port),
+            others=tuple((other.host, other.port) for other in run_file.others),
+            led=home.led(),
+            roams=start_trainer is not None,
+            remember=home.remember_leader,
+        )
         self._link = HostLink(
             peer=home.identity.peer_id, transport=transport, hosts=self._hosts, emit=emit
         )
         self._board = self._link.board
         training = None
         if start_trainer is not None:
-            training = _training(
-                home, peer, start_trainer=start_trainer, make_vectors=make_vectors, emit=emit
+            training = Training(
+                home.config,
+                peer,
+                start_trainer=start_trainer,
+                vectors=make_vectors(home.directory, num_parameters(home.config.model)),
+                log_path=home.directory / "trainer.log",
+                emit=emit,
             )
         try:
-            self._member = _member(
-                home, training=training, link=self._link, transport=transport, emit=emit
+            self._member = Member(
+                home, training=training, link=self._link, links=Links(transport), emit=emit
             )
         except RunError:  # of a damaged file: there will be no `run`, which cleans up
             if training is not None:
@@ -437,51 +450,3 @@ class Done(Exception):
     def __init__(self, *, is_complete: bool) -> None:
         super().__init__("the run is complete" if is_complete else "left after the round")
         self.is_complete = is_complete
-
-
-def _hosts(home: Home, *, roams: bool) -> Hosts:
-    run_file = home.run_file
-    return Hosts(
-        peer=run_file.host_id,
-        public_key=home.host_key,
-        first=(run_file.host, run_file.port),
-        others=tuple((other.host, other.port) for other in run_file.others),
-        led=home.led(),
-        roams=roams,
-        remember=home.remember_leader,
-    )
-
-
-def _training(
-    home: Home,
-    peer: PeerConfig,
-    *,
-    start_trainer: StartTrainer,
-    make_vectors: MakeVectors,
-    emit: Emit,
-) -> Training:
-    return Training(
-        home.config,
-        peer,
-        start_trainer=start_trainer,
-        vectors=make_vectors(home.directory, num_values(home)),
-        log_path=home.directory / "trainer.log",
-        emit=emit,
-    )
-
-
-def _member(
-    home: Home, *, training: Training | None, link: HostLink, transport: Transport, emit: Emit
-) -> Member:
-    if training is None:
-        params_N = np.zeros(num_values(home), dtype=np.float32)
-    else:
-        params_N = training.vectors.global_N
-    return Member(
-        home,
-        state=initial_state(home, params_N),
-        training=training,
-        link=link,
-        links=Links(transport),
-        emit=emit,
-    )

@@ -20,7 +20,7 @@ from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors
 from atoll.exchange.residual import Residual
 from atoll.exchange.tasks import in_thread
-from atoll.ids import INITIAL, Digest, Lease, LeaseId, RoundId
+from atoll.ids import INITIAL, Digest, LeaseId, RoundId
 from atoll.model.layout import layout_of
 from atoll.net import wire
 from atoll.outer.state import PeerState
@@ -64,10 +64,6 @@ class Local:
             self._residual.load(state.round)
 
     # --- leases ---------------------------------------------------------------------------------
-
-    def hold(self, leases: tuple[Lease, ...]) -> bool:
-        """Note which leases are ours; return whether the local weights are still good."""
-        return self.training.hold(leases)
 
     def settle(self, round_id: RoundId, leases: Collection[LeaseId] | None) -> bool:
         """Note which leases of ours a round has committed; None: we are not in its roster.

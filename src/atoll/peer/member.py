@@ -53,7 +53,6 @@ class Member:
         self,
         home: Home,
         *,
-        state: PeerState,
         training: Training | None,
         link: HostLink,
         links: Links,
@@ -63,7 +62,12 @@ class Member:
         self.config = home.config
         self.peer_id: PeerId = home.identity.peer_id
         self.layout = layout_of(home.config)
-        self.state = state
+        params_N = (
+            np.zeros(num_parameters(home.config.model), np.float32)
+            if training is None
+            else training.vectors.global_N
+        )
+        self.state = state = _newest_state(home, params_N)
         self.accounts = Accounts(home.config, links, emit=emit)
         self.local: Local | None = None
         if training is not None:
@@ -108,7 +112,7 @@ class Member:
                 self._settle(self.home.keep_commit(message))
 
     def _hold(self, leases: tuple[Lease, ...]) -> None:
-        if self.local is not None and not self.local.hold(leases):
+        if self.local is not None and not self.local.training.hold(leases):
             self.board.reset = True
 
     def _unsettled(self, welcome: wire.Welcome) -> tuple[Lease, ...]:
@@ -480,8 +484,8 @@ class Member:
         await asyncio.to_thread(self.home.forget_before, keep_from, self.commits)
 
 
-def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
-    """Return the newest state on disk, or the initial one, in these parameters.
+def _newest_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
+    """Return the newest state on disk, or state 0, in these parameters.
 
     It is none, where the weights for it are still to come.
 
@@ -494,7 +498,3 @@ def initial_state(home: Home, params_N: NDArray[np.float32]) -> PeerState:
     elif home.can_begin:
         begin_anew_(state, home.config, home.initial)
     return state
-
-
-def num_values(home: Home) -> int:
-    return num_parameters(home.config.model)
