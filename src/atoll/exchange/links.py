@@ -225,7 +225,13 @@ async def fetch(connection: Connection, digest: Digest, *, at_most: int) -> byte
         return None
     if not isinstance(answer, wire.Blob) or answer.digest != digest:
         raise unexpected(answer)
-    return await _payload(connection, answer, at_most=at_most)
+    if answer.num_bytes > at_most:
+        raise ProtocolError(f"a blob of {answer.num_bytes} bytes, where {at_most} are the most")
+    async with Patience(answer.num_bytes):
+        payload = await connection.receive_payload(answer.num_bytes)
+    if digest_of(payload) != digest:
+        raise BadBlobError(f"{connection.peer} sent a damaged blob {digest[:12]}")
+    return payload
 
 
 async def fetch_from_any(
@@ -258,16 +264,6 @@ async def fetch_from_any(
     if busy is not None:
         raise busy
     return None
-
-
-async def _payload(connection: Connection, blob: wire.Blob, *, at_most: int) -> bytearray:
-    if blob.num_bytes > at_most:
-        raise ProtocolError(f"a blob of {blob.num_bytes} bytes, where {at_most} are the most")
-    async with Patience(blob.num_bytes):
-        payload = await connection.receive_payload(blob.num_bytes)
-    if digest_of(payload) != blob.digest:
-        raise BadBlobError(f"{connection.peer} sent a damaged blob {blob.digest[:12]}")
-    return payload
 
 
 @contextmanager
