@@ -152,7 +152,7 @@ async def receive_all(pipe: Pipe, size: int, times: int, limits: Limits | None) 
     received = asyncio.Event()
 
     async def serve(connection: Connection) -> None:
-        buffer = memoryview(bytearray(size))
+        buffer = bytearray(size)
         cpu_s = process_time()
         for _ in range(times):
             await connection.receive()

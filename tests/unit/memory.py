@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import overload
 
 from atoll.errors import ConnectionLost, PeerError, RunError
 from atoll.ids import Buffer, PeerId
@@ -165,23 +164,14 @@ class MemoryConnection:
     async def receive(self) -> wire.Message:
         return wire.decode(await self._take())
 
-    @overload
-    async def receive_payload(self, num_bytes: int) -> bytearray: ...
-
-    @overload
-    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
-
-    async def receive_payload(
-        self, num_bytes: int, into: memoryview | None = None
-    ) -> bytearray | memoryview:
+    async def receive_payload(self, num_bytes: int, into: bytearray | None = None) -> bytearray:
         with self._cut_if_cancelled():
             payload = bytearray(await self._take() if num_bytes else b"")
         assert len(payload) == num_bytes, "a payload of another length than was announced"
         if into is None:
             return payload
-        space = into.cast("B")[:num_bytes]
-        space[:] = payload
-        return space
+        into[:] = payload
+        return into
 
     def pace(self, bytes_per_s: float) -> None:
         """Keep what a real connection would do; nothing takes time here."""

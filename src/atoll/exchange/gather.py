@@ -77,9 +77,9 @@ async def gather_from(
             if update is None:
                 break
             async with Patience(update.num_bytes):
-                payload = links.buffers.take(update.num_bytes)
+                room = links.buffers.take(update.num_bytes)
                 with measured(links.down, update.num_bytes):
-                    await connection.receive_payload(update.num_bytes, memoryview(payload))
+                    payload = await connection.receive_payload(update.num_bytes, room)
             await checking.acquire()
             start(keep(index, update.digest, payload))
 

@@ -119,9 +119,9 @@ class BlobServer:
         if slice_.num_bytes != reducer.expected_bytes(slice_.slice):
             raise await _refuse(connection, f"slice {slice_.slice} is of another size, or not ours")
         async with Patience(slice_.num_bytes):
-            payload = self._links.buffers.take(slice_.num_bytes)
+            room = self._links.buffers.take(slice_.num_bytes)
             with measured(self._links.down, slice_.num_bytes):
-                await connection.receive_payload(slice_.num_bytes, memoryview(payload))
+                payload = await connection.receive_payload(slice_.num_bytes, room)
         self._links.traffic.contributions_received += len(payload)
         return reducer, payload
 

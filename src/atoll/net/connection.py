@@ -13,7 +13,7 @@ import socket
 import ssl
 from contextlib import suppress
 from math import isfinite
-from typing import cast, overload
+from typing import cast
 
 from atoll import system
 from atoll.errors import ConnectionLost
@@ -315,25 +315,18 @@ class TcpConnection:
             await self._more()
         return message
 
-    @overload
-    async def receive_payload(self, num_bytes: int) -> bytearray: ...
-
-    @overload
-    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
-
-    async def receive_payload(
-        self, num_bytes: int, into: memoryview | None = None
-    ) -> bytearray | memoryview:
+    async def receive_payload(self, num_bytes: int, into: bytearray | None = None) -> bytearray:
         """Return the raw bytes that the last message announced; the caller has judged how many.
 
-        They are the start of `into`, if it is there: a buffer used again is faster than a new one.
+        They are `into`, if it is there, which has their size: a buffer used again is faster than a
+        new one.
         Cancelled, it cuts the connection: nobody could tell where the next message starts.
 
         Raises:
             ConnectionLost: the other side is gone.
         """
-        payload = bytearray(num_bytes) if into is None else into.cast("B")[:num_bytes]
-        assert len(payload) == num_bytes, f"{num_bytes} bytes do not fit into {len(payload)}"
+        payload = bytearray(num_bytes) if into is None else into
+        assert len(payload) == num_bytes, f"{num_bytes} bytes, and room for {len(payload)}"
         inbox = self._stream.inbox
         inbox.expect_payload(memoryview(payload))
         try:

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from math import isfinite
-from typing import Protocol, TypeAlias, overload
+from typing import Protocol, TypeAlias
 from weakref import WeakSet
 
 from atoll import system
@@ -53,11 +53,7 @@ class Connection(Protocol):
 
     async def receive(self) -> Message: ...
 
-    @overload
-    async def receive_payload(self, num_bytes: int) -> bytearray: ...
-
-    @overload
-    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
+    async def receive_payload(self, num_bytes: int, into: bytearray | None = None) -> bytearray: ...
 
     def pace(self, bytes_per_s: float) -> None:
         """Send no faster than that from now on, as far as the system can."""

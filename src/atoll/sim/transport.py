@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, overload
+from typing import Final
 
 from atoll.errors import ConnectionLost, PeerError, ProtocolError, RunError
 from atoll.ids import Buffer, PeerId
@@ -204,15 +204,7 @@ class SimConnection:
         limit = wire.MAX_STRANGER_BYTES if self.peer is None else wire.MAX_MESSAGE_BYTES
         return wire.decode(item, limit_bytes=limit)
 
-    @overload
-    async def receive_payload(self, num_bytes: int) -> bytearray: ...
-
-    @overload
-    async def receive_payload(self, num_bytes: int, into: memoryview) -> memoryview: ...
-
-    async def receive_payload(
-        self, num_bytes: int, into: memoryview | None = None
-    ) -> bytearray | memoryview:
+    async def receive_payload(self, num_bytes: int, into: bytearray | None = None) -> bytearray:
         content = b""
         if num_bytes:
             with self._cut_if_cancelled():
@@ -222,9 +214,8 @@ class SimConnection:
             content = item.content
         if into is None:
             return bytearray(content)
-        space = into.cast("B")[:num_bytes]
-        space[:] = content
-        return space
+        into[:] = content
+        return into
 
     def pace(self, bytes_per_s: float) -> None:
         self._pace.bytes_per_s = max(bytes_per_s, KIB)
