@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -60,6 +60,19 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
     async with group() as start:
         for one in work:
             start(one)
+
+
+async def comes_first(work: Awaitable[object], ending: "asyncio.Future[Any]") -> bool:
+    """Return whether the work is done before the other; if not, it is cancelled."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        working.cancel()
 
 
 async def in_thread(work: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

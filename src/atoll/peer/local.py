@@ -19,7 +19,7 @@ from atoll.events import PhaseTimed
 from atoll.exchange.codec import CODECS
 from atoll.exchange.contribute import Vectors
 from atoll.exchange.residual import Residual
-from atoll.exchange.tasks import in_thread
+from atoll.exchange.tasks import comes_first, in_thread
 from atoll.ids import INITIAL, Digest, LeaseId, RoundId
 from atoll.model.layout import layout_of
 from atoll.net import wire
@@ -99,11 +99,11 @@ class Local:
         try:
             while not ending.done():
                 if not (target := work.round_target(plan.num_samples)):
-                    await _comes_first(training.change(), ending)  # all is offered already
+                    await comes_first(training.change(), ending)  # all is offered already
                     continue
                 at = work.settled + work.num_offered
                 training.go_on(plan.first_step, at=at, upto=target)
-                if not await _comes_first(training.reach(target), ending):
+                if not await comes_first(training.reach(target), ending):
                     return False
                 fragment = self._layout.fragment_of(plan.round)
                 seconds = await training.snapshot(fragment.start, fragment.stop)
@@ -246,16 +246,3 @@ class Local:
             await self.training.load(path)
         self.training.inner = path
         self._home.forget_inner_before(round_id)
-
-
-async def _comes_first(work: Awaitable[None], ending: "asyncio.Future[Any]") -> bool:
-    """Return whether the work is done before the other; if not, it is cancelled."""
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-            return True
-        return False
-    finally:
-        working.cancel()

@@ -23,7 +23,7 @@ from atoll.exchange.contribute import EncodedContribution, deliver_to, deliver_t
 from atoll.exchange.gather import Wanted
 from atoll.exchange.links import fetch_from_any
 from atoll.exchange.plan import send_order
-from atoll.exchange.tasks import group, running, together
+from atoll.exchange.tasks import comes_first, group, running, together
 from atoll.ids import Buffer, Digest, PeerId, RoundId
 from atoll.net import wire
 from atoll.net.records import Heard, SliceUpdate
@@ -86,12 +86,7 @@ async def _after(before: "asyncio.Future[None]") -> AsyncIterator[None]:
 async def _opens_before(end: "asyncio.Future[None]", round_id: RoundId, member: Member) -> bool:
     """Return whether the round opens for us before the other one, that before it, has ended."""
     opening = member.board.wait_for(lambda: member.goes_on_with(round_id) or None)
-    waiting = asyncio.ensure_future(opening)
-    try:
-        await asyncio.wait((waiting, end), return_when=asyncio.FIRST_COMPLETED)
-        return not end.done()
-    finally:
-        waiting.cancel()
+    return await comes_first(opening, end) and not end.done()
 
 
 async def finish_round(commit: Heard, member: Member) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from atoll.config import PeerConfig, RunConfig
 from atoll.errors import AtollError, DamagedError, RunError
 from atoll.events import Emit, PhaseTimed, TrainerDied as TrainerDeath, TrainerStarted
+from atoll.exchange.tasks import comes_first
 from atoll.ids import Lease, LeaseId, RoundId
 from atoll.net import wire
 from atoll.peer.loss import Loss
@@ -138,11 +139,7 @@ class Training:
     async def _may_train(self, ending: "asyncio.Future[Any]") -> bool:
         """Return, once it is not paused, whether `ending` has not come before."""
         while self.is_paused and not ending.done():
-            resuming = asyncio.ensure_future(self._resumed.wait())
-            try:
-                await asyncio.wait((resuming, ending), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                resuming.cancel()
+            await comes_first(self._resumed.wait(), ending)
         return not ending.done()
 
     # --- the inner optimizer ---------------------------------------------------------------------
