@@ -79,7 +79,7 @@ class Host:
         self._failure: asyncio.Future[None] | None = None
         self._news = asyncio.Event()  # something happened, and what is due was not looked at since
         self._is_over = False  # and the members have been told so
-        self._leads = False
+        self.leads = False  # the run, now
         self._standbys: tuple[str, ...] = ()
         self._beat_at = 0.0  # when the members hear from us next
 
@@ -130,7 +130,7 @@ class Host:
             await asyncio.sleep(TICK_S)
             raise
         finally:
-            self._leads = False
+            self.leads = False
             for task in (keeping, ticking, settling):
                 task.cancel()
             await asyncio.gather(keeping, ticking, settling, return_exceptions=True)
@@ -142,7 +142,7 @@ class Host:
         self.run = self._replay(now=self._now())
         self._admission = Admission.replay(entry.record for entry in self._journal.entries)
         self._note(self._journal.entries)
-        self._leads = True
+        self.leads = True
         self._emit(
             HostStarted(
                 run=self.run.config.name,
@@ -190,10 +190,6 @@ class Host:
         return invite.format()
 
     @property
-    def leads(self) -> bool:
-        return self._leads
-
-    @property
     def members(self) -> frozenset[PeerId]:
         """Who may take part: all that were admitted and not removed, and the built-in member."""
         return frozenset(self._admission.members)
@@ -211,7 +207,7 @@ class Host:
 
     async def _serve(self, connection: Connection) -> None:
         with suppress(RunError):  # the host ends with it already
-            if not self._leads:
+            if not self.leads:
                 await connection.send(not_leading(self._journal, here=self.address))
             elif connection.peer is None:
                 await self._enrol(connection)

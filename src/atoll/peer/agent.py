@@ -134,7 +134,7 @@ class Agent:
             rounds = 1 + self._home.config.sync.in_flight
             local.leave_by = RoundId(self._member.state.round + rounds)
             self._board.notify()
-        return bool(local.training.work.touched()) and not local.training.is_paused
+        return self._has_work and not local.training.is_paused
 
     @property
     def _local(self) -> Local:

@@ -57,7 +57,5 @@ class Board:
         while True:
             current = await self.wait_for(key)
             async with running(act(current)):
-                await self._wait_until_not(key, current)
-
-    async def _wait_until_not(self, key: Callable[[], T | None], old: T) -> None:
-        await self.wait_for(lambda: None if key() == old else True)
+                while key() == current:
+                    await self._changed.wait()
