@@ -58,6 +58,7 @@ LeadOption = Annotated[
     ),
 ]
 RESTART_S = 2.0  # before the built-in member is started again
+LAST_BYTES = 4096  # of its log, in which it says why it has ended
 
 
 def host(
@@ -311,16 +312,12 @@ class _Service:
 
 def _last_words(log: Path) -> tuple[str, str]:
     """Return what a process wrote last about why it ended, and what helps; or nothing."""
-    lines = _tail(log).splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
     errors = [line.removeprefix("error") for line in lines if line.startswith("error: ")]
     hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
     return errors[-1] if errors else "", hints[-1] if hints else ""
-
-
-def _tail(log: Path, *, num_bytes: int = 4096) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
-        return file.read().decode(errors="replace")
 
 
 async def _end(process: Process) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from atoll.config import ModelConfig
 from atoll.errors import ConfigError, RunError
+from atoll.model.accounting import FP32_BYTES
 from atoll.model.hf_config import describe, parse
 from atoll.model.shapes import ParameterSpec, num_parameters, parameter_specs
 from atoll.system import sync
@@ -89,7 +90,6 @@ def export_hf(
     params_N: NDArray[np.float32],
     *,
     text: Text,
-    dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the model to `folder`, which appears only when all of it is on disk.
@@ -106,9 +106,8 @@ def export_hf(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_descriptions(partial, config, text, dtype)
-        shards = _shards(config, params_N, max_values=shard_bytes // dtype.itemsize)
-        _write_weights(partial, shards, dtype)
+        _write_descriptions(partial, config, text)
+        _write_weights(partial, _shards(config, params_N, max_values=shard_bytes // FP32_BYTES))
         for path in (*partial.iterdir(), partial):
             sync(path)
         if folder.exists():
@@ -123,7 +122,7 @@ def export_hf(
         ) from error
 
 
-def _write_descriptions(folder: Path, config: ModelConfig, text: Text, dtype: torch.dtype) -> None:
+def _write_descriptions(folder: Path, config: ModelConfig, text: Text) -> None:
     shutil.copyfile(text.tokenizer_path, folder / "tokenizer.json")
     tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -140,7 +139,7 @@ def _write_descriptions(folder: Path, config: ModelConfig, text: Text, dtype: to
         **describe(config),
         **document_token_ids,
         "max_position_embeddings": text.sequence_length,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": "float32",
     }
     if text.card:
         (folder / "README.md").write_text(text.card, encoding="utf-8")
@@ -164,9 +163,7 @@ def _shards(
     return shards
 
 
-def _write_weights(
-    folder: Path, shards: list[dict[str, NDArray[np.float32]]], dtype: torch.dtype
-) -> None:
+def _write_weights(folder: Path, shards: list[dict[str, NDArray[np.float32]]]) -> None:
     file_names = [WEIGHTS_FILE]
     if len(shards) > 1:
         file_names = [
@@ -179,10 +176,10 @@ def _write_weights(
             for file_name, shard in zip(file_names, shards, strict=True)
             for name in shard
         }
-        metadata = {"total_size": num_values * dtype.itemsize}
+        metadata = {"total_size": num_values * FP32_BYTES}
         _write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": weight_map})
     for file_name, shard in zip(file_names, shards, strict=True):
-        tensors = {name: _tensor(values).to(dtype) for name, values in shard.items()}
+        tensors = {name: _tensor(values) for name, values in shard.items()}
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
 
 

@@ -86,7 +86,7 @@ class Api:
     async def rounds(self, request: Request) -> Response:
         limit = number(request, "limit", default=SHOWN, least=1, most=MAX_ROUNDS)
         self._board.catch_up()
-        return as_json(Rounds(rounds=_within(self._board.rounds[-limit:], MAX_NAMED)))
+        return as_json(Rounds(rounds=_within(self._board.rounds[-limit:])))
 
     async def round(self, request: Request) -> Response:
         self._board.catch_up()
@@ -156,10 +156,10 @@ def _whole(text: str) -> int:
     return int(text) if is_one else -1
 
 
-def _within(rounds: list[RoundView], most_named: int) -> list[RoundView]:
-    """Return the newest of these rounds that name no more peers than that; one at least."""
+def _within(rounds: list[RoundView]) -> list[RoundView]:
+    """Return the newest of these rounds that name `MAX_NAMED` peers at most; one at least."""
     num_named = list(accumulate(len(rnd.waited) + len(rnd.roster) for rnd in reversed(rounds)))
-    return rounds[-max(1, bisect_right(num_named, most_named)) :]
+    return rounds[-max(1, bisect_right(num_named, MAX_NAMED)) :]
 
 
 def _journal_entry(entry: Entry) -> JournalEntry:

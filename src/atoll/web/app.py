@@ -4,7 +4,7 @@ The page asks nobody but this host for anything, and its headers see to that.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib import resources
@@ -155,15 +155,14 @@ async def _until_disconnect(receive: Receive) -> None:
 class _Headers:
     """Adds to each answer what keeps a browser from being talked into something."""
 
-    def __init__(self, app: ASGIApp, headers: Mapping[str, str] = HEADERS) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = MutableHeaders(scope=message)
-                for key, value in self._headers.items():
+                for key, value in HEADERS.items():
                     given.setdefault(key, value)
             await send(message)
 
