@@ -92,28 +92,12 @@ class Dataset:
             for split in SPLITS
         }
 
-    def blobs(self) -> list[tuple[Digest, Path]]:
-        """Return all that another machine needs, the manifest first."""
-        content = (self.folder / MANIFEST_FILE).read_bytes()
-        needed = [
-            (blob.digest, self.folder / blob.file) for blob in manifests.blobs_needed(content)
-        ]
-        return [(self.digest, self.folder / MANIFEST_FILE), *needed]
-
     @cached_property
     def places(self) -> dict[Digest, Path]:
-        """Where each of the blobs is."""
-        return dict(self.blobs())
-
-    def verify(self) -> None:
-        """Read every file and compare digests.
-
-        Raises:
-            DamagedError: one is not what it was when it was written.
-        """
-        for digest, path in self.blobs():
-            if file_digest(path) != digest:
-                raise DamagedError(f"{path} has changed since it was written", hint=DAMAGED_HINT)
+        """Where all blobs are that another machine needs, the manifest first."""
+        content = (self.folder / MANIFEST_FILE).read_bytes()
+        needed = {b.digest: self.folder / b.file for b in manifests.blobs_needed(content)}
+        return {self.digest: self.folder / MANIFEST_FILE, **needed}
 
 
 class Stream:

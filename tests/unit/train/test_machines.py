@@ -115,7 +115,6 @@ def test_a_machine_comes_gets_the_dataset_and_goes(dataset, tmp_path):
 
     asyncio.run(main())
     copied = Dataset.open(tmp_path / "cache" / dataset.digest)
-    copied.verify()
     assert copied.manifest == dataset.manifest
     assert [line for line in heard if "copying" in line] == [
         "copying the dataset from the first machine"
