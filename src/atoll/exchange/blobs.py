@@ -51,7 +51,7 @@ class BlobStore:
         self._unsynced: list[Digest] = []
         self._spares: list[Path] = []  # files that no blob needs any more
         self._num_spared = 0
-        self._lock = Lock()  # of these lists
+        self._lock = Lock()  # of all these
         self._waiting: list[_Waiting] = []  # to be kept, on the loop
         self._keeping: asyncio.Task[None] | None = None
         self._flushing = Lock()  # who flushes waits for who flushes already
@@ -70,7 +70,8 @@ class BlobStore:
 
     def keep(self, digest: Digest, payload: Buffer) -> None:
         """Keep, and raise, as `put` does, what was hashed by whoever formed it."""
-        self._put_in[digest] = self._turn
+        with self._lock:  # a sweep has taken it by now, or leaves it
+            self._put_in[digest] = self._turn
         if self.has(digest) and self.get(digest) is not None:
             return
         with disk_errors(self._directory):
@@ -192,18 +193,22 @@ class BlobStore:
             remove(path)
         for path in list(self._directory.iterdir()):
             digest = Digest(path.name)
-            is_old = self._put_in.get(digest, 0) < self._turn - self._young_turns
-            if is_old and digest not in named and not path.name.startswith(TEMPORARY):
-                self._spare(path)
-                self._put_in.pop(digest, None)
+            if digest not in named and not path.name.startswith(TEMPORARY):
+                self._spare_if_old(digest)
 
-    def _spare(self, path: Path) -> None:
-        """Take a file from its blob, which is not here any more before others write over it."""
-        self._num_spared += 1
-        spare = self._directory / f"{TEMPORARY}spare-{self._num_spared}"
-        with suppress(FileNotFoundError):  # it was damaged, and who read it has removed it
-            path.replace(spare)
-            with self._lock:
+    def _spare_if_old(self, digest: Digest) -> None:
+        """Take the file of an old blob, which is not here any more before others write over it.
+
+        Unless it was put again meanwhile: then it is young.
+        """
+        with self._lock:
+            if self._put_in.get(digest, 0) >= self._turn - self._young_turns:
+                return
+            self._put_in.pop(digest, None)
+            self._num_spared += 1
+            spare = self._directory / f"{TEMPORARY}spare-{self._num_spared}"
+            with suppress(FileNotFoundError):  # it was damaged, and who read it has removed it
+                self._path(digest).replace(spare)
                 self._spares.append(spare)
 
     def _path(self, digest: Digest) -> Path:

@@ -115,6 +115,25 @@ def test_a_blob_of_the_same_name_as_a_swept_one_is_put_again(tmp_path):
         assert store.get(DIGEST) is None
 
 
+def test_an_old_blob_that_is_put_again_in_the_middle_of_a_sweep_stays(tmp_path):
+    store = BlobStore(tmp_path)
+    store.put(DIGEST, PAYLOAD)
+    for _ in range(2):
+        store.turn()
+
+    class PutWhenLookedFor(tuple):
+        def __contains__(self, digest):
+            store.put(digest, PAYLOAD)
+            return False
+
+    store.sweep(PutWhenLookedFor())
+    assert store.get(DIGEST) == PAYLOAD
+    for _ in range(2):
+        store.turn()
+    store.sweep(())
+    assert store.get(DIGEST) is None
+
+
 def test_what_a_crash_left_is_removed(tmp_path):
     (tmp_path / ".tmp-1").write_bytes(b"half")
     BlobStore(tmp_path)
