@@ -55,7 +55,9 @@ def restarted(cluster: Cluster, *, port: int, env: dict[str, str]) -> Process:
 def test_the_host_is_killed_before_and_after_each_kind_of_write(cluster, config, dying):
     model = msgspec.structs.replace(config.model, num_layers=2)
     config = msgspec.structs.replace(config, model=model)
-    config = with_sync(config, rounds=18, reconnect_s=60.0, **IN_FLIGHT)
+    # A connection that breaks is noticed at once; silence is only that of a busy machine.
+    patient = {"silent_s": 60.0, "reconnect_s": 60.0}
+    config = with_sync(config, rounds=18, **patient, **IN_FLIGHT)
     host, anna, ben = cluster.start(config, anna=(), ben=())
     port = host.port
     first = host.wait_for_next(RoundPlanned).round

@@ -9,7 +9,9 @@ from atoll.config import RunConfig
 from atoll.events import (
     BytesMoved,
     MomentsFetched,
+    RoundClosed,
     RoundCommitted,
+    RoundPlanned,
     RoundTaken,
     StateSynced,
     read_events,
@@ -112,6 +114,8 @@ def test_a_joiner_fetches_data_and_state_and_begins_with_the_moments_of_one_that
     late = cluster.id_of("dora")
     first = host.wait_for(RoundCommitted, lambda event: late in event.roster)
     assert first.round > synced.round
-    waits = [e.seconds for e in host.find(RoundCommitted, lambda e: e.round > before)]
-    assert max(waits) < 10, "the others had to wait"
+    invited = host.find(RoundPlanned, lambda event: late in event.peers)[0].round
+    assert before + 1 < invited, "the others went on while she started"
+    closed = host.find(RoundClosed, lambda event: event.round < invited)
+    assert not any(late in event.missing for event in closed), "and waited for nobody but them"
     assert_all_leave(cluster, endless, host, [anna, ben, dora])

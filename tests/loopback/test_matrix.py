@@ -74,7 +74,10 @@ class Scene:
     def waits_for_anna(self) -> RoundId:
         """Return a round that Carl reduces, to which all but Anna have brought their parts.
 
-        On a busy machine a round may be closed without him, or without Anna: then another one.
+        From then on Carl's line lets little more through: Anna may have to dial him.
+        Without Anna a round may be closed as soon as these are there; and if Carl has to wait for
+        the processor, its commit overtakes the word that his last part was taken: then he ends the
+        round without having reported what he sent. Another one it is, then.
         """
         carl, anna = self.cluster.id_of("carl"), self.lines["anna"]
         while True:
@@ -82,15 +85,17 @@ class Scene:
             number = self.host.wait_for_next(
                 RoundPlanned, lambda event: carl in event.reducers
             ).round
-            known = partial(self.carl_has_sent_or_missed, number)
+            known = partial(self.carl_has_sent_or_it_is_over, number)
             wait_until(known, "part of Carl's in a round", watch=self.carl)
+            self.line.hold_after(self.contribution_bytes // 4)
             if not self.is_closed(number):
                 return number
+            self.line.heal()
             anna.heal()
             assert_contributes(self.cluster, self.host, "anna")
             self.setbacks = self.count_setbacks()  # she may have fetched a state
 
-    def carl_has_sent_or_missed(self, number: RoundId) -> bool:
+    def carl_has_sent_or_it_is_over(self, number: RoundId) -> bool:
         sent = [event.round for event in self.carl.find(PhaseTimed) if event.phase == "send"]
         return number in sent or self.is_closed(number)
 
@@ -152,8 +157,6 @@ def dies_as_a_reducer_before_its_result(scene: Scene) -> None:
 def dies_as_a_reducer_at_the_close(scene: Scene) -> None:
     """All that a round needs is there, its roster is final, and nobody has all updates of his."""
     carl, number = scene.cluster.id_of("carl"), scene.waits_for_anna()
-    # What he brought is at Ben, and nothing is formed without Anna; she may have to dial him.
-    scene.line.hold_after(scene.contribution_bytes // 4)
     scene.lines["anna"].heal()
     scene.host.wait_for(RoundClosed, lambda event: event.round == number)
     scene.carl.kill()
