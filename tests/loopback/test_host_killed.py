@@ -15,7 +15,7 @@ from tests.loopback.proof import assert_finished
 from atoll.events import HostStarted, PeerLeft, RoundPlanned, StateSynced
 from atoll.host.audit import audit
 
-pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes a quarter of a minute for each start
 
 IN_FLIGHT = {"mode": "overlap", "fragments": 2, "in_flight": 2}
 KINDS = ("planned", "leased", "committed", "agreed")

@@ -16,7 +16,7 @@ from atoll.host.stores import read_journal
 from atoll.net.records import Committed, Led
 from atoll.peer.home import read_run_file
 
-pytestmark = pytest.mark.timeout(300)  # several processes import torch, one after the other
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes a quarter of a minute for each start
 
 # Long enough for a leader to renew in time, and for a peer to be heard, on a machine that has much
 # else to do: only who was stopped on purpose is to be taken for gone.
