@@ -7,21 +7,32 @@
     bare            a loop without a framework over our model and our loss, on tensors made before
     transformers    a plain loop over LlamaForCausalLM with the same shapes, and its own loss
     hf_trainer      the Trainer of transformers, over the same model
+    products        the matrix products of the model's shapes and dtype, with nothing between them
 
-`--beside` says which of these stand beside ours. All have random tokens of one document each, the
-same threads, a fused AdamW, weights in fp32, and matrix products in `--dtype`: bf16 is by autocast
-everywhere. They take their steps in turns, so that a machine that is busy is busy for all, and each
-of them as often behind each other one; a ratio is the median of those of each turn, above 1 where
-we are faster. `of_peak` is what our step reaches of the operations that plain matrix products of
-the model's shapes and dtype do per second, in the same turns: the physical limit.
+Each is a process of its own, as its users have it: ours is prepared as a peer's trainer is, a loop
+over transformers is a script that imports it and no more. What is held against ours for the sake of
+one difference, bare and products, is prepared as ours. All have random tokens of one document each,
+the same threads, a fused AdamW, weights in fp32, and matrix products in `--dtype`: bf16 is by
+autocast everywhere.
+
+One of them computes at a time: between two steps each waits until it is told to go on. They take
+turns, so that a machine that is busy is busy for all, and each is as often behind each other one; a
+ratio is the median of those of each turn, above 1 where we are faster. `of_peak` is what our step
+reaches of the operations that products do per second, in the same turns: the physical limit.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from gpu import as_small_as_in_a_run_, inner_loop, run_config
@@ -33,23 +44,31 @@ from atoll.model.accounting import flops_per_token
 from atoll.model.hf_config import describe
 from atoll.model.llama import Llama
 from atoll.model.presets import PRESETS
-from atoll.system import keep_freed_memory
 from atoll.train.compiled import Compiler
-from atoll.train.device import Precision, computes_in_bf16
+from atoll.train.device import computes_in_bf16, prepare_process, set_threads
 from atoll.train.inner import autocast
 from atoll.train.loss import language_model_loss
 
 CPU = torch.device("cpu")
-HF_TRAINER: Final = "hf_trainer"
-Step = Callable[[], float]
-"""Takes a step and returns its loss, as every loop reads it."""
+BESIDE: Final = ("bare", "transformers", "hf_trainer", "compiled")
+
+
+class Task(NamedTuple):
+    """What all loops do."""
+
+    config: RunConfig
+    bf16: bool
+    threads: int  # 0: as many as torch takes
+
+
+Pause: TypeAlias = Callable[[], None]
+"""What a loop calls before its first step, and after each: it returns when the next one is due."""
+Loop: TypeAlias = Callable[[Task, Pause], None]
+"""Takes steps for ever, with a pause between any two, in which it reads the loss."""
 
 
 def main() -> None:
     arguments = parse()
-    keep_freed_memory()  # for all of them: what atoll's trainers do, and plain loops do not
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     config = run_config(
         PRESETS[arguments.model],
         sequence_length=arguments.sequence_length,
@@ -58,27 +77,20 @@ def main() -> None:
     bf16 = arguments.dtype == "bf16"
     if arguments.dtype == "auto":
         bf16 = computes_in_bf16(CPU, width=config.model.width)
-    make: dict[str, Callable[[], Step]] = {
-        "atoll": lambda: atoll(config, bf16=bf16),
-        "compiled": lambda: atoll(config, "inductor", bf16=bf16),
-        "bare": lambda: bare(config, bf16=bf16),
-        "transformers": lambda: transformers(config, bf16=bf16),
-        "products": lambda: products(config, bf16=bf16),
-    }
+    task = Task(config, bf16=bf16, threads=arguments.threads)
     names = ["atoll", *arguments.beside, "products"]
-    steps = {name: make[name]() for name in names if name != HF_TRAINER}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    turns = in_turns(steps, seconds, num_turns=arguments.steps + 1)
-    if HF_TRAINER in names:
-        with_hf_trainer(config, turns, bf16=bf16, num_steps=arguments.steps + 1)
-    else:
-        next(turns, None)
-    first_s = {name: each.pop(0) for name, each in seconds.items()}
+    with ExitStack() as stack:
+        lines = {name: stack.enter_context(process(name, task)) for name in names}
+        first_s = {name: step(name, lines) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(arguments.steps):
+            for place in order(len(names), turn=turn):
+                seconds[names[place]].append(step(names[place], lines))
     result = summary(config, seconds) | {
         "model": arguments.model,
         "dtype": "bf16" if bf16 else "fp32",
-        "threads": torch.get_num_threads(),
-        "first_step_s": {name: round(first_s[name], 1) for name in first_s if name != "products"},
+        "threads": arguments.threads or torch.get_num_threads(),
+        "first_step_s": {name: round(first_s[name], 1) for name in names if name != "products"},
     }
     if arguments.json:
         print(json.dumps(result))
@@ -100,34 +112,106 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--beside",
         nargs="+",
-        choices=["compiled", "bare", "transformers", HF_TRAINER],
-        default=["bare", "transformers", HF_TRAINER],
+        choices=BESIDE,
+        default=BESIDE[:3],
         help="what ours is compared with",
     )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     return parser.parse_args()
 
 
-def atoll(config: RunConfig, compiler: Compiler = "none", *, bf16: bool) -> Step:
-    precision: Precision = "bf16" if bf16 else "fp32"
-    loop = inner_loop(config, CPU, micro_batch=0, compiler=compiler, precision=precision)
+# --- the processes -------------------------------------------------------------------------------
+
+
+@contextmanager
+def process(name: str, task: Task) -> Iterator[Connection]:
+    """Start a loop, and yield the line to it when it is about to take its first step.
+
+    It is forked from a process that has imported what takes seconds, and computed nothing.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "transformers.trainer", "transformers.models.llama.modeling_llama"]
+    )
+    ours, theirs = context.Pipe()
+    started = context.Process(target=run, args=(name, task, theirs), daemon=True)
+    started.start()
+    theirs.close()
+    with ours:
+        wait_for(name, ours)
+        yield ours
+    started.join()
+
+
+def step(name: str, lines: dict[str, Connection]) -> float:
+    """Let a loop take a step; return the seconds that it took."""
+    lines[name].send(None)
+    return wait_for(name, lines[name])
+
+
+def wait_for(name: str, line: Connection) -> float:
+    try:
+        seconds: float = line.recv()
+    except EOFError:
+        sys.exit(f"trainer.py: {name} has ended, for the reason above")
+    return seconds
+
+
+def run(name: str, task: Task, line: Connection) -> None:
+    """Be the process of this loop, until nobody is at the other end of the line."""
+    if name in ("transformers", "hf_trainer"):
+        set_threads(task.threads)
+    else:
+        prepare_process(CPU, num_threads=task.threads)
+    began_at = monotonic_s()
+
+    def pause() -> None:
+        nonlocal began_at
+        line.send(monotonic_s() - began_at)
+        try:
+            line.recv()
+        except EOFError:
+            sys.exit()
+        began_at = monotonic_s()
+
+    LOOPS[name](task, pause)
+
+
+def order(number: int, *, turn: int) -> list[int]:
+    """Return who comes when in a turn; in 2 `number` turns each is as often behind each other.
+
+    What goes before, and leaves caches and clocks as they are, is worth some hundredths. By E. J.
+    Williams, "Experimental designs balanced for the estimation of residual effects", 1949.
+    """
+    zigzag = [-(place // 2) if place % 2 == 0 else (place + 1) // 2 for place in range(number)]
+    places = [(place + turn // 2) % number for place in zigzag]
+    return places[:: -1 if turn % 2 else 1]
+
+
+# --- the loops -----------------------------------------------------------------------------------
+
+
+def atoll(task: Task, pause: Pause, *, compiler: Compiler = "none") -> None:
+    config = task.config
+    loop = inner_loop(
+        config, CPU, micro_batch=0, compiler=compiler, precision="bf16" if task.bf16 else "fp32"
+    )
     size = config.inner.batch_sequences
-
-    def step() -> float:
-        number = loop.steps_since_fresh
+    pause()
+    for number in count():
         stop = (number + 1) * size
-        return loop.step([(stop - size, stop)], step=number, then=[(stop, stop + size)]).loss
+        loop.step([(stop - size, stop)], step=number, then=[(stop, stop + size)])
+        pause()
 
-    return step
 
-
-def bare(config: RunConfig, *, bf16: bool) -> Step:
+def bare(task: Task, pause: Pause) -> None:
+    config = task.config
     model = Llama(config.model)
     as_small_as_in_a_run_(model)
     tokens_BT, targets_BT = random_tokens(config)
 
     def loss() -> Tensor:
-        with autocast(CPU, bf16=bf16):
+        with autocast(CPU, bf16=task.bf16):
             objective, _ = language_model_loss(
                 model.hidden(tokens_BT),
                 model.head_weight,
@@ -137,19 +221,19 @@ def bare(config: RunConfig, *, bf16: bool) -> Step:
             )
         return objective
 
-    return plain_loop(model, config, loss)
+    plain_loop(model, config, loss, pause)
 
 
-def transformers(config: RunConfig, *, bf16: bool) -> Step:
-    model = their_model(config)
-    tokens_BT, _ = random_tokens(config)
+def transformers(task: Task, pause: Pause) -> None:
+    model = their_model(task.config)
+    tokens_BT, _ = random_tokens(task.config)
 
     def loss() -> Tensor:
-        with autocast(CPU, bf16=bf16):
+        with autocast(CPU, bf16=task.bf16):
             objective: Tensor = model(input_ids=tokens_BT, labels=tokens_BT).loss
         return objective
 
-    return plain_loop(model, config, loss)
+    plain_loop(model, task.config, loss, pause)
 
 
 def their_model(config: RunConfig) -> Any:
@@ -163,33 +247,25 @@ def their_model(config: RunConfig) -> Any:
     return LlamaForCausalLM(theirs).float()
 
 
-def with_hf_trainer(
-    config: RunConfig, turns: Iterator[None], *, bf16: bool, num_steps: int
-) -> None:
-    """Let a Trainer train; before each of its steps, and at the end, the others take their turns.
-
-    Its loop cannot be handed out in steps, and in a thread it slows down all others: OpenMP's
-    threads do not wait awake for work while there are more of them than cores.
-    """
+def hf_trainer(task: Task, pause: Pause) -> None:
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class InTurns(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            next(turns)
+            pause()
 
-        def on_log(self, *_: Any, **given: Any) -> None:
-            if "loss" in given["logs"]:  # else it is the summary at the end
-                next(turns, None)
+        def on_log(self, *_: Any, **__: Any) -> None:
+            pause()
 
-    batch, inner = config.inner.batch_sequences, config.inner
-    tokens_BT = torch.cat([random_tokens(config)[0] for _ in range(num_steps)])
+    batch, inner = task.config.inner.batch_sequences, task.config.inner
+    tokens_BT = torch.cat([random_tokens(task.config)[0] for _ in range(100)])
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            model=their_model(config),
+            model=their_model(task.config),
             args=TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=batch,
-                max_steps=num_steps,
+                max_steps=sys.maxsize,
                 learning_rate=inner.lr,
                 lr_scheduler_type="constant",
                 weight_decay=inner.weight_decay,
@@ -198,7 +274,7 @@ def with_hf_trainer(
                 adam_epsilon=inner.eps,
                 max_grad_norm=inner.clip_norm,
                 optim="adamw_torch_fused",
-                bf16=bf16,
+                bf16=task.bf16,
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",
@@ -212,7 +288,9 @@ def with_hf_trainer(
         trainer.train()
 
 
-def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Tensor]) -> Step:
+def plain_loop(
+    model: torch.nn.Module, config: RunConfig, loss: Callable[[], Tensor], pause: Pause
+) -> None:
     inner = config.inner
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -223,35 +301,33 @@ def plain_loop(model: torch.nn.Module, config: RunConfig, loss: Callable[[], Ten
         fused=True,
     )
 
-    def step() -> float:
+    pause()
+    while True:
         optimizer.zero_grad()
         objective = loss()
         objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)
         optimizer.step()
-        return objective.item()
+        objective.item()
+        pause()
 
-    return step
 
-
-def products(config: RunConfig, *, bf16: bool) -> Step:
-    """Return the matrix products of a forward and a backward pass, with nothing between them."""
+def products(task: Task, pause: Pause) -> None:
+    config = task.config
     num_tokens = config.inner.batch_sequences * config.data.sequence_length
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = torch.bfloat16 if task.bf16 else torch.float32
     weights = [p.detach().to(dtype) for p in Llama(config.model).parameters() if p.ndim == 2]
     if not config.model.tied_embeddings:
         weights = weights[1:]  # the embedding is a lookup
     inputs = {size: torch.randn(num_tokens, size, dtype=dtype) for w in weights for size in w.shape}
-
-    def step() -> float:
+    pause()
+    while True:
         for weight in weights:
             rows, columns = weight.shape
             inputs[columns] @ weight.T
             inputs[rows] @ weight
             inputs[rows].T @ inputs[columns]
-        return 0.0
-
-    return step
+        pause()
 
 
 def random_tokens(config: RunConfig) -> tuple[Tensor, Tensor]:
@@ -260,31 +336,17 @@ def random_tokens(config: RunConfig) -> tuple[Tensor, Tensor]:
     return tokens_BS[:, :-1].contiguous(), tokens_BS[:, 1:].contiguous()
 
 
-def in_turns(
-    steps: dict[str, Step], seconds: dict[str, list[float]], *, num_turns: int
-) -> Iterator[None]:
-    """Let each take its steps, and note the seconds; yield for those of the Trainer."""
-    names = list(seconds)
-    for turn in range(num_turns):
-        for place in order(len(names), turn=turn):
-            name = names[place]
-            began_at = monotonic_s()
-            if name == HF_TRAINER:
-                yield
-            else:
-                steps[name]()
-            seconds[name].append(monotonic_s() - began_at)
+LOOPS: Final[dict[str, Loop]] = {
+    "atoll": atoll,
+    "compiled": partial(atoll, compiler="inductor"),
+    "bare": bare,
+    "transformers": transformers,
+    "hf_trainer": hf_trainer,
+    "products": products,
+}
 
 
-def order(number: int, *, turn: int) -> list[int]:
-    """Return who comes when in a turn; in 2 `number` turns each is as often behind each other.
-
-    What goes before, and leaves caches and clocks as they are, is worth some hundredths. By E. J.
-    Williams, "Experimental designs balanced for the estimation of residual effects", 1949.
-    """
-    zigzag = [-(place // 2) if place % 2 == 0 else (place + 1) // 2 for place in range(number)]
-    places = [(place + turn // 2) % number for place in zigzag]
-    return places[:: -1 if turn % 2 else 1]
+# --- what came out ------------------------------------------------------------------------------
 
 
 def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -314,7 +376,7 @@ def summary(config: RunConfig, seconds: dict[str, list[float]]) -> dict[str, Any
             key: ratio(*pair)
             for key, pair in {
                 "ratio_transformers": ("atoll", "transformers"),
-                "ratio_hf_trainer": ("atoll", HF_TRAINER),
+                "ratio_hf_trainer": ("atoll", "hf_trainer"),
                 "ratio_bare_loop": ("atoll", "bare"),
                 "ratio_compiled": ("compiled", "atoll"),
             }.items()

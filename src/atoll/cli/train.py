@@ -11,7 +11,6 @@ from atoll.cli.show import progress
 from atoll.config import load_run_config
 from atoll.data.prepare import prepare
 from atoll.exchange.initial import initial_params, require_initial
-from atoll.system import keep_freed_memory
 
 
 def train(
@@ -39,16 +38,16 @@ def train(
     )
     from atoll.cli.alone import train_and_report  # torch takes seconds: too long for a --help
     from atoll.train.baseline import initial_model
-    from atoll.train.device import pick_device, set_threads
+    from atoll.train.device import pick_device, prepare_process
 
-    keep_freed_memory()
-    set_threads(threads)
+    where = pick_device(device)
+    prepare_process(where, num_threads=threads)
     require_initial(config, toml.parent)
     params_N = initial_params(config, toml.parent)
     train_and_report(
         config,
         dataset,
-        model=initial_model(config, device=pick_device(device), params_N=params_N),
+        model=initial_model(config, device=where, params_N=params_N),
         num_steps=steps or config.total_steps,
         batch_factor=batch_factor,
         out=out,

@@ -9,6 +9,7 @@ import torch
 
 from atoll.config import PeerConfig
 from atoll.errors import ConfigError
+from atoll.system import keep_freed_memory
 from atoll.units import GIB
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp8"]
@@ -58,14 +59,18 @@ def pick_devices(peer: PeerConfig) -> list[torch.device]:
     return [device] if num_ranks == 1 else [torch.device("cuda", rank) for rank in range(num_ranks)]
 
 
-def make_current(device: torch.device) -> None:
-    """Let all that names no GPU mean this one, before anything is on it.
+def prepare_process(device: torch.device, *, num_threads: int = 0, num_ranks: int = 1) -> int:
+    """Make this a process that trains on the device, before anything is on it.
 
-    FSDP2 puts a rank's rows on the current GPU, and so are small tensors that ranks exchange: on
-    all of them it would be the first one.
+    Returns how many threads torch uses from now on (see `set_threads`).
     """
     if device.type == "cuda":
+        # All that names no GPU means this one: FSDP2 puts a rank's rows there, and so go small
+        # tensors that ranks exchange. On all ranks it would be the first GPU.
         torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return set_threads(num_threads, num_ranks=num_ranks)
 
 
 def device_name(device: torch.device) -> str:

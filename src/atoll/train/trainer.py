@@ -25,7 +25,6 @@ from atoll.model.flat import load_flat_
 from atoll.model.layout import layout_of
 from atoll.model.llama import Llama
 from atoll.model.memory import Training
-from atoll.system import keep_freed_memory
 from atoll.train.channel import (
     Answer,
     Channel,
@@ -51,10 +50,9 @@ from atoll.train.device import (
     Precision,
     computes_in_bf16,
     limit_memory,
-    make_current,
     name_of,
     pick_devices,
-    set_threads,
+    prepare_process,
 )
 from atoll.train.exchanged import let_gpu_reach, spread_
 from atoll.train.fit import MicroBatchFile, choose_micro_batch, free_memory
@@ -132,10 +130,7 @@ def make_loop(setup: Setup, followers: Followers) -> Made:
     config, peer, seat = setup.config, setup.peer, followers.seat
     devices = pick_devices(peer)
     device = devices[0 if seat is None else seat.device]
-    make_current(device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    threads = set_threads(peer.threads, num_ranks=len(devices))
+    threads = prepare_process(device, num_threads=peer.threads, num_ranks=len(devices))
     limit_bytes = limit_memory(device, peer.gpu_memory)
     compiler: Compiler = "inductor" if peer.compile else "none"
     if peer.compile:
