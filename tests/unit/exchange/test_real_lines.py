@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
-from tests.unit.exchange.cast import ROUND, A, job, reducer_of, reducers, server
+from tests.unit.exchange.cast import ROUND, A, job, reduce, reducer_of, reducers, server
 from tests.unit.net.conftest import member_of
 from tests.unit.net.test_transport import LOCAL, dialled, listening
 
@@ -111,7 +111,7 @@ def test_what_came_before_the_line_was_cut_is_in_the_store_and_the_rest_comes_ag
         for index in range(NUM_SLICES):
             payload = codec.encode(np.random.default_rng(index).normal(size=NUM_VALUES))
             await reducer.take(A, index, digest_of(payload), payload)
-            await reducer.reduce(job((A, 1.0, digest_of(payload)), index=index))
+            await reduce(reducer, job((A, 1.0, digest_of(payload)), index=index))
 
     def note(index, digest, payload):
         assert index not in digests
