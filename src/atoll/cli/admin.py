@@ -49,9 +49,9 @@ def admin(
     if ids and action not in ("remove", "reducers"):
         raise ConfigError(f"{action} needs no peer")
     answer = _post(directory, action, bodies.get(action, {}))
-    console.print(answer["done"], markup=False, soft_wrap=True)
+    console.say(answer["done"])
     if answer["invite"]:
-        console.print(f"\n    atoll join {answer['invite']}\n", soft_wrap=True, markup=False)
+        console.say(f"\n    atoll join {answer['invite']}\n")
 
 
 def _peer_id(directory: Path, wanted: str) -> PeerId:

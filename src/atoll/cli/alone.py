@@ -70,7 +70,7 @@ def train_and_report(
         tokenizer = dataset.folder / TOKENIZER_FILE
         origin = Origin(f"{num_steps} steps of {batch_factor * batch_sequences} samples, alone")
         export_weights(out, Exported(config, params_N, tokenizer, origin))
-        console.print(f"the model is in {out}", markup=False, soft_wrap=True)
+        console.say(f"the model is in {out}")
 
 
 @contextmanager

@@ -67,4 +67,4 @@ def _write() -> Callable[[str], None]:
 
 
 def _note(text: str) -> None:
-    console.print(text, style="dim", markup=False, soft_wrap=True)
+    console.say(text, style="dim")

@@ -248,7 +248,7 @@ def _require_good_end(processes: list[Process], story: Story, stage: Stage) -> N
 
 def _require_none(problems: list[str], stage: Stage) -> None:
     for problem in problems:
-        console.print(problem, style="bold red", markup=False, soft_wrap=True)
+        console.say(problem, style="bold red")
     if problems:
         raise RunError("the demo failed", hint=f"all files are kept: {stage.directory}")
 
@@ -303,7 +303,7 @@ def _print_way_on(config: RunConfig, stage: Stage) -> None:
 
 
 def _print_command(arguments: list[str]) -> None:
-    console.print(f"    {_program()} {shlex.join(arguments)}", markup=False, soft_wrap=True)
+    console.say(f"    {_program()} {shlex.join(arguments)}")
 
 
 def _program() -> str:

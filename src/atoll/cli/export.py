@@ -26,8 +26,6 @@ def export(
     export_weights(out, Exported(config, state.params_N, newest.tokenizer, origin_of(newest, run)))
     console.print(f"state {state.round} of {config.name} is in {out}", markup=False)
     if out.suffix != GGUF_SUFFIX:
-        console.print(
-            f'\nread it with transformers:    AutoModelForCausalLM.from_pretrained("{out}")',
-            markup=False,
-            soft_wrap=True,
+        console.say(
+            f'\nread it with transformers:    AutoModelForCausalLM.from_pretrained("{out}")'
         )

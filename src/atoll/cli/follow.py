@@ -62,7 +62,7 @@ def _tell(happened: Iterable[Stamped]) -> None:
         # How far each peer is, several times a minute, is for pictures.
         if not isinstance(stamped.event, Training) and (line := lines.line(stamped.event)):
             at = time.strftime("%d %b %H:%M:%S", time.localtime(stamped.at))
-            console.print(f"{at}  {line}", markup=False, soft_wrap=True)
+            console.say(f"{at}  {line}")
 
 
 def _events(path: Path, *, once: bool) -> Iterator[Stamped]:

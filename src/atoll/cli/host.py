@@ -263,7 +263,7 @@ class _Service:
     def _print_invite(self, invite: str) -> None:
         write_private(self._opened.path / "invite.txt", invite.encode() + b"\n")
         console.print("to take part, on any machine that can reach this one:\n")
-        console.print(f"    atoll join {invite}\n", soft_wrap=True, markup=False)
+        console.say(f"    atoll join {invite}\n")
 
     async def _keep_built_in(self, started: asyncio.Event, *, uses: int, valid_s: float) -> None:
         """Run the built-in member in a process of its own, again whenever it ends."""

@@ -33,16 +33,14 @@ def keys(
     if export is not None:
         directory = run_directory(run)
         write_private(export, seal(directory, _passphrase(passphrase_file, confirm=True)))
-        console.print(
-            f"sealed into {export}; then, on the other machine:\n", markup=False, soft_wrap=True
-        )
-        console.print(f"    atoll keys {run} --import {export.name}", markup=False, soft_wrap=True)
+        console.say(f"sealed into {export}; then, on the other machine:\n")
+        console.say(f"    atoll keys {run} --import {export.name}")
     elif sealed is not None:
         if not sealed.is_file():
             raise ConfigError(f"no such file: {sealed}", hint="copy it from the first machine")
         unseal(sealed.read_bytes(), _passphrase(passphrase_file, confirm=False), run)
-        console.print(f"unsealed into {run}; then:\n", markup=False, soft_wrap=True)
-        console.print(f"    atoll host {run} --standby", markup=False, soft_wrap=True)
+        console.say(f"unsealed into {run}; then:\n")
+        console.say(f"    atoll host {run} --standby")
 
 
 def _passphrase(path: Path | None, *, confirm: bool) -> str:

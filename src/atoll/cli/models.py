@@ -126,7 +126,7 @@ def _wait_for_first(source: Source, check: Callable[[], list[str]], *, run: str)
     with errors.status(f"downloading the newest model of {run}"):
         while True:
             for text in check():
-                errors.print(text, markup=False, soft_wrap=True)
+                errors.say(text)
             if (speaker := source.newer()) is not None:
                 return speaker
             time.sleep(POLL_S)

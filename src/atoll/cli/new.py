@@ -116,11 +116,9 @@ def _check(text: str) -> None:
 def _explain(path: Path, config: RunConfig, *, model: str) -> None:
     source, sync = config.data.sources[0], config.sync
     size = format_count(num_parameters(config.model))
-    console.print(
+    console.say(
         f"wrote {path}: model {model} ({size} parameters), text {source.name}, "
-        f"{sync.rounds} rounds of {sync.inner_steps} steps",
-        markup=False,
-        soft_wrap=True,
+        f"{sync.rounds} rounds of {sync.inner_steps} steps"
     )
     next_steps(
         {

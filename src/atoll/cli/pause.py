@@ -25,4 +25,4 @@ def pause(directory: DirectoryOption = None) -> None:
         set_paused(home, rests=True)
         name = read_run_file(home).config.name
         later = "" if is_running(home) else ", as soon as it is started"
-        console.print(f"{name} rests{later}; go on with: {then}", markup=False, soft_wrap=True)
+        console.say(f"{name} rests{later}; go on with: {then}")

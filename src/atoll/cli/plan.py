@@ -28,7 +28,7 @@ def _print_example(wanted: bool) -> None:
         from atoll.forecast.fleet import example
         from atoll.tables import template
 
-        console.print(template(example()), markup=False, soft_wrap=True, end="")
+        console.say(template(example()), end="")
         raise typer.Exit
 
 
@@ -122,7 +122,7 @@ def _print_run(config: RunConfig, seen: "Forecast") -> None:
         ),
     )
     for title, text in facts:
-        console.print(f"{title:<8} {text}", markup=False, soft_wrap=True)
+        console.say(f"{title:<8} {text}")
 
 
 def _print_groups(fleet: "FleetConfig", seen: "Forecast") -> None:

@@ -61,7 +61,7 @@ def serve(
         engine = Engine(_Watched(using.source, using.check), speaker, max_waiting=waiting)
         url = f"http://{in_url(listen)}:{listening.getsockname()[1]}/v1"
         what = f"{speaker.name}, {speaker.version}" if speaker.version else speaker.name
-        console.print(f"serving {what}\n\n    {url}\n", markup=False, soft_wrap=True)
+        console.say(f"serving {what}\n\n    {url}\n")
         server_of(application(engine, key=key)).run(sockets=[listening])
 
 
@@ -94,7 +94,7 @@ class _Watched:
 
     def newer(self) -> "Speaker | None":
         for text in self._check():
-            errors.print(text, markup=False, soft_wrap=True)
+            errors.say(text)
         speaker = self._source.newer()
         if speaker is not None:
             console.print(f"{speaker.version} is in use from now on", markup=False)

@@ -55,16 +55,16 @@ def install(peer: PeerConfig) -> None:
     with disk_errors(service.path):
         service.path.parent.mkdir(parents=True, exist_ok=True)
         service.path.write_text(service.content, encoding="utf-8")
-    console.print(f"written: {service.path}", markup=False, soft_wrap=True)
-    console.print(f"         {config}: what this machine gives", markup=False, soft_wrap=True)
+    console.say(f"written: {service.path}")
+    console.say(f"         {config}: what this machine gives")
     for what, command in (
         ("start it, now and with the machine", service.start),
         ("stop it", service.stop),
         ("see what it does", service.look),
         ("remove it", f"atoll join --dir {directory} --uninstall"),
     ):
-        console.print(f"\n{what}:\n    {command}", markup=False, soft_wrap=True)
-    console.print(f"\n{service.note}", markup=False, soft_wrap=True)
+        console.say(f"\n{what}:\n    {command}")
+    console.say(f"\n{service.note}")
 
 
 def uninstall(directory: Path) -> None:
@@ -78,8 +78,8 @@ def uninstall(directory: Path) -> None:
         raise ConfigError(f"no service is installed: {service.path} is not there")
     with disk_errors(service.path):
         service.path.unlink()
-    console.print(f"removed: {service.path}", markup=False, soft_wrap=True)
-    console.print(f"\nif it still runs:\n    {service.remove}", markup=False, soft_wrap=True)
+    console.say(f"removed: {service.path}")
+    console.say(f"\nif it still runs:\n    {service.remove}")
 
 
 def _service_of(directory: Path) -> Service:

@@ -31,6 +31,10 @@ class Terminal(Console):
         except OSError:
             self.on_broken_pipe()
 
+    def say(self, text: str, *, style: str | None = None, end: str = "\n") -> None:
+        """Print a text as it is: it may quote anything, and the terminal breaks its lines."""
+        self.print(text, style=style, end=end, markup=False, soft_wrap=True)
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with suppress(OSError):  # where it is no file of the system
@@ -73,7 +77,7 @@ class Lines:
         if line := self.line(event):
             clock = "%H:%M:%S" if console.is_terminal else "%Y-%m-%d %H:%M:%S"
             now = datetime.fromtimestamp(wall_s()).astimezone()
-            console.print(f"{now:{clock}}  {line}", markup=False, soft_wrap=True)
+            console.say(f"{now:{clock}}  {line}")
 
     def line(self, event: events.Event) -> str | None:
         if isinstance(event, events.PeerJoined):
@@ -111,7 +115,7 @@ def next_steps(commands: Mapping[str, str]) -> None:
     width = max(map(len, commands))
     console.print()
     for command, what in commands.items():
-        console.print(f"    {command:{width}}    {what}", markup=False, soft_wrap=True)
+        console.say(f"    {command:{width}}    {what}")
 
 
 def sparkline(values: Sequence[float], *, columns: int) -> str:

@@ -90,7 +90,7 @@ def _print_run(view: Overview) -> None:
     for name, text in facts.items():
         grid.add_row(name, escape(text))
         if not console.is_terminal:
-            console.print(f"{name:<8} {text}", markup=False, soft_wrap=True)
+            console.say(f"{name:<8} {text}")
     if console.is_terminal:
         console.print(grid)
 
@@ -124,7 +124,7 @@ def _print_peers(view: Overview, *, now: float) -> None:
     if not console.is_terminal:
         for row in rows:
             cells = (f"{title} {cell}" for title, cell in zip(titles[1:], row[1:], strict=True))
-            console.print(f"{row[0]}  {'  '.join(cells)}", markup=False, soft_wrap=True)
+            console.say(f"{row[0]}  {'  '.join(cells)}")
     elif rows:
         is_wide = console.width >= WIDE_COLUMNS
         shown = [n for n, title in enumerate(titles) if is_wide or title not in LEFT_OUT]

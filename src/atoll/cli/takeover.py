@@ -40,12 +40,8 @@ def takeover(
             store.close()
     else:
         epoch = _raise_epoch(directory, above=above)
-        console.print(
-            f"the host of {directory} will lead in epoch {epoch}:\n",
-            markup=False,
-            soft_wrap=True,
-        )
-        console.print(f"    atoll host {directory}", markup=False, soft_wrap=True)
+        console.say(f"the host of {directory} will lead in epoch {epoch}:\n")
+        console.say(f"    atoll host {directory}")
 
 
 def _call(store: SharedStore, to: str) -> None:
