@@ -30,10 +30,7 @@ _LEAST_ROUND_TRIP = struct.Struct("=148xI")  # tcpi_min_rtt, in microseconds
 _NO_ROUND_TRIP = 2**32 - 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_IN_HEAP_BYTES = 32 * 2**20  # the most that glibc takes
-_OFFERED_CONGESTION = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
-ACCEPT_S: Final = (
-    0.01  # between two looks for a connection where the event loop does not tell of it
-)
+ACCEPT_S: Final = 0.01  # between two looks for a connection where the event loop tells of none
 # Who asks a process to end: a service manager, a terminal that closes, and both on Windows.
 _REQUESTS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
@@ -315,14 +312,6 @@ def congestion_of(connected: socket.socket) -> str:
         return ""
     told = connected.getsockopt(socket.IPPROTO_TCP, option, 16)  # TCP_CA_NAME_MAX
     return told.rstrip(b"\0").decode("ascii")
-
-
-def offered_congestion() -> tuple[str, ...]:
-    """Return the ways of congestion control that this system offers; none known: no choice."""
-    try:
-        return tuple(_OFFERED_CONGESTION.read_text(encoding="ascii").split())
-    except OSError:
-        return ()
 
 
 def num_confirmed(connected: socket.socket) -> int:
