@@ -28,7 +28,7 @@ from atoll.net.identity import Identity, public_key_of
 from atoll.net.invite import Invite
 from atoll.net.transport import TcpTransport
 from atoll.peer.hosts import Hosts
-from atoll.peer.link import HostLink
+from atoll.peer.link import HostLink, Manners
 from atoll.system import allow_many_files
 
 HEARTBEAT_S = 5.0
@@ -92,12 +92,14 @@ class Crowd:
             state=state_of(INITIAL),
         )
         await link.run(
-            hello=lambda: hello,
-            heartbeat=wire.Heartbeat,
-            goodbye=lambda: wire.Leaving(reason="it is over"),
-            every_s=HEARTBEAT_S,
-            silent_s=self.config.sync.silent_s,
-            handle=hear,
+            Manners(
+                hello=lambda: hello,
+                heartbeat=wire.Heartbeat,
+                goodbye=lambda: wire.Leaving(reason="it is over"),
+                every_s=HEARTBEAT_S,
+                silent_s=self.config.sync.silent_s,
+                hear=hear,
+            )
         )
 
     async def all_welcomed(self) -> None:

@@ -30,7 +30,7 @@ from atoll.peer.evaluation import evaluated
 from atoll.peer.home import Home
 from atoll.peer.hosts import Hosts
 from atoll.peer.lending import Lending
-from atoll.peer.link import HostLink
+from atoll.peer.link import HostLink, Manners
 from atoll.peer.local import Local
 from atoll.peer.member import Member, StateDiffers
 from atoll.peer.reducing import Reducing
@@ -165,17 +165,17 @@ class Agent:
                     server.serve, host=self._peer.listen_host, port=self._peer.listen_port
                 )
                 self._port = listener.port
-            connecting = self._link.run(
+            manners = Manners(
                 hello=self._hello,
                 heartbeat=self._heartbeat,
                 goodbye=self._goodbye,
+                hear=self._hear,
                 every_s=sync.heartbeat_s,
                 silent_s=sync.silent_s,
-                handle=self._hear,
             )
             await together(
                 self._live_and_stop(),
-                connecting,
+                self._link.run(manners),
                 self._reducing.run(),
                 self._evaluate(),
                 self._measure(),

@@ -9,6 +9,7 @@ both sides tell each other all that still matters.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from atoll.errors import ConfigError, ConnectionLost, PeerError, ProtocolError
 from atoll.events import Connected, Disconnected, Emit
@@ -37,15 +38,20 @@ def retry_s(peer: PeerId, failures: int) -> float:
     return SHORTEST_S + chance * (longest_s - SHORTEST_S)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """What we say to the host, and when; `hear` gets what it says that is not for the board."""
+
+    hello: Callable[[], wire.Hello]
+    heartbeat: Callable[[], wire.Heartbeat]
+    goodbye: Callable[[], wire.Leaving]
+    hear: Callable[[wire.Message], None]
+    every_s: float  # between two heartbeats
+    silent_s: float  # a host that says nothing for so long is lost
+
+
 class HostLink:
-    def __init__(
-        self,
-        *,
-        peer: PeerId,
-        transport: Transport,
-        hosts: Hosts,
-        emit: Emit,
-    ) -> None:
+    def __init__(self, *, peer: PeerId, transport: Transport, hosts: Hosts, emit: Emit) -> None:
         self._peer = peer
         self._transport = transport
         self._hosts = hosts
@@ -62,19 +68,8 @@ class HostLink:
         self._outbox.put_nowait(message)
         return True
 
-    async def run(
-        self,
-        *,
-        hello: Callable[[], wire.Hello],
-        heartbeat: Callable[[], wire.Heartbeat],
-        goodbye: Callable[[], wire.Leaving],
-        every_s: float,
-        silent_s: float,
-        handle: Callable[[wire.Message], None],
-    ) -> None:
+    async def run(self, manners: Manners) -> None:
         """Keep the connection, also once the run is complete: we may still lack the end of it.
-
-        `handle` gets what is not for the board.
 
         Raises:
             ConfigError: the host turned us away for good.
@@ -88,15 +83,8 @@ class HostLink:
                     self._connection = await self._transport.dial(
                         host, port, expect=self._hosts.peer, timeout_s=DIAL_S
                     )
-                    await self._connection.send(hello())
-                await self._converse(
-                    self._connection,
-                    heartbeat=heartbeat,
-                    goodbye=goodbye,
-                    every_s=every_s,
-                    silent_s=silent_s,
-                    handle=handle,
-                )
+                    await self._connection.send(manners.hello())
+                await self._converse(self._connection, manners)
             except* (PeerError, TimeoutError) as errors:
                 if failures == 0 or self.board.session != session:
                     reasons = [str(e) or "it does not answer" for e in errors.exceptions]
@@ -126,16 +114,7 @@ class HostLink:
             lambda: board.session != session or (board.stop and board.stop.complete) or None
         )
 
-    async def _converse(
-        self,
-        connection: Connection,
-        *,
-        heartbeat: Callable[[], wire.Heartbeat],
-        goodbye: Callable[[], wire.Leaving],
-        every_s: float,
-        silent_s: float,
-        handle: Callable[[wire.Message], None],
-    ) -> None:
+    async def _converse(self, connection: Connection, manners: Manners) -> None:
         outbox = self._outbox = asyncio.Queue()
         self._follows = False
 
@@ -145,24 +124,24 @@ class HostLink:
 
         async def beat() -> None:
             while True:
-                await asyncio.sleep(every_s)
-                outbox.put_nowait(heartbeat())
+                await asyncio.sleep(manners.every_s)
+                outbox.put_nowait(manners.heartbeat())
 
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(write())
                 group.create_task(beat())
                 while True:
-                    async with asyncio.timeout(silent_s):
+                    async with asyncio.timeout(manners.silent_s):
                         message = await connection.receive()
                     self._take(message)
-                    handle(message)
+                    manners.hear(message)
                     if not isinstance(message, wire.Heartbeat):
                         self.board.notify()
         except asyncio.CancelledError:  # whatever ends us: the host need not wait for our return
             with suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
-                    await connection.send(goodbye())
+                    await connection.send(manners.goodbye())
             raise
 
     def _take(self, message: wire.Message) -> None:

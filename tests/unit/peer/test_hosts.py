@@ -16,7 +16,7 @@ from atoll.net import wire
 from atoll.net.authority import Authority
 from atoll.peer.home import Home
 from atoll.peer.hosts import KNOWN, Hosts
-from atoll.peer.link import HostLink
+from atoll.peer.link import HostLink, Manners
 
 REEF, LAGOON = ("reef", HOST_PORT), ("lagoon", HOST_PORT + 1)
 STANDBY = wire.HostAddress(host="lagoon", port=HOST_PORT + 1)
@@ -197,12 +197,14 @@ def linked(enrolled, *hosts_at, story):
         task = asyncio.create_task(
             together(
                 link.run(
-                    hello=lambda: HELLO,
-                    heartbeat=wire.Heartbeat,
-                    goodbye=lambda: wire.Leaving(reason="it left"),
-                    every_s=1.0,
-                    silent_s=10.0,
-                    handle=lambda _: None,
+                    Manners(
+                        hello=lambda: HELLO,
+                        heartbeat=wire.Heartbeat,
+                        goodbye=lambda: wire.Leaving(reason="it left"),
+                        every_s=1.0,
+                        silent_s=10.0,
+                        hear=lambda _: None,
+                    )
                 )
             )
         )

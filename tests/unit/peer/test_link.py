@@ -15,7 +15,7 @@ from atoll.exchange.tasks import together
 from atoll.ids import RoundId, digest_of, peer_id_of
 from atoll.net import wire
 from atoll.peer.hosts import Hosts
-from atoll.peer.link import LONGEST_S, SHORTEST_S, HostLink, retry_s
+from atoll.peer.link import LONGEST_S, SHORTEST_S, HostLink, Manners, retry_s
 
 HELLO = wire.Hello(
     protocol=wire.PROTOCOL,
@@ -107,12 +107,14 @@ class Linked:
 
     def start(self):
         running = self.link.run(
-            hello=lambda: HELLO,
-            heartbeat=lambda: wire.Heartbeat(step=3),
-            goodbye=lambda: wire.Leaving(reason="it left"),
-            every_s=1.0,
-            silent_s=SILENT_S,
-            handle=self.handled.append,
+            Manners(
+                hello=lambda: HELLO,
+                heartbeat=lambda: wire.Heartbeat(step=3),
+                goodbye=lambda: wire.Leaving(reason="it left"),
+                every_s=1.0,
+                silent_s=SILENT_S,
+                hear=self.handled.append,
+            )
         )
         self.running = asyncio.create_task(together(running))
 
