@@ -31,7 +31,6 @@ from atoll.train.baseline import initial_model, train_alone
 from atoll.train.optim import copy_moments, load_optimizer_, save_optimizer
 
 RUN = digest_of(b"run")
-STEP_SAMPLES = CONFIG.inner.batch_sequences
 ROUND_SAMPLES = CONFIG.samples_per_round
 
 
