@@ -409,9 +409,10 @@ async def end_of(process: Process) -> int:
 
 
 def kill(process: Process) -> None:
+    # Not process.kill(): before its signal that asks how the process ended, if it just has, and
+    # asyncio, which asks as well, is then told of exit code 255.
     if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
+        system.kill(process.pid)
 
 
 def what_happened(child: Child, exit_code: int) -> Failed:

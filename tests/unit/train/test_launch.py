@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from atoll.outer.state import PeerState
 from atoll.train.baseline import initial_model, train_alone
 from atoll.train.channel import Attach, Quit, Train, frame
 from atoll.train.evaluate import validation_loss
-from atoll.train.launch import Trainer, TrainerDied, accept
+from atoll.train.launch import Trainer, TrainerDied, accept, kill
 from atoll.train.shared import SharedVectors
 from atoll.units import MIB
 
@@ -374,6 +374,28 @@ def test_a_file_that_cannot_be_loaded_or_saved_costs_nothing(config, runner, tra
     steps = []
     runner.run(trainer.train(work(config, first_step=0, num_steps=1), on_step=steps.append))
     assert len(steps) == 1
+
+
+def let_end(pid: int) -> None:
+    """Return when the process has ended; asyncio's thread may have heard of it, its loop not."""
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_who_is_killed_at_its_end_has_ended_as_it_did(caplog):
+    """By itself or by the signal, whichever was first; asyncio is not robbed of the answer."""
+
+    async def ended() -> int:
+        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        let_end(process.pid)
+        kill(process)
+        return await process.wait()
+
+    async def all_of_them() -> set[int]:
+        return {await ended() for _ in range(50)}
+
+    assert asyncio.run(all_of_them()) <= {3, -signal.SIGKILL}
+    assert not caplog.records
 
 
 def test_a_killed_trainer_is_noticed_at_once(running):
