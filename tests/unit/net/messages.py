@@ -11,9 +11,9 @@ I64, U64 = -(2**63), 2**64 - 1  # what msgpack has numbers for
 LONG = 40  # that a text is, at most
 
 
-def messages() -> st.SearchStrategy[wire.Message]:
-    """Return a strategy for messages of all types, each within the bounds of its fields."""
-    return st.one_of([values(kind.type_info(message)) for message in get_args(wire.Message)])
+def messages(*types: type) -> st.SearchStrategy[wire.Message]:
+    """Return a strategy for messages of these types, or all; each field is within its bounds."""
+    return st.one_of([values(kind.type_info(one)) for one in types or get_args(wire.Message)])
 
 
 def values(of: kind.Type) -> st.SearchStrategy[Any]:
