@@ -26,7 +26,7 @@ from atoll.net.transport import Connection
 
 Slices = Sequence[tuple[int, int]]
 ENCODERS = 2  # slices that are encoded at once
-Delivered = Callable[[int, int], None]  # the index of a slice, and the bytes that it took
+Delivered = Callable[[int], None]  # the index of a slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,24 +147,28 @@ async def deliver_to(
         changed.set()
         while True:
             answer = await connection.receive()
-            if not isinstance(answer, wire.Taken) or answer.slice not in untaken:
+            if not isinstance(answer, wire.Taken) or untaken.pop(answer.slice, None) is None:
                 raise unexpected(answer)
-            delivered(answer.slice, untaken.pop(answer.slice))
+            delivered(answer.slice)
             changed.set()
 
     async def send() -> None:
         for index in indices:
             digest, payload = await contribution.slice(index)
             if (index, digest) in held:
-                delivered(index, 0)
+                delivered(index)
                 continue
             size = untaken[index] = len(payload)
-            head = wire.Slice(
-                round=contribution.round_id, slice=index, digest=digest, num_bytes=size
-            )
             async with Patience(size):
                 with links.sending(size):
-                    await connection.send(head, payload)
+                    await connection.send(
+                        wire.Slice(
+                            round=contribution.round_id, slice=index, digest=digest, num_bytes=size
+                        ),
+                        payload,
+                    )
+            # Not when it is taken: the commit of a round may come before the word of that.
+            links.traffic.contributions_sent += size
 
     async with Patience(0):
         await connection.send(wire.Bring(round=contribution.round_id))
@@ -195,4 +199,4 @@ async def deliver_to_self(
             reducer.confirm(peer, index, digest)
         else:
             await reducer.take(peer, index, digest, reducer.copy_of(payload))
-        delivered(index, 0)
+        delivered(index)

@@ -161,9 +161,8 @@ async def _deliver_run(
     """Bring a run of slices to its reducer, however often that takes."""
     reducer = reduction.reducer
 
-    def note(index: int, num_bytes: int) -> None:
+    def note(index: int) -> None:
         delivered_to[index] = here
-        member.traffic.contributions_sent += num_bytes
 
     async def deliver(connection: Connection, indices: Sequence[int]) -> None:
         await deliver_to(

@@ -94,7 +94,7 @@ class Contributor(Player):
                         range(reduction.start, reduction.stop),
                         contribution=contribution,
                         links=self.links,
-                        delivered=lambda index, num_bytes: None,
+                        delivered=lambda _: None,
                     )
                 return
             except PeerError:  # its plan may come later than ours, or it is gone
