@@ -159,16 +159,10 @@ async def deliver_to(
                 delivered(index)
                 continue
             size = untaken[index] = len(payload)
-            async with Patience(size):
-                with links.sending(size):
-                    await connection.send(
-                        wire.Slice(
-                            round=contribution.round_id, slice=index, digest=digest, num_bytes=size
-                        ),
-                        payload,
-                    )
-            # Not when it is taken: the commit of a round may come before the word of that.
-            links.traffic.contributions_sent += size
+            head = wire.Slice(
+                round=contribution.round_id, slice=index, digest=digest, num_bytes=size
+            )
+            await _send(connection, head, payload, links=links)
 
     async with Patience(0):
         await connection.send(wire.Bring(round=contribution.round_id))
@@ -182,6 +176,16 @@ async def deliver_to(
             changed.clear()
             async with Patience(sum(untaken.values())):
                 await changed.wait()
+
+
+async def _send(
+    connection: Connection, head: wire.Slice, payload: bytearray, *, links: Links
+) -> None:
+    async with Patience(head.num_bytes):
+        with links.sending(head.num_bytes):
+            await connection.send(head, payload)
+    # Not when it is taken: the commit of a round may come before the word of that.
+    links.traffic.contributions_sent += head.num_bytes
 
 
 async def deliver_to_self(
