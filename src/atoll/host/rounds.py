@@ -104,9 +104,7 @@ def _forget_versions(rnd: Round, contributor: PeerId) -> None:
 
 
 def _is_needed(rnd: Round, contributor: PeerId, slice_: tuple[int, Digest]) -> bool:
-    """Return whether the round waits for this slice; after the close for those of the roster."""
-    if rnd.phase is Phase.COLLECT:
-        return True
+    """Return whether a round that is closed waits for this slice: it was lost."""
     k, digest = slice_
     return contributor in rnd.in_roster and rnd.claims[contributor].digests[k] == digest
 

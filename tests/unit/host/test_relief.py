@@ -185,6 +185,15 @@ def test_a_region_has_time_of_its_own_from_when_its_quorum_has_begun():
     assert late(rnd, at=23.0) == {Y}  # 14; 2 s, and half of 14
 
 
+def test_who_has_brought_a_slice_has_begun_whether_it_has_announced_that_or_not():
+    """All are still encoding. X has what it reduces of two of three since 11, and Y nothing."""
+    rnd = divided([3], X, Y, num_slices=2)
+    for peer, at in zip(peers(0, 3), (10, 11, 12), strict=True):
+        rounds.deliver(rnd, X, delivered(peer, 0), now=at)
+    assert late(rnd, at=18.4) == set()
+    assert late(rnd, at=18.5) == {Y}  # 11; 2 s, and half of 11
+
+
 def test_before_its_quorum_has_begun_no_region_is_late():
     rnd = collecting(arrivals=[12, 13])
     gone = peers(1, 7)[-1]

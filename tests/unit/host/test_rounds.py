@@ -249,6 +249,20 @@ def test_a_contributor_is_complete_when_what_arrived_is_what_it_claims():
     assert rnd.completed_at == {A: 7}
 
 
+def test_nothing_at_all_can_be_contributed():
+    """Whose weights have not moved has a norm of 0."""
+    rnd = opened(A)
+    arrive(rnd, A, at=1, norm=0.0)
+    assert decide(rnd, at=1) == Close((A,), "all delivered")
+
+
+def test_there_is_no_group_above_the_root():
+    rnd = closed(A, at=1)
+    message = replace(reduced(0, version=rnd.roster_version), group=rnd.tree.num_groups)
+    rounds.reduce(rnd, C, message, now=2)
+    assert not rnd.reduced
+
+
 def test_after_the_close_nothing_changes_what_the_roster_delivered():
     rnd = closed(A, B, at=1)
     claims(rnd, A, trained_again(A), at=2)
@@ -270,6 +284,14 @@ def test_a_reducer_that_names_ever_more_slices_does_not_fill_the_hosts_memory():
     rounds.reopen(rnd)
     rounds.count_claim(rnd, A, rnd.said[A], now=4)
     assert rnd.completed_at == {A: 4}
+
+
+def test_of_one_that_claims_nothing_the_newest_slices_are_kept():
+    rnd = opened(A)
+    names = [name("version", k) for k in range(9)]
+    for digest in names:
+        rounds.deliver(rnd, C, delivered(A, 0, digest=digest), now=1)
+    assert [digest for _, digest in rnd.delivered[A]] == names[-6:]
 
 
 def test_one_that_is_not_in_the_roster_may_still_deliver_after_the_close():
@@ -742,6 +764,27 @@ def test_while_nobody_reduces_a_slice_it_is_up_to_be_given_away():
     assert decide(rnd, at=1) == Replace(frozenset({NOBODY}), "a reducer is gone")
 
 
+def test_what_the_roster_delivers_again_is_progress_and_nothing_else_is():
+    """Both reducers have gone. Stuck: 10 s of silence, and 2 s, and half of the 1 s it was open."""
+    rnd = closed(A, B, at=1)
+    rounds.reassign(rnd, (E, E), now=2)
+    rounds.deliver(rnd, E, delivered(A, 0), now=10)
+    rounds.deliver(rnd, E, delivered(A, 0, digest=name("another")), now=20)
+    rounds.deliver(rnd, E, delivered(A, 0), now=21)
+    assert decide(rnd, at=22.5) == WAITING
+    assert isinstance(decide(rnd, at=22.6), Reopen)
+
+
+def test_an_update_that_is_formed_is_progress_once():
+    rnd = closed(A, B, at=1)
+    for at in (10, 20):
+        rounds.reduce(rnd, C, reduced(0, version=rnd.roster_version), now=at)
+    assert decide(rnd, at=22.5) == WAITING
+    decision = decide(rnd, at=22.6)
+    assert isinstance(decision, Replace)
+    assert decision.reducers == {D}
+
+
 def test_what_is_said_again_is_no_progress():
     rnd = closed(A, B, at=1)
     version = reduce_all(rnd, at=2)
@@ -960,6 +1003,20 @@ def test_a_reducer_alone_is_measured_by_earlier_rounds():
 def test_what_was_fetched_of_another_roster_or_makes_no_sense_does_not_count(message):
     rnd = closed(A, B, at=10)
     rounds.fetch(rnd, A, message, now=12)
+    assert not rnd.fetched_at
+
+
+def test_before_a_roster_is_announced_there_is_nothing_to_fetch():
+    rnd = opened(A)
+    rounds.fetch(rnd, A, fetched(0, 1, version=rnd.roster_version), now=1)
+    assert not rnd.fetched_at
+
+
+def test_who_holds_all_updates_has_fetched_each_and_for_another_roster_none():
+    rnd = closed(A, B, at=10)
+    rounds.hold(rnd, A, held(version=rnd.roster_version), now=12)
+    assert rnd.fetched_at == {0: {A: 12}, 1: {A: 12}}
+    rounds.close(rnd, roster_of(rnd, A), now=13)
     assert not rnd.fetched_at
 
 
