@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from atoll import events
 from atoll.ids import PeerId
-from atoll.units import format_bytes, format_count, format_seconds
+from atoll.units import format_bytes, format_count, format_seconds, plural
 
 MOST_NAMES = 12  # in a sentence
 
@@ -31,14 +31,15 @@ def _in_words(event: events.Event, names: Mapping[PeerId, str]) -> str | None:  
             return f"{name} is paused: no round waits for it" if rests else f"{name} goes on"
         case events.RoundPlanned():
             reducers = named(event.reducers, names=names) or "nobody who is here"
-            return f"round {event.round}: {_peers(len(event.peers))}, reduced by {reducers}"
+            return f"round {event.round}: {plural(len(event.peers), 'peer')}, reduced by {reducers}"
         case events.RoundClosed():
             late = f", without {named(event.missing, names=names)}" if event.missing else ""
-            return f"round {event.round}: closed with {_peers(len(event.roster))}{late}"
+            return f"round {event.round}: closed with {plural(len(event.roster), 'peer')}{late}"
         case events.RoundCommitted():
             return _committed(event)
         case events.StateAgreed():
-            return f"state {event.round} is {event.digest[:12]} on {_members(len(event.peers))}"
+            members = plural(len(event.peers), "member")
+            return f"state {event.round} is {event.digest[:12]} on {members}"
         case events.StateDiffers():
             who = named((event.peer,), names=names)
             return f"! {who} has another state {event.round}: it fetches"
@@ -126,14 +127,6 @@ def _joined(event: events.PeerJoined) -> str:
         said.append("cannot be dialled: it will not reduce")
     place = f" from {event.place}" if event.place else ""
     return f"+ {event.name} joined{place} ({', '.join(said)})"
-
-
-def _peers(number: int) -> str:
-    return f"{number} peer{'s' if number != 1 else ''}"
-
-
-def _members(number: int) -> str:
-    return f"{number} member{'s' if number != 1 else ''}"
 
 
 def plain(text: str) -> str:

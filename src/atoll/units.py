@@ -23,6 +23,11 @@ def format_count(count: float) -> str:
     return f"{count:.1f} B"
 
 
+def plural(number: int, what: str) -> str:
+    """Return e.g. `1 peer`, `2 peers`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return e.g. `4.2 s`, `3 min 20 s`, `2 h 5 min`, `12 d 4 h`."""
     if seconds < 59.95:

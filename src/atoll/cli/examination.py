@@ -35,7 +35,7 @@ from atoll.train.fit import USABLE
 from atoll.train.inner import Computing, InnerLoop
 from atoll.train.loss import CHUNK_LOGITS
 from atoll.train.peak import peak_of
-from atoll.units import format_bytes, format_count, format_seconds
+from atoll.units import format_bytes, format_count, format_seconds, plural
 
 SPEED_S: Final = 3.0  # that the steps of the measurement take, at least
 SKEW_S: Final = 30.0  # of a clock, that its owner should know of
@@ -156,7 +156,7 @@ def of_run(fit: Fit) -> Finding:
     """Say whether this machine can train in its run."""
     size = f"{fit.name}, {format_count(fit.parameters)} parameters"
     if fit.micro_batch:
-        at_once = f"{fit.micro_batch} sample{'s' if fit.micro_batch > 1 else ''} at once"
+        at_once = f"{plural(fit.micro_batch, 'sample')} at once"
         return Finding(what="this run", level="good", found=f"{size}: fits, {at_once}")
     found = f"{size}: takes {format_bytes(fit.device_bytes)}"
     advice = 'free some memory, set recompute = "layers" in --config, or use a larger machine'

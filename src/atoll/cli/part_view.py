@@ -18,7 +18,7 @@ from atoll.cli.part import Doing, Flow, News, Part
 from atoll.cli.show import sparkline
 from atoll.clock import wall_s
 from atoll.model.shapes import num_parameters
-from atoll.units import format_bytes, format_count, format_seconds
+from atoll.units import format_bytes, format_count, format_seconds, plural
 
 MAX_WIDTH: Final = 110
 CURVE_COLUMNS: Final = 32
@@ -163,7 +163,7 @@ def _host(part: Part) -> Text:
 
 def _round(part: Part) -> str:
     peers = part.num_contributors
-    who = f", by {peers} peer{'s' if peers != 1 else ''}" if peers else ""
+    who = f", by {plural(peers, 'peer')}" if peers else ""
     beside = f"; exchanging round {min(part.exchanges)} meanwhile" if part.exchanges_beside else ""
     return f"{part.committed} of {part.config.sync.rounds} rounds done{who}{beside}"
 

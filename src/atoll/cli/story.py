@@ -11,7 +11,7 @@ from atoll.config import RunConfig
 from atoll.events import Stamped
 from atoll.ids import INITIAL, PeerId, RoundId
 from atoll.sentences import fetched_state, one_line
-from atoll.units import format_count
+from atoll.units import format_count, plural
 
 MIN_PROGRESS: Final = 0.04  # for a guess at when it will be over
 
@@ -161,7 +161,7 @@ class Story:
         for actor in self.actors.values():
             actor.step = 0
         speed = format_count(event.num_tokens / event.seconds)
-        peers = f"{len(event.roster)} peer{'s' if len(event.roster) > 1 else ''}"
+        peers = plural(len(event.roster), "peer")
         self.say(
             f"round {event.round} of {self.config.sync.rounds} committed: "
             f"loss {event.mean_loss:.3f}, {peers}, {speed} tokens/s",
