@@ -13,7 +13,6 @@ from atoll.cli.newest import home_of, open_newest
 from atoll.cli.places import reader_directory
 from atoll.cli.reader import reading
 from atoll.cli.show import errors
-from atoll.config import RunConfig
 from atoll.data.tokenizer import Tokenizer
 from atoll.errors import ConfigError, DamagedError
 from atoll.ids import RoundId
@@ -70,7 +69,9 @@ class SavedStates:
 
     def _load(self) -> Speaker:
         newest = open_newest(self._path, cache=self._cache)
-        model = self._model = self._model or self._build(newest.config)
+        if self._model is None:
+            self._model = Llama(newest.config.model).to(self._device)
+        model = self._model
         load_flat_(model, newest.state.params_N, layout_of(newest.config))
         self._round = newest.state.round
         return Speaker(
@@ -80,9 +81,6 @@ class SavedStates:
             Tokenizer.load(newest.tokenizer),
             newest.config.data.sequence_length,
         )
-
-    def _build(self, config: RunConfig) -> Llama:
-        return Llama(config.model).to(self._device)
 
 
 @dataclass(frozen=True, slots=True)

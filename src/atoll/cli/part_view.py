@@ -67,12 +67,12 @@ def line(news: News, *, clock: str) -> Text:
 
 def picture(part: Part, console: Console) -> RenderableType:
     """Return the part as it stands, as high as the terminal at most."""
-    facts = _facts(part)
+    facts, size = _facts(part), format_count(num_parameters(part.config.model))
     room = console.height - facts.row_count - 6
     news = [_news(one) for one in part.news[-max(2, min(NEWS_LINES, room)) :]]
     return Panel(
         Group(_headline(part), facts, "", *news),
-        title=f"[bold]atoll[/]: {part.config.name}, {_size(part)}",
+        title=f"[bold]atoll[/]: {part.config.name}, {size} parameters",
         title_align="left",
         subtitle=_keys(part),
         subtitle_align="left",
@@ -89,10 +89,6 @@ def _news(news: News) -> Text:
     if news.tone in ("plain", "good"):
         text.no_wrap, text.overflow = True, "ellipsis"
     return text
-
-
-def _size(part: Part) -> str:
-    return f"{format_count(num_parameters(part.config.model))} parameters"
 
 
 def _keys(part: Part) -> str:

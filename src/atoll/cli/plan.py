@@ -1,7 +1,7 @@
 """`atoll plan`: what a run would cost on a fleet, before anything is started."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -72,7 +72,8 @@ def plan(
     if plot is not None:
         _draw(plot, config, seen)
     if json:
-        console.print_json(msgspec.json.encode(_as_json(seen, warnings)).decode())
+        found = {**msgspec.to_builtins(seen), "concerns": warnings}
+        console.print_json(msgspec.json.encode(found).decode())
     else:
         _print_run(config, seen)
         _print_groups(machines, seen)
@@ -84,10 +85,6 @@ def _draw(path: Path, config: RunConfig, seen: "Forecast") -> None:
 
     with disk_errors(path):
         path.write_text(drawing(seen, overlaps=config.sync.mode == "overlap"), encoding="utf-8")
-
-
-def _as_json(seen: "Forecast", warnings: tuple[str, ...]) -> dict[str, Any]:
-    return {**msgspec.to_builtins(seen), "concerns": warnings}
 
 
 def _print_run(config: RunConfig, seen: "Forecast") -> None:
