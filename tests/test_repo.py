@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 MADE_BY_DOCS = ("reference/config.md", "reference/messages.md")  # by `make docs`: docs/generate.py
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-MAX_SOURCE_LINES = 43_100  # all of src/
+MAX_SOURCE_LINES = 43_000  # all of src/
 VAGUE = re.compile(r"(Manager|Helper|Handler|Utils?|Base)$")
 TERMS = re.split(
     r",\s+",
