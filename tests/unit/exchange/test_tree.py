@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from atoll.exchange.tree import MIN_FAN_IN, Tree, divided
@@ -70,3 +71,27 @@ def test_parts_have_near_equal_length_and_nothing_is_lost(items, num_parts):
     parts = divided(items, num_parts)
     assert [item for part in parts for item in part] == items
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("widths", "is_one"),
+    [
+        ((1,), True),
+        ((2, 1), True),
+        ((4, 2, 1), True),
+        ((), False),
+        ((2,), False),
+        ((4, 2), False),
+        ((1, 1), False),
+        ((4, 2, 2, 1), False),
+        ((2, 4, 1), False),
+    ],
+)
+def test_each_level_of_a_tree_is_narrower_than_the_one_below_it_and_the_last_is_one(widths, is_one):
+    """As a commit may say anything."""
+    assert Tree(3, widths).is_one == is_one
+
+
+def test_where_nothing_else_is_said_there_is_one_region():
+    assert Tree(3).is_one
+    assert (Tree(3).num_regions, Tree(3).num_places) == (1, 3)
