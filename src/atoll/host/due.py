@@ -38,7 +38,7 @@ def advance(run: Run, *, now: float) -> list[Effect]:
     effects += _free_departed(run, now=now)
     effects += _open(run, now=now)
     for rnd in list(run.open_rounds.values()):
-        effects += _divide_anew(run, rnd, now=now)
+        effects += _divide_anew(run, rnd)
         while rnd.id in run.open_rounds and (due := _act(run, rnd, now=now)):
             effects += due
     return effects + evaluate(run, now=now)
@@ -162,7 +162,7 @@ def _open(run: Run, *, now: float) -> list[Effect]:
     return effects + invite(run, rnd, sorted(present(run, round_id).able))
 
 
-def _divide_anew(run: Run, rnd: Round, *, now: float) -> list[Effect]:
+def _divide_anew(run: Run, rnd: Round) -> list[Effect]:
     """Divide a round that has grown, if many more can reduce by now.
 
     As a first round has: it opens with a few, and most come while it is open.
@@ -177,7 +177,7 @@ def _divide_anew(run: Run, rnd: Round, *, now: float) -> list[Effect]:
         return []
     rnd.num_able = len(chosen)
     divided = division(run, rnd.id, chosen)
-    rounds.divide_anew(rnd, divided.tree, divided.regions, assign_places(divided), now=now)
+    rounds.divide_anew(rnd, divided.tree, divided.regions, assign_places(divided))
     here = present(run, rnd.id)
     told = sorted(here.able | (here.resting & rnd.said.keys()))
     return [plan_report(rnd, "many more have come"), *plans_for(run, rnd, told)]

@@ -202,8 +202,6 @@ def divide_anew(
     tree: Tree,
     regions: Mapping[PeerId, int],
     assignment: tuple[PeerId, ...],
-    *,
-    now: float,
 ) -> None:
     """Take over other regions, and their reducers: all deliver again, or say that it is there."""
     members = [*rnd.regions, *rnd.invited]
@@ -217,7 +215,6 @@ def divide_anew(
     rnd.collected_at = {}
     rnd.moved_at = {}
     rnd.version += 1
-    rnd.progress_at = now
 
 
 def reassign(rnd: Round, assignment: tuple[PeerId, ...], *, now: float) -> tuple[int, ...]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pytest
 from tests.unit.host.scene import SYNC, contribution, delivered, name
 
+from atoll.exchange.tree import Tree
 from atoll.host import rounds
 from atoll.host.decision import Present, Replace, Share, Wait
-from atoll.host.open_round import Round
+from atoll.host.open_round import Phase, Round
 from atoll.host.relief import relieve, shunned_reducers, suspects
 from atoll.ids import PeerId, RoundId
 from atoll.net import wire
@@ -139,6 +140,26 @@ def test_who_held_an_update_that_is_to_be_formed_again_says_nothing_of_its_new_r
     rounds.hold(rnd, KEEPER, message, now=3)
     rounds.reassign(rnd, (X, Y, OTHER), now=4)
     assert suspects(rnd, present(rnd)) == {OTHER}
+
+
+# --- other regions --------------------------------------------------------------------------------
+
+
+def test_a_round_that_is_divided_anew_collects_from_the_beginning():
+    """Places have another meaning by then. Who is in no region yet joins the smallest one."""
+    rnd = closed(divided([5], X))
+    version, (*some, late_one) = rnd.version, peers(0, 5)
+    for peer in some:
+        arrives(rnd, peer, at=2)
+    rounds.reassign(rnd, (Y,), now=3)
+    arrives(rnd, some[0], at=3)
+    forms(rnd, 0)
+    rounds.divide_anew(rnd, Tree(1, (2, 1)), {p: p in some[:3] for p in some}, (X, Y, ROOT))
+    assert rnd.phase is Phase.COLLECT
+    assert rnd.regions == {**dict.fromkeys(some[:3], 1), some[3]: 0, late_one: 0}
+    assert not any((rnd.roster, rnd.announced, rnd.reduced, rnd.completed_at))
+    assert not any((rnd.delivered, rnd.collected_at, rnd.moved_at))
+    assert rnd.version == version + 2, "each plan has one of its own"
 
 
 # --- who is too slow -----------------------------------------------------------------------------

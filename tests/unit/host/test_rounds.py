@@ -1006,6 +1006,43 @@ def test_what_was_fetched_of_another_roster_or_makes_no_sense_does_not_count(mes
     assert not rnd.fetched_at
 
 
+def test_where_a_slice_has_to_be_delivered_again_those_who_lack_it_speak_for_its_reducer():
+    rnd = closed(A, B, at=1)
+    rounds.reassign(rnd, (C, E), now=2)
+    rounds.deliver(rnd, E, delivered(B, 1), now=3)
+    rounds.complain(rnd, A, E)
+    decision = decide(rnd, at=4)
+    assert isinstance(decision, Replace)
+    assert decision.reducers == {E}
+
+
+def test_a_round_that_can_be_closed_is_whoever_complains():
+    rnd = opened(A, B, C)
+    for peer in (A, B):
+        arrive(rnd, peer, at=10)
+    claims(rnd, C, at=10)
+    rounds.announce(rnd, roster_of(rnd, A, B, C), now=10)
+    rounds.complain(rnd, C, D)
+    assert isinstance(decide(rnd, at=16.9), Replace)
+    assert decide(rnd, at=17.0) == Close((A, B), "the grace time is over, 1 missing")
+
+
+def test_an_exchange_takes_from_the_last_claim_of_the_roster_to_the_commit():
+    rnd = opened(A, B)
+    for peer, at in ((A, 3), (B, 7)):
+        arrive(rnd, peer, at=at)
+    rounds.close(rnd, roster_of(rnd, A, B), now=8)
+    assert rounds.exchange_s(rnd, now=10) == 3
+
+
+def test_a_round_that_collects_again_has_no_updates():
+    rnd = closed(A, B, at=1)
+    version = reduce_all(rnd, at=1)
+    rounds.hold(rnd, A, held(version=version), now=2)
+    rounds.reopen(rnd)
+    assert not any((rnd.reduced, rnd.reduced_at, rnd.parts, rnd.held, rnd.fetched_at))
+
+
 def test_before_a_roster_is_announced_there_is_nothing_to_fetch():
     rnd = opened(A)
     rounds.fetch(rnd, A, fetched(0, 1, version=rnd.roster_version), now=1)
