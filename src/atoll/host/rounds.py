@@ -359,7 +359,7 @@ def _decide_commit(rnd: Round, *, now: float, present: Present, policy: SyncConf
         if not kept:
             return Reopen("every contributor was lost before its slices were reduced")
         return Close(kept, f"{len(given_up)} contributors were lost before the reduction")
-    if is_stuck and not short:
+    if is_stuck:
         stuck = suspects(rnd, present)
         if stuck and present.can_reduce - rnd.excluded - stuck:
             return Replace(stuck, "a reducer does not deliver what it should")

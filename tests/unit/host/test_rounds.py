@@ -77,9 +77,9 @@ def roster_of(rnd, *contributors) -> tuple[Share, ...]:
     return rounds.roster_of(rnd, contributors, num_tokens=num_tokens, policy=SYNC)
 
 
-def closed(*contributors, at=0.0, waited=()) -> Round:
+def closed(*contributors, at=0.0, waited=(), opened_at=0.0) -> Round:
     """Return a round that was closed with these contributors, at this time."""
-    rnd = opened(*contributors, *waited)
+    rnd = opened(*contributors, *waited, at=opened_at)
     for peer in contributors:
         arrive(rnd, peer, at=at)
     rounds.close(rnd, roster_of(rnd, *contributors), now=at)
@@ -785,6 +785,26 @@ def test_an_update_that_is_formed_is_progress_once():
     assert decision.reducers == {D}
 
 
+def test_a_round_is_stuck_by_how_long_it_was_open_not_by_the_clock():
+    rnd = closed(A, B, at=101, opened_at=100)
+    assert decide(rnd, at=113.5) == WAITING  # 101, 10 of silence, 2, and half of 1
+    assert isinstance(decide(rnd, at=113.6), Replace)
+
+
+def test_when_all_is_fetched_and_nothing_on_disk_no_reducer_is_at_fault():
+    rnd = closed(A, B, at=1)
+    reduce_all(rnd, at=1)
+    for peer in (A, B, E):
+        rounds.fetch(rnd, peer, fetched(0, 2), now=2)
+    assert decide(rnd, at=1e6) == WAITING
+
+
+def test_reducers_that_are_stuck_stay_if_all_others_were_no_good():
+    rnd = closed(A, B, at=1)
+    rnd.excluded = {A, B, E}
+    assert decide(rnd, at=1e6) == WAITING
+
+
 def test_what_is_said_again_is_no_progress():
     rnd = closed(A, B, at=1)
     version = reduce_all(rnd, at=2)
@@ -1058,14 +1078,14 @@ def test_who_holds_all_updates_has_fetched_each_and_for_another_roster_none():
 
 
 def test_one_of_many_that_delivers_again_too_slowly_is_left_out():
-    rnd = closed(A, B, C, at=10)
+    rnd = closed(A, B, C, at=10, opened_at=4)
     rounds.reassign(rnd, (C, E), now=12)
-    for peer in (A, B):
-        rounds.deliver(rnd, E, delivered(peer, 1), now=13)
-    rnd.progress_at = 21.3  # C trickles on
-    assert decide(rnd, at=21.4) == WAITING
+    for peer, at in ((A, 13), (B, 14)):
+        rounds.deliver(rnd, E, delivered(peer, 1), now=at)
+    rnd.progress_at = 20.8  # C trickles on
+    assert decide(rnd, at=20.9) == WAITING
     expected = Close((A, B), "1 contributors were lost before the reduction")
-    assert decide(rnd, at=21.5) == expected  # 13, and 2 s, and half of 13
+    assert decide(rnd, at=21.0) == expected  # 14, when the quorum had, and 2 s, and half of 10
 
 
 def test_when_updates_come_to_no_disk_for_too_long_their_reducers_are_replaced():
