@@ -77,7 +77,7 @@ def test_a_late_peer_trains_on_no_sample_twice_and_loses_none(dataset):
         assert ben_work.hold(book.held_by(BEN)), "what he did before is still his"
         spans = ben_work.begin(ben_work.num_samples)
         train(ben, spans, first_step=first_step)
-        ben_work.end(num_samples(spans))
+        ben_work.advance(num_samples(spans))
         return spans
 
     # Round 1: Ben trains, and is late.

@@ -9,6 +9,7 @@ from itertools import accumulate, permutations
 import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from tests.unit.exchange.cast import reduce
 
 from atoll.config import OuterConfig
 from atoll.exchange.blobs import BlobStore
@@ -242,9 +243,8 @@ async def reduced(directory, codec, payloads, *, order, reduce_first):
                 wire.ReduceInput(peer=p, share=s, digest=digest_of(payloads[p, index]))
                 for p, s in share.items()
             )
-            await reducer.reduce(
-                wire.Reduce(round=ROUND, roster_version=1, slice=index, inputs=inputs)
-            )
+            job = wire.Reduce(round=ROUND, roster_version=1, slice=index, inputs=inputs)
+            await reduce(reducer, job)
 
     stages = [take_all(), reduce_all()]
     if reduce_first:  # then it waits for the slices
