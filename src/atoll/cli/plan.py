@@ -150,6 +150,7 @@ def _name(group: "GroupForecast") -> str:
 
 
 def _times(group: "GroupForecast") -> tuple[str, ...]:
+    rounds = "all" if group.every == 1 else f"1 in {group.every}"
     return (
         _name(group),
         str(group.count),
@@ -158,7 +159,7 @@ def _times(group: "GroupForecast") -> tuple[str, ...]:
         _short(group.send_s),
         _short(group.fetch_s),
         f"{group.utilisation:.0%}",
-        "all" if group.every == 1 else f"1 in {group.every}",
+        rounds if group.memory.fits else "too small",
     )
 
 

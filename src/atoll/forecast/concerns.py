@@ -12,7 +12,7 @@ from atoll.forecast.forecast import Forecast, GroupForecast
 from atoll.forecast.memory import CUDA_BYTES, training_of
 from atoll.host.state import REPLAY_ROUNDS
 from atoll.model.memory import what_would_fit
-from atoll.units import format_bytes, format_seconds
+from atoll.units import format_bytes, format_seconds, plural
 
 MUCH = 0.05  # of the time
 MANY_PEERS = 64  # that all send to all at once: beyond, nothing was measured (decision 12)
@@ -22,6 +22,7 @@ LEAST_WORK_S = 5.0  # below, what a round costs without any bytes counts (benchm
 def concerns(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> tuple[str, ...]:
     """Return what will hurt in this run on this fleet, the worst first."""
     return (
+        *_too_small(seen),
         *_never_begins(config, seen),
         *_memory(config, fleet, seen),
         *_late(seen),
@@ -33,6 +34,15 @@ def concerns(config: RunConfig, fleet: FleetConfig, seen: Forecast) -> tuple[str
         *_few_reduce(config, fleet, seen),
         *_many(config, seen),
     )
+
+
+def _too_small(seen: Forecast) -> Iterator[str]:
+    num = sum(group.count for group in seen.groups if not group.memory.fits)
+    if num:
+        yield (
+            f"{num} of {plural(seen.num_peers, 'peer')} cannot train, for want of memory: "
+            "all times are as if they could"
+        )
 
 
 def _never_begins(config: RunConfig, seen: Forecast) -> Iterator[str]:

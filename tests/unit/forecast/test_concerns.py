@@ -24,6 +24,11 @@ def test_nothing_hurts_where_the_exchange_hides_behind_equal_peers():
     [
         ({"min_peers": 5}, fleet_of(group_of()), "the run never begins: sync.min_peers = 5"),
         ({}, fleet_of(group_of(device_gib=1.0)), "does not fit into a device"),
+        (
+            {},
+            fleet_of(group_of(), group_of("old", device_gib=1.0, count=3)),
+            "3 of 7 peers cannot train, for want of memory: all times are as if they could",
+        ),
         ({}, fleet_of(group_of(memory_gib=0.5)), "the machine's memory is too small"),
         (
             {},
