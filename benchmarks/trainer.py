@@ -17,8 +17,10 @@ autocast everywhere.
 
 One of them computes at a time: between two steps each waits until it is told to go on. They take
 turns, so that a machine that is busy is busy for all, and each is as often behind each other one; a
-ratio is the median of those of each turn, above 1 where we are faster. `of_peak` is what our step
-reaches of the operations that products do per second, in the same turns: the physical limit.
+ratio is the median of those of each turn, above 1 where we are faster. All processes are started
+anew a few times, since where a process has its memory is worth some hundredths while it lives.
+`of_peak` is what our step reaches of the operations that products do per second, in the same turns:
+the physical limit.
 """
 
 import argparse
@@ -79,13 +81,15 @@ def main() -> None:
         bf16 = computes_in_bf16(CPU, width=config.model.width)
     task = Task(config, bf16=bf16, threads=arguments.threads)
     names = ["atoll", *arguments.beside, "products"]
-    with ExitStack() as stack:
-        lines = {name: stack.enter_context(process(name, task)) for name in names}
-        first_s = {name: step(name, lines) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(arguments.steps):
-            for place in order(len(names), turn=turn):
-                seconds[names[place]].append(step(names[place], lines))
+    first_s: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(arguments.starts):
+        with ExitStack() as stack:
+            lines = {name: stack.enter_context(process(name, task)) for name in names}
+            first_s = {name: step(name, lines) for name in names}
+            for turn in range(arguments.steps):
+                for place in order(len(names), turn=turn):
+                    seconds[names[place]].append(step(names[place], lines))
     result = summary(config, seconds) | {
         "model": arguments.model,
         "dtype": "bf16" if bf16 else "fp32",
@@ -104,7 +108,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=list(PRESETS), default="small")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4, help="samples of an inner step")
-    parser.add_argument("--steps", type=int, default=8, help="turns that count; one more warms up")
+    parser.add_argument("--starts", type=int, default=4, help="of the processes, one after another")
+    parser.add_argument("--steps", type=int, default=8, help="turns that count, in each start")
     parser.add_argument(
         "--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: as peers choose"
     )

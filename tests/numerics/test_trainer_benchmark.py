@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SMALL = ("--model", "tiny", "--sequence-length", "16", "--batch", "2", "--steps", "1")
+SMALL = (
+    "--model",
+    "tiny",
+    "--sequence-length",
+    "16",
+    "--batch",
+    "2",
+    "--starts",
+    "1",
+    "--steps",
+    "1",
+)
 
 
 @pytest.fixture
