@@ -3,6 +3,7 @@ import errno
 import msgspec
 import numpy as np
 import pytest
+from tests.unit.data.whole import assert_whole
 
 from atoll.config import TokenizerConfig
 from atoll.data import prepare as module, split
@@ -113,6 +114,7 @@ def test_a_damaged_dataset_is_made_again(workshop):
     (first.folder.parent / ("0" * 64)).mkdir()
     again = workshop.prepare(workshop.config("corpus"))
     assert again.digest == first.digest
+    assert_whole(again)
 
 
 def test_what_a_killed_process_left_is_no_hindrance(workshop):

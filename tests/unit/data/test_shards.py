@@ -3,6 +3,7 @@ import shutil
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from tests.unit.data.whole import assert_whole
 
 from atoll.data import shards as module
 from atoll.data.manifest import MANIFEST_FILE, blobs_needed
@@ -24,12 +25,13 @@ def test_open_gives_the_dataset_that_was_prepared(dataset):
     assert opened.sequence_length == 16
     assert opened.tokenizer.to_bytes() == dataset.tokenizer.to_bytes()
     assert opened.start_token == opened.tokenizer.start_token
+    assert_whole(opened)
 
 
 def test_the_blobs_of_a_dataset_are_files_with_these_digests(dataset):
     blobs = list(dataset.places.items())
     assert blobs[0] == (dataset.digest, dataset.folder / MANIFEST_FILE)
-    assert all(digest_of(path.read_bytes()) == digest for digest, path in blobs)
+    assert_whole(dataset)
     assert {path for _, path in blobs} == set(dataset.folder.iterdir())
 
 
@@ -65,14 +67,16 @@ def test_adopt_finishes_a_fetched_dataset(dataset, tmp_path):
     adopted = adopt(tmp_path / "partial", manifest=manifest, directory=tmp_path / "theirs")
     assert adopted.folder == tmp_path / "theirs" / dataset.digest
     assert adopted.digest == dataset.digest
+    assert_whole(adopted)
     assert not (tmp_path / "partial").exists()
 
 
 def test_adopt_replaces_a_damaged_dataset(dataset, tmp_path):
     manifest = fetch(dataset, tmp_path / "partial")
     (dataset.folder / "tokenizer.json").unlink()
-    adopt(tmp_path / "partial", manifest=manifest, directory=dataset.folder.parent)
-    assert Dataset.open(dataset.folder).digest == dataset.digest
+    adopted = adopt(tmp_path / "partial", manifest=manifest, directory=dataset.folder.parent)
+    assert (adopted.folder, adopted.digest) == (dataset.folder, dataset.digest)
+    assert_whole(adopted)
 
 
 def test_adopt_refuses_what_is_not_whole(dataset, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from filelock import FileLock
+from tests.unit.data.whole import assert_whole
 from tests.unit.exchange.cast import A, B, C, D, reducers, server
 from tests.unit.memory import Network
 from tests.unit.virtual import now, run
@@ -527,6 +528,7 @@ def test_the_dataset_comes_from_the_members_and_the_next_time_from_the_cache(tmp
     async def main():
         sources, original = await with_dataset(tmp_path, dies_after=dies_after)
         dataset = await fetched(sources, original.digest, tmp_path / "cache")
+        assert_whole(dataset)
         assert dataset.digest == original.digest
         await sources.close()
         again = await fetched(sources, original.digest, tmp_path / "cache")
@@ -571,6 +573,7 @@ def test_an_interrupted_download_goes_on_with_what_is_whole(tmp_path):
         sources = Sources()
         await sources.serve(tmp_path, B, original.locate)
         dataset = await fetched(sources, original.digest, cache)
+        assert_whole(dataset)
         asked = sources.asked[B]
         assert digest_of((dataset.folder / damaged.name).read_bytes()) in asked
         for path in kept:

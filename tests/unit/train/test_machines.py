@@ -6,6 +6,7 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from tests.unit.data.whole import assert_whole
 
 from atoll import __version__
 from atoll.config import PeerConfig
@@ -115,6 +116,7 @@ def test_a_machine_comes_gets_the_dataset_and_goes(dataset, tmp_path):
 
     asyncio.run(main())
     copied = Dataset.open(tmp_path / "cache" / dataset.digest)
+    assert_whole(copied)
     assert copied.manifest == dataset.manifest
     assert [line for line in heard if "copying" in line] == [
         "copying the dataset from the first machine"
